@@ -1,0 +1,248 @@
+"""Every layer through the common case, and the rank-1 layers against stock ones."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_case import run_layer_case
+
+import tfp_rank1 as r1
+
+L = r1.layers
+K = 2
+
+CASES = {
+    "dense": (functools.partial(L.DenseRank1, 3, ensemble_size=K), (5,), True),
+    "dense_rank3": (
+        functools.partial(L.DenseRank1, 3, ensemble_size=K, perturbation="additive"),
+        (4, 5),
+        True,
+    ),
+    "conv1d_causal": (
+        functools.partial(
+            L.Conv1DRank1, 4, 3, padding="causal", dilation_rate=2, groups=2, ensemble_size=K
+        ),
+        (8, 2),
+        True,
+    ),
+    "conv2d": (
+        functools.partial(L.Conv2DRank1, 4, 3, strides=2, sampling="member", ensemble_size=K),
+        (7, 6, 3),
+        True,
+    ),
+    "conv3d": (functools.partial(L.Conv3DRank1, 2, 2, ensemble_size=K), (3, 4, 3, 2), True),
+    "batch_norm": (
+        functools.partial(L.EnsembleBatchNormalization, K, synchronized=True),
+        (4, 3),
+        False,
+    ),
+    "tile": (functools.partial(L.TileMembers, K), (3,), False),
+    "split": (functools.partial(L.SplitMembers, K), (3, 2), False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layer_case(name, tmp_path, strategy):
+    make, shape, seed_dependent = CASES[name]
+    run_layer_case(make, shape, K, tmp_path, strategy, seed_dependent)
+
+
+def dense_oracle(layer, x, k):
+    """The stock computation with member k's kernel, in float64."""
+    r, s, b = (
+        np.float64(v[k])
+        for v in (layer.r_factor.mean()[:, 0], layer.s_factor.mean()[:, 0], layer.bias)
+    )
+    w = np.float64(layer.kernel)
+    if layer.perturbation == "multiplicative":
+        return x @ (w * np.outer(r, s)) + b
+    return (x + r) @ w + s + b
+
+
+@pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
+def test_dense_equals_stock_layer_with_rank1_kernel(perturbation, shape):
+    layer = L.DenseRank1(
+        5, ensemble_size=3, posterior="deterministic", perturbation=perturbation,
+        bias_initializer="normal",
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    outputs = layer(np.concatenate([x] * 3))
+    for k, member in enumerate(np.split(np.asarray(outputs), 3)):
+        np.testing.assert_allclose(member, dense_oracle(layer, x, k), atol=1e-5)
+
+
+CONVOLUTIONS = [
+    (L.Conv1DRank1, keras.layers.Conv1D, (9, 4), {"padding": "causal", "dilation_rate": 2}),
+    (L.Conv1DRank1, keras.layers.Conv1D, (9, 4), {"padding": "same", "strides": 2}),
+    (L.Conv2DRank1, keras.layers.Conv2D, (7, 6, 4), {"dilation_rate": 2}),
+    (L.Conv2DRank1, keras.layers.Conv2D, (7, 6, 4), {"groups": 2, "padding": "same"}),
+    (L.Conv2DRank1, keras.layers.Conv2D, (4, 7, 6), {"data_format": "channels_first"}),
+    (L.Conv3DRank1, keras.layers.Conv3D, (4, 5, 4, 4), {"strides": (1, 2, 1)}),
+]
+
+
+@pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
+@pytest.mark.parametrize(("cls", "stock", "shape", "arguments"), CONVOLUTIONS)
+def test_convolution_equals_stock_layer_with_rank1_kernel(
+    cls, stock, shape, arguments, perturbation
+):
+    layer = cls(
+        6, 3, ensemble_size=2, posterior="deterministic", perturbation=perturbation,
+        bias_initializer="normal", **arguments,
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    outputs = np.split(np.asarray(layer(np.concatenate([x, x]))), 2)
+    axis = 1 if arguments.get("data_format") == "channels_first" else -1
+    for k in range(2):
+        r, s = layer.r_factor.mean()[k, 0].numpy(), layer.s_factor.mean()[k, 0].numpy()
+        plain = stock(6, 3, **arguments)
+        plain.build(x.shape)
+        bias = layer.bias[k].numpy()
+        if perturbation == "multiplicative":
+            # With groups, input channel i of a group is scaled by that group's r.
+            kernel = np.asarray(layer.kernel)
+            groups = arguments.get("groups", 1)
+            r_of_filter = np.repeat(r.reshape(groups, -1).T, 6 // groups, axis=1)
+            plain.set_weights([kernel * r_of_filter * s, bias])
+            expected = plain(x)
+        else:
+            plain.set_weights([layer.kernel, bias + s])
+            lay = [1] * x.ndim
+            lay[axis] = -1
+            expected = plain(x + r.reshape(lay))
+        np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", ["example", "member"])
+def test_sample_mean_matches_closed_form(sampling):
+    """At fixed parameters E[y] = (x o E r) W o E s + b, and the spread is the closed-form one."""
+    layer = L.DenseRank1(
+        3, ensemble_size=2, posterior=r1.posteriors.Normal(stddev=0.2), sampling=sampling
+    )
+    x = np.random.default_rng(0).normal(size=(1, 4)).astype("float32")
+    layer(np.repeat(x, 2, axis=0))
+    draws = 4000
+    rows = 2 if sampling == "member" else 2 * draws
+    batch = np.repeat(x, rows, axis=0)
+    passes = draws if sampling == "member" else 1
+    call = tf.function(lambda: layer(batch))
+    samples = np.stack([call() for _ in range(passes)])
+    samples = samples.reshape(passes, 2, -1, 3).transpose(1, 0, 2, 3).reshape(2, -1, 3)
+    q_r, q_s = layer.r_posterior, layer.s_posterior
+    w = np.float64(layer.kernel)
+    z_mean = (x * q_r.mean()) @ w
+    z_variance = (x**2 * q_r.variance()) @ w**2
+    expected = z_mean * q_s.mean()
+    second_moment = (z_variance + z_mean**2) * (q_s.variance() + q_s.mean() ** 2)
+    variance = second_moment - expected**2
+    error = np.sqrt(variance / samples.shape[1])
+    assert np.all(np.abs(samples.mean(axis=1) - expected) < 4.5 * error)
+    np.testing.assert_allclose(samples.var(axis=1), variance, rtol=0.15)
+
+
+def test_rows_of_one_member_share_a_draw_only_when_asked():
+    x = np.ones((6, 4), "float32")
+    example = np.asarray(L.DenseRank1(3, ensemble_size=2)(x))
+    member = np.asarray(L.DenseRank1(3, ensemble_size=2, sampling="member")(x))
+    assert len(np.unique(example, axis=0)) == 6
+    assert len(np.unique(member, axis=0)) == 2
+
+
+def test_random_bias_is_sampled_and_counted():
+    layer = L.DenseRank1(3, bias_posterior="normal", posterior="deterministic", kl_weight=1.0)
+    x = np.zeros((4, 2), "float32")
+    assert len(np.unique(np.asarray(layer(x))[:, 0])) == 4
+    assert layer.bias_posterior.batch_shape == (1, 3)
+    assert len(layer.losses) == 1
+    assert layer.losses[0] > 0
+
+
+def test_cauchy_draws_are_clipped():
+    layer = L.DenseRank1(
+        1, posterior=r1.posteriors.Cauchy(scale=5.0), use_bias=False, kernel_initializer="ones",
+        max_perturbation_value=2.0, min_perturbation_value=-1.0,
+    )  # fmt: skip
+    outputs = np.asarray(layer(np.ones((500, 1), "float32")))
+    assert outputs.min() >= -2.0
+    assert outputs.max() <= 4.0
+    assert np.isclose(outputs, 4.0).any()
+
+
+def test_roles_partition_the_weights():
+    layer = L.Conv2DRank1(3, 2, ensemble_size=2, prior="normal_with_trainable_stddev")
+    layer.build((2, 5, 5, 2))
+    assert {v.name for v in layer.slow_weights} == {"kernel", "bias"}
+    assert {v.name for v in layer.factor_variables} == {
+        f"{f}_{n}" for f in "rs" for n in ("loc", "rho", "prior_rho")
+    }
+    assert len(layer.weights) == 8
+
+
+@pytest.mark.parametrize("statistics", ["member", "shared"])
+def test_batch_normalization_matches_stock_layer(statistics):
+    """With K = 1 it is the stock layer; with member statistics it is K stock layers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 3.0, size=(12, 4, 3)).astype("float32")
+    layer = L.EnsembleBatchNormalization(2, statistics, momentum=0.5)
+    parts = np.split(x, 2) if statistics == "member" else [x]
+    stock = [keras.layers.BatchNormalization(momentum=0.5) for _ in parts]
+    trained = np.concatenate([bn(part, training=True) for bn, part in zip(stock, parts)])  # noqa: B905
+    np.testing.assert_allclose(layer(x, training=True), trained, atol=1e-4)
+    inferred = np.concatenate([bn(part) for bn, part in zip(stock, parts)])  # noqa: B905
+    np.testing.assert_allclose(layer(x), inferred, atol=1e-4)
+
+
+def test_batch_normalization_synchronizes_replicas(strategy):
+    with strategy.scope():
+        layer = L.EnsembleBatchNormalization(1, momentum=0.0, synchronized=True)
+        layer.build((None, 1))
+    values = strategy.experimental_distribute_values_from_function(
+        lambda c: tf.fill([4, 1], 1.0 + 4.0 * c.replica_id_in_sync_group)
+    )
+    strategy.run(lambda v: layer(v, training=True), args=(values,))
+    for copy in strategy.experimental_local_results(layer.moving_mean.value):
+        np.testing.assert_allclose(copy, [[3.0]], atol=1e-5)
+    for copy in strategy.experimental_local_results(layer.moving_variance.value):
+        np.testing.assert_allclose(copy, [[4.0]], atol=1e-4)
+
+
+ERRORS = [
+    (lambda: L.DenseRank1(3, ensemble_size=0), "`ensemble_size` must be a whole number"),
+    (lambda: L.DenseRank1(3, ensemble_size=1.5), "Received: ensemble_size=1.5"),
+    (lambda: L.DenseRank1(3, perturbation="sum"), "`perturbation` must be one of .*'sum'"),
+    (lambda: L.DenseRank1(3, sampling="batch"), "`sampling` must be one of .*'batch'"),
+    (lambda: L.DenseRank1(3, kl_reduction="max"), "`kl_reduction` must be one of"),
+    (lambda: L.DenseRank1(3, kl_weight=-1.0), "`kl_weight` must be a finite number"),
+    (lambda: L.DenseRank1(3, prior="gauss"), "Unknown prior: expected one of .*'gauss'"),
+    (lambda: L.DenseRank1(3, posterior="gauss"), "Unknown posterior: expected one of .*'gauss'"),
+    (lambda: L.DenseRank1(3, posterior="cauchy", prior="normal"), "KL is infinite"),
+    (lambda: L.DenseRank1(3, min_perturbation_value=2, max_perturbation_value=1), "must lie below"),
+    (lambda: L.EnsembleBatchNormalization(2, "all"), "`statistics` must be 'member' or 'shared'"),
+    (lambda: L.EnsembleBatchNormalization(2, renorm=True), "no batch renormalization"),
+    (
+        lambda: L.DenseRank1(3, posterior="log_normal", perturbation="additive")(np.ones((2, 2))),
+        "only takes positive values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), ERRORS)
+def test_errors_say_what_to_do(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "layer", [L.DenseRank1(3, ensemble_size=4), L.SplitMembers(4), L.EnsembleBatchNormalization(4)]
+)
+def test_indivisible_batch_is_refused(layer):
+    message = "ensemble_size=4, so its batch must hold 4 times"
+    with pytest.raises(ValueError, match=message):
+        layer(np.ones((6, 2), "float32"))
+    layer(np.ones((8, 2), "float32"))
+    graph = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, 2])])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        graph(np.ones((6, 2), "float32"))

@@ -1,0 +1,51 @@
+"""Rank-1 Bayesian layers for Keras 3, from `fit` to calibrated answers and a served model.
+
+    import keras, tfp_rank1 as r1
+
+    x = inputs = keras.Input((64,))
+    x = r1.layers.TileMembers(4)(x)
+    x = r1.layers.DenseRank1(128, activation="relu", ensemble_size=4)(x)
+    x = r1.layers.DenseRank1(10, ensemble_size=4)(x)
+    outputs = r1.layers.SplitMembers(4)(x)
+    model = r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
+
+Source: Dusenberry et al. (2020), "Efficient and Scalable Bayesian Neural Nets with Rank-1
+Factors".
+"""
+
+from tfp_rank1._backend import require_tensorflow
+
+require_tensorflow("tfp_rank1")
+
+from tfp_rank1 import (  # noqa: E402  the backend is checked first
+    callbacks,
+    initializers,
+    layers,
+    likelihoods,
+    losses,
+    metrics,
+    posteriors,
+    priors,
+    random,
+)
+from tfp_rank1._version import __version__  # noqa: E402
+from tfp_rank1.layers._rank1 import posterior_mean  # noqa: E402
+from tfp_rank1.model import BayesianModel  # noqa: E402
+from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
+
+__all__ = [
+    "BayesianModel",
+    "PosteriorPredictive",
+    "PredictiveMoments",
+    "__version__",
+    "callbacks",
+    "initializers",
+    "layers",
+    "likelihoods",
+    "losses",
+    "metrics",
+    "posterior_mean",
+    "posteriors",
+    "priors",
+    "random",
+]

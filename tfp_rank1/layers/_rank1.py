@@ -1,0 +1,364 @@
+"""The mixin that makes a stock Keras layer a rank-1 layer."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1 import posteriors, priors
+from tfp_rank1.divergence import weigh
+from tfp_rank1.layers._factor import Factor
+from tfp_rank1.layers._members import check_members, check_rows, fold, unfold
+from tfp_rank1.random import fold_in, next_seed
+
+DEFAULT = "default"
+
+
+class _Mode(threading.local):
+    posterior_mean = False
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def posterior_mean() -> Iterator[None]:
+    """Inside the context every layer uses its posterior means instead of drawing samples.
+
+    The median stands in where a family has no mean (Cauchy, HalfCauchy). The methods `predict`,
+    `evaluate` and `fit` of a `BayesianModel` follow the context; a plain `keras.Model` keeps the
+    function it compiled first, so call it directly, `model(x)`.
+
+    Example:
+    ```python
+    with tfp_rank1.posterior_mean():
+        outputs = model(x)                    # deterministic
+    ```
+    """
+    previous = _mode.posterior_mean
+    _mode.posterior_mean = True
+    try:
+        yield
+    finally:
+        _mode.posterior_mean = previous
+
+
+def in_posterior_mean() -> bool:
+    """Whether the context manager is active in this thread."""
+    return _mode.posterior_mean
+
+
+class _KLRegularizer:
+    """Hangs the layer's KL on one of its variables.
+
+    Keras evaluates regularizers once per variable and asks no questions about the argument.
+    That counts the KL once for a shared layer, inside an RNN's loop and under XLA, where
+    `add_loss` would count it per call. Created anew in `build`, never serialized.
+    """
+
+    def __init__(self, layer: Rank1Mixin) -> None:
+        self._layer = layer
+
+    def __call__(self, variable: Any) -> tf.Tensor:
+        layer = self._layer
+        return weigh(layer.kl(), layer.kl_weight, layer.name)
+
+
+class Rank1Mixin:
+    """Rank-1 perturbation of a stock layer's kernel; goes before the stock class.
+
+    With K = `ensemble_size`, member k uses
+
+        multiplicative   y = activation( s_k o (W^T (x o r_k)) + b_k ),   W_k = W o (r_k s_k^T)
+        additive         y = activation( W^T (x + r_k) + s_k + b_k )
+
+    r_k scales (or shifts) the input channels, s_k the pre-activations, b_k is one bias per
+    member. All members go through one matrix product, folded member-major into the batch axis.
+
+    A subclass names its channel axes in `build` (`_build_rank1`) and applies
+    `_perturb_inputs` and `_finish` around its own linear map in `call`.
+
+    Args:
+        ensemble_size: number of members K; rows come as `[K*B, ...]` from `TileMembers(K)`.
+            Defaults to 1.
+        posterior: variational family of both factors: a name or `tfp_rank1.posteriors` object.
+            Defaults to `"normal"`. `r_posterior` and `s_posterior` override it one by one.
+        prior: prior of both factors: a name, a `tfp_rank1.priors` object, or None for no KL.
+            Defaults to `"default"`, the prior that belongs to the posterior: `Normal(1, 0.1)` for
+            Normal posteriors (`Normal(0, 0.1)` if additive), the family's own for Cauchy,
+            LogNormal and HalfCauchy, none for points. `r_prior` and `s_prior` override it.
+        bias_posterior: None (default) for a point bias per member, or a variational family.
+        bias_prior: prior of a random bias. Defaults to `"default"`, centred at 0.
+        perturbation: `"multiplicative"` (default) or `"additive"`.
+        sampling: `"example"` (default): fresh factors for every row; `"member"`: one draw per
+            member and call, shared by the batch.
+        min_perturbation_value, max_perturbation_value: draws of r and s are clipped to this
+            range. Default to -10 and 10, as in Edward2. The clip is part of the likelihood
+            (outputs depend on the clipped factor), so the bound stays valid with the KL of the
+            unclipped one; it matters for Cauchy only.
+        kl_weight: weight of the KL in the loss of a plain `keras.Model`, usually 1/N. Defaults to
+            None: the layer lives in a `BayesianModel`, which owns the weight.
+        kl_reduction: `"mean"` (default) over members, the bound for a mixture of members;
+            `"sum"` is K times heavier and reproduces Edward2.
+        seed: integer for reproducible draws. Defaults to None.
+    """
+
+    # Provided by the stock class; named here so that the mixin can be type checked.
+    name: str
+    bias: Any
+    use_bias: bool
+
+    def __init__(
+        self,
+        *args: Any,
+        ensemble_size: int = 1,
+        posterior: Any = "normal",
+        prior: Any = DEFAULT,
+        r_posterior: Any = None,
+        s_posterior: Any = None,
+        r_prior: Any = DEFAULT,
+        s_prior: Any = DEFAULT,
+        bias_posterior: Any = None,
+        bias_prior: Any = DEFAULT,
+        perturbation: str = "multiplicative",
+        sampling: str = "example",
+        min_perturbation_value: float = -10.0,
+        max_perturbation_value: float = 10.0,
+        kl_weight: float | None = None,
+        kl_reduction: str = "mean",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.perturbation = _choice("perturbation", perturbation, ("multiplicative", "additive"))
+        self.sampling = _choice("sampling", sampling, ("example", "member"))
+        self.kl_reduction = _choice("kl_reduction", kl_reduction, ("mean", "sum"))
+        self.kl_weight = _check_kl_weight(kl_weight)
+        self.min_perturbation_value = float(min_perturbation_value)
+        self.max_perturbation_value = float(max_perturbation_value)
+        if not self.min_perturbation_value < self.max_perturbation_value:
+            raise ValueError(
+                "Argument `min_perturbation_value` must lie below `max_perturbation_value`. "
+                f"Received: {min_perturbation_value} and {max_perturbation_value}"
+            )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        center = 1.0 if self.perturbation == "multiplicative" else 0.0
+        self.r_factor = self._make_factor(
+            "r", r_posterior or posterior, prior if r_prior == DEFAULT else r_prior, center
+        )
+        self.s_factor = self._make_factor(
+            "s", s_posterior or posterior, prior if s_prior == DEFAULT else s_prior, center
+        )
+        self.bias_factor = (
+            None
+            if bias_posterior is None
+            else self._make_factor("bias", bias_posterior, bias_prior, 0.0)
+        )
+
+    def _make_factor(self, name: str, posterior: Any, prior: Any, center: float) -> Factor:
+        q = posteriors.get(posterior)
+        if isinstance(prior, str) and prior == DEFAULT:
+            p = priors.default_for(q)
+        else:
+            p = None if prior is None else priors.get(prior)
+        return Factor(name, q, p, center, self.kl_reduction == "mean")
+
+    # -- building -------------------------------------------------------------------------------
+
+    def _build_rank1(self, input_shape: Any, in_dim: int, out_dim: int) -> None:
+        """Build the stock layer, then the factors and the bias of every member."""
+        stock_use_bias = self.use_bias
+        # The stock bias has one row; ours has one per member and is made below.
+        self.use_bias = False
+        try:
+            super().build(input_shape)  # type: ignore[misc]
+        finally:
+            self.use_bias = stock_use_bias
+        self.bias = self._add_bias(out_dim) if stock_use_bias else None
+        self.r_factor.build(self, (self.ensemble_size, in_dim))
+        self.s_factor.build(self, (self.ensemble_size, out_dim))
+        self._hang_kl()
+
+    def _add_bias(self, out_dim: int) -> keras.Variable | None:
+        shape = (self.ensemble_size, out_dim)
+        if self.bias_factor is not None:
+            self.bias_factor.build(self, shape)
+            return None
+        return self.add_weight(  # type: ignore[attr-defined]
+            name="bias",
+            shape=shape,
+            initializer=self.bias_initializer,  # type: ignore[attr-defined]
+            regularizer=self.bias_regularizer,  # type: ignore[attr-defined]
+            constraint=self.bias_constraint,  # type: ignore[attr-defined]
+        )
+
+    def _hang_kl(self) -> None:
+        regularized = [f for f in self._factors() if f.prior is not None]
+        if regularized:
+            owner = next(iter(regularized[0].posterior_variables.values()))
+            owner.regularizer = _KLRegularizer(self)
+
+    def _factors(self) -> list[Factor]:
+        bias = [self.bias_factor] if self.bias_factor is not None and self.use_bias else []
+        return [self.r_factor, self.s_factor, *bias]
+
+    # -- calling --------------------------------------------------------------------------------
+
+    def _perturb_inputs(self, x: tf.Tensor, channel_axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """`x o r` (or `x + r`), and the seed that `_finish` continues with."""
+        x = check_rows(x, self.ensemble_size, self.name)
+        seed = next_seed(self.seed_generator)
+        return self._combine(x, self.r_factor, seed, channel_axis, self.perturbation), seed
+
+    def _finish(self, z: tf.Tensor, seed: tf.Tensor, channel_axis: int) -> tf.Tensor:
+        """`activation(s o z + b)` (or `activation(z + s + b)`)."""
+        z = self._combine(z, self.s_factor, fold_in(seed, 1), channel_axis, self.perturbation)
+        if self.use_bias and self.bias_factor is not None:
+            z = self._combine(z, self.bias_factor, fold_in(seed, 2), channel_axis, "bias")
+        elif self.use_bias:
+            bias = ops.convert_to_tensor(self.bias)[:, tf.newaxis]
+            z = self._apply(z, bias, channel_axis, ops.add)
+        activation = self.activation  # type: ignore[attr-defined]
+        return z if activation is None else activation(z)
+
+    def _combine(
+        self, x: tf.Tensor, factor: Factor, seed: tf.Tensor, channel_axis: int, how: str
+    ) -> tf.Tensor:
+        """Draw `factor` and multiply it onto `x`, or add it."""
+        mean = in_posterior_mean()
+        value = factor.mean() if mean else factor.sample(self._num_draws(x), seed)
+        if factor.posterior.stochastic and how != "bias":
+            value = tf.clip_by_value(
+                value, self.min_perturbation_value, self.max_perturbation_value
+            )
+        operation = ops.multiply if how == "multiplicative" else ops.add
+        return self._apply(x, value, channel_axis, operation)
+
+    def _num_draws(self, x: tf.Tensor) -> Any:
+        return 1 if self.sampling == "member" else ops.shape(x)[0] // self.ensemble_size
+
+    def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: int, how: Any) -> tf.Tensor:
+        """`how(x, value)` with `value` `[K, B or 1, dim]` laid along the channel axis of x."""
+        x = unfold(x, self.ensemble_size)
+        rank = len(x.shape)
+        shape = [1] * rank
+        shape[0] = self.ensemble_size
+        shape[1] = -1 if value.shape[1] is None else value.shape[1]
+        shape[channel_axis % (rank - 1) + 1] = value.shape[-1]
+        return fold(how(x, ops.cast(ops.reshape(value, shape), x.dtype)))
+
+    # -- what users read ------------------------------------------------------------------------
+
+    def kl(self) -> tf.Tensor:
+        """KL of all factors of the layer, unweighted, in nats; averaged or summed over members.
+
+        Terms without a closed form are estimated on fresh draws, not on the forward pass's own.
+        """
+        seed = next_seed(self.seed_generator)
+        return tf.add_n([f.kl(fold_in(seed, i)) for i, f in enumerate(self._factors())])
+
+    @property
+    def r_posterior(self) -> tfd.Distribution:
+        """Posterior of the input factor, batch shape `[K, in]`."""
+        return self.r_factor.distribution()
+
+    @property
+    def s_posterior(self) -> tfd.Distribution:
+        """Posterior of the output factor, batch shape `[K, out]`."""
+        return self.s_factor.distribution()
+
+    @property
+    def bias_posterior(self) -> tfd.Distribution | None:
+        """Posterior of a random bias, batch shape `[K, out]`; None for a point bias."""
+        return None if self.bias_factor is None else self.bias_factor.distribution()
+
+    @property
+    def r_prior(self) -> tfd.Distribution | None:
+        """Prior of the input factor, broadcastable to `[K, in]`; None without one."""
+        return self.r_factor.prior_distribution()
+
+    @property
+    def s_prior(self) -> tfd.Distribution | None:
+        """Prior of the output factor, broadcastable to `[K, out]`; None without one."""
+        return self.s_factor.prior_distribution()
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of the factors: posteriors and the priors' own parameters."""
+        return [v for factor in self._factors() for v in factor.variables]
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """The other weights: the kernel and a point bias, both point estimates."""
+        factors = {id(v) for v in self.factor_variables}
+        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments; factors are written one by one."""
+        config = super().get_config()  # type: ignore[misc]
+        for factor, name in ((self.r_factor, "r"), (self.s_factor, "s")):
+            config[f"{name}_posterior"] = _serialize(factor.posterior)
+            config[f"{name}_prior"] = _serialize(factor.prior)
+        if self.bias_factor is not None:
+            config["bias_posterior"] = _serialize(self.bias_factor.posterior)
+            config["bias_prior"] = _serialize(self.bias_factor.prior)
+        for key in (
+            "ensemble_size",
+            "perturbation",
+            "sampling",
+            "min_perturbation_value",
+            "max_perturbation_value",
+            "kl_weight",
+            "kl_reduction",
+            "seed",
+        ):
+            config[key] = getattr(self, key)
+        return config
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save all weights and the random state.
+
+        The stock layers store kernel and bias only, and Keras stores no generator's state.
+        """
+        keras.layers.Layer.save_own_variables(self, store)
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
+        state = arrays.pop("seed_state", None)
+        if state is not None:
+            self.seed_generator.state.assign(state)
+        keras.layers.Layer.load_own_variables(self, arrays)
+
+
+def _serialize(value: Any) -> Any:
+    return None if value is None else keras.saving.serialize_keras_object(value)
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"Argument `{name}` must be one of {allowed}. Received: {name}={value!r}")
+    return str(value)
+
+
+def _check_kl_weight(kl_weight: float | None) -> float | None:
+    if kl_weight is None:
+        return None
+    if not 0.0 <= float(kl_weight) < float("inf"):
+        raise ValueError(
+            "Argument `kl_weight` must be a finite number of at least 0, usually 1/N. "
+            f"Received: kl_weight={kl_weight}"
+        )
+    return float(kl_weight)

@@ -1,0 +1,83 @@
+"""TileMembers and SplitMembers: where a model's members begin and end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1._registry import registered
+from tfp_rank1.layers._members import check_members, check_rows, unfold
+
+Shape = tuple[int | None, ...]
+
+
+class _Members(keras.layers.Layer):
+    """Shared constructor: K members, no weights."""
+
+    def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {**super().get_config(), "ensemble_size": self.ensemble_size}
+
+
+@registered
+class TileMembers(_Members):
+    """Repeats the batch once per member: `[B, ...]` -> `[K*B, ...]`, row i of member i // B.
+
+    Args:
+        ensemble_size: number of members K, at least 1.
+
+    Input shape: `[B, ...]`, any rank and dtype.
+
+    Output shape: `[K*B, ...]`.
+
+    Example:
+    ```python
+    x = inputs = keras.Input((64,))
+    x = TileMembers(4)(x)
+    x = DenseRank1(10, ensemble_size=4)(x)
+    outputs = SplitMembers(4)(x)                   # [B, 4, 10]
+    ```
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Tile the batch axis."""
+        return ops.tile(inputs, (self.ensemble_size,) + (1,) * (len(inputs.shape) - 1))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """`[B, ...]` -> `[K*B, ...]`."""
+        rows = input_shape[0]
+        return (None if rows is None else self.ensemble_size * rows, *input_shape[1:])
+
+
+@registered
+class SplitMembers(_Members):
+    """Gives every example its members' outputs: `[K*B, ...]` -> `[B, K, ...]`.
+
+    Args:
+        ensemble_size: number of members K, at least 1.
+
+    Input shape: `[K*B, ...]`, member-major as `TileMembers` makes it.
+
+    Output shape: `[B, K, ...]`.
+
+    Raises:
+        ValueError: if K does not divide the batch.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Unfold the batch axis and put the examples first."""
+        inputs = check_rows(inputs, self.ensemble_size, self.name)
+        return ops.swapaxes(unfold(inputs, self.ensemble_size), 0, 1)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """`[K*B, ...]` -> `[B, K, ...]`."""
+        rows = input_shape[0]
+        per_member = None if rows is None else rows // self.ensemble_size
+        return (per_member, self.ensemble_size, *input_shape[1:])

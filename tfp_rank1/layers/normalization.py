@@ -1,0 +1,146 @@
+"""EnsembleBatchNormalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1._registry import registered
+from tfp_rank1.layers._members import check_members, check_rows, fold, unfold
+
+
+@registered
+class EnsembleBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization of `[K*B, ...]` rows with one scale and offset per member.
+
+        y = (x - mean_k) / sqrt(variance_k + epsilon) * gamma_k + beta_k
+
+    Members see different activations, so by default each keeps its own statistics; `"shared"`
+    pools them, which is what the reference networks do and what a small batch may need.
+
+    Args:
+        ensemble_size: number of members K. Defaults to 1.
+        statistics: `"member"` (default) or `"shared"`.
+        **kwargs: every argument of `keras.layers.BatchNormalization` but `renorm`. With
+            `synchronized=True` the batch statistics are those of all replicas.
+
+    Input shape: `[K*B, ...]`, member-major.
+
+    Output shape: the same.
+
+    Raises:
+        ValueError: for `renorm=True`, a mask, or a batch that K does not divide.
+
+    Example:
+    ```python
+    x = Conv2DRank1(16, 3, use_bias=False, ensemble_size=4)(x)
+    x = EnsembleBatchNormalization(ensemble_size=4)(x)
+    ```
+
+    Source: Ioffe & Szegedy (2015); Dusenberry et al. (2020).
+    """
+
+    def __init__(self, ensemble_size: int = 1, statistics: str = "member", **kwargs: Any) -> None:
+        if kwargs.get("renorm"):
+            raise ValueError(
+                "EnsembleBatchNormalization has no batch renormalization. Received: renorm=True"
+            )
+        super().__init__(**kwargs)
+        if statistics not in ("member", "shared"):
+            raise ValueError(
+                "Argument `statistics` must be 'member' or 'shared'. "
+                f"Received: statistics={statistics!r}"
+            )
+        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.statistics = statistics
+
+    def build(self, input_shape: Any) -> None:
+        """Create scale and offset `[K, C]`, moving statistics `[K, C]` or `[1, C]`."""
+        channels = input_shape[self.axis]
+        rows = {"member": self.ensemble_size, "shared": 1}[self.statistics]
+
+        def add(name: str, members: int, initializer: Any, **kwargs: Any) -> keras.Variable:
+            return self.add_weight(
+                name=name,
+                shape=(members, channels),
+                initializer=initializer,
+                autocast=False,
+                **kwargs,
+            )
+
+        if self.scale:
+            self.gamma = add(
+                "gamma",
+                self.ensemble_size,
+                self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+            )
+        if self.center:
+            self.beta = add(
+                "beta",
+                self.ensemble_size,
+                self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+            )
+        self.moving_mean = add("moving_mean", rows, self.moving_mean_initializer, trainable=False)
+        self.moving_variance = add(
+            "moving_variance", rows, self.moving_variance_initializer, trainable=False
+        )
+        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes={self.axis: channels})
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        """Normalize with the batch's statistics in training, else with the moving ones."""
+        if mask is not None:
+            raise ValueError(
+                "EnsembleBatchNormalization does not take a mask. Received: a mask of shape "
+                f"{mask.shape}"
+            )
+        # float32 even under mixed precision: sums over a batch overflow half precision.
+        inputs = check_rows(inputs, self.ensemble_size, self.name)
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        x = ops.cast(unfold(inputs, self.ensemble_size), dtype)
+        channel_axis = self.axis % len(inputs.shape) + 1
+        shape = [1] * len(x.shape)
+        shape[channel_axis] = x.shape[channel_axis]
+
+        def lay(value: Any) -> tf.Tensor:
+            """`[K or 1, C]` along the member and channel axes of x."""
+            return ops.reshape(ops.cast(value, dtype), [value.shape[0], *shape[1:]])
+
+        if training and self.trainable:
+            mean, variance = self._batch_statistics(x, channel_axis)
+            self._move(self.moving_mean, mean)
+            self._move(self.moving_variance, variance)
+        else:
+            mean, variance = self.moving_mean, self.moving_variance
+        scale = ops.rsqrt(lay(variance) + self.epsilon)
+        if self.scale:
+            scale *= lay(self.gamma)
+        offset = -lay(mean) * scale
+        if self.center:
+            offset += lay(self.beta)
+        return ops.cast(fold(x * scale + offset), self.compute_dtype)
+
+    def _batch_statistics(self, x: tf.Tensor, channel_axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+        kept = {channel_axis} | ({0} if self.statistics == "member" else set())
+        axes = [axis for axis in range(len(x.shape)) if axis not in kept]
+        mean, variance = ops.moments(x, axes=axes, synchronized=self.synchronized)
+        rows = self.moving_mean.shape
+        return ops.reshape(mean, rows), ops.reshape(variance, rows)
+
+    def _move(self, average: keras.Variable, value: tf.Tensor) -> None:
+        value = ops.cast(value, average.dtype)
+        average.assign(average * self.momentum + value * (1.0 - self.momentum))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {
+            **super().get_config(),
+            "ensemble_size": self.ensemble_size,
+            "statistics": self.statistics,
+        }

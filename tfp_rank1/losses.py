@@ -1,0 +1,116 @@
+"""Negative log-likelihoods over the member axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import likelihoods
+from tfp_rank1._registry import registered, snake_case
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.mixture import PredictiveMixture
+
+
+def as_mixture(likelihood: Likelihood, outputs: tf.Tensor) -> PredictiveMixture:
+    """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members."""
+    outputs = tf.convert_to_tensor(outputs)
+    if outputs.shape.rank == 2:
+        outputs = outputs[:, tf.newaxis]
+    if outputs.shape.rank != 3:
+        raise ValueError(
+            "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
+            "without members); end the model with SplitMembers(K). "
+            f"Received: outputs of shape {outputs.shape}"
+        )
+    return PredictiveMixture(likelihood, outputs, axis=1)
+
+
+class NegativeLogLikelihood(keras.losses.Loss):
+    """Base of the two losses.
+
+    Args:
+        likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to None: a
+            `BayesianModel` fills in its own at `compile`.
+        reduction: as in every Keras loss. Defaults to `"sum_over_batch_size"`.
+        name: defaults to the snake-case name of the class.
+    """
+
+    def __init__(
+        self,
+        likelihood: Any = None,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # float32 as in the likelihood, whatever the global policy.
+        kwargs = {"dtype": "float32", **kwargs}
+        name = name or snake_case(type(self).__name__)
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        self.likelihood = None if likelihood is None else likelihoods.get(likelihood)
+
+    def _mixture(self, y_pred: tf.Tensor) -> PredictiveMixture:
+        if self.likelihood is None:
+            raise ValueError(
+                f"{type(self).__name__} has no likelihood. Pass one, "
+                f"{type(self).__name__}(likelihoods.Categorical()), or train a BayesianModel, "
+                "which fills in its own. Received: likelihood=None"
+            )
+        return as_mixture(self.likelihood, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        likelihood = self.likelihood
+        serialized = None if likelihood is None else keras.saving.serialize_keras_object(likelihood)
+        return {**super().get_config(), "likelihood": serialized}
+
+
+@registered
+class AverageNLL(NegativeLogLikelihood):
+    """Mean of the members' negative log-likelihoods: `-1/K sum_k log p(y | member k)`.
+
+    The training default. With the KL averaged over members it is a valid bound on the evidence.
+
+    Args: as for `NegativeLogLikelihood`.
+
+    Call arguments:
+        y_true: targets `[B]` or `[B, targets]`.
+        y_pred: raw outputs `[B, K, D]`.
+
+    Example:
+    ```python
+    model.compile("adam", loss=AverageNLL(likelihoods.Categorical()))      # plain keras.Model
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Loss per example, `[B]`, nats."""
+        return -tf.reduce_mean(self._mixture(y_pred).member_log_prob(y_true), axis=1)
+
+
+@registered
+class MixtureNLL(NegativeLogLikelihood):
+    """Negative log-likelihood of the mixture: `-log 1/K sum_k p(y | member k)`.
+
+    What a `BayesianModel` reports in evaluation; selectable for training, where it is the tighter
+    bound (Jensen). Never above `AverageNLL`.
+
+    Args: as for `NegativeLogLikelihood`.
+
+    Call arguments:
+        y_true: targets `[B]` or `[B, targets]`.
+        y_pred: raw outputs `[B, K, D]`.
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Loss per example, `[B]`, nats."""
+        return -self._mixture(y_pred).log_prob(y_true)
+
+
+ALL: tuple[type[NegativeLogLikelihood], ...] = (AverageNLL, MixtureNLL)
+NAMES = {"average_nll": AverageNLL, "mixture_nll": MixtureNLL}

@@ -1,0 +1,104 @@
+"""Expected calibration error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1._registry import registered
+from tfp_rank1.metrics._base import UncertaintyMetric, targets
+from tfp_rank1.metrics.probabilistic import confidence_and_correctness
+
+# Cells of the histogram from which equal-mass bins are made.
+_FINE_CELLS = 4096
+
+
+@registered
+class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
+    """`sum_b n_b / n |accuracy_b - confidence_b|` over bins of the confidence.
+
+    The confidence is the probability of the predicted class. Sums per bin are kept, so the
+    result is exact over any split into batches or replicas. Equal-mass bins are cut from a
+    histogram of 4,096 cells: examples within 1/4096 of each other stay in one bin.
+
+    Args:
+        num_bins: number of bins, at least 1. Defaults to 15.
+        binning: `"equal_width"` (default) or `"equal_mass"`.
+        name: defaults to `"ece"`.
+        likelihood: defaults to that of the model, else Categorical; Bernoulli also works.
+
+    Example:
+    ```python
+    model.compile("adam", metrics=[ExpectedCalibrationError()])
+    ```
+
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks"; equal mass: Nixon et
+    al. (2019), "Measuring Calibration in Deep Learning".
+    """
+
+    default_likelihood = "categorical"
+
+    def __init__(
+        self,
+        num_bins: int = 15,
+        binning: str = "equal_width",
+        name: str = "ece",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        if int(num_bins) != num_bins or num_bins < 1:
+            raise ValueError(
+                f"Argument `num_bins` must be a whole number of at least 1. Received: {num_bins}"
+            )
+        if binning not in ("equal_width", "equal_mass"):
+            raise ValueError(
+                "Argument `binning` must be 'equal_width' or 'equal_mass'. "
+                f"Received: binning={binning!r}"
+            )
+        self.num_bins = int(num_bins)
+        self.binning = binning
+        self._cells = self.num_bins if binning == "equal_width" else _FINE_CELLS
+        # Rows: count, sum of confidence, sum of correctness.
+        self.sums = self.add_variable((3, self._cells), "zeros", name="sums")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch: labels `[B]` or `[B, targets]`, logits `[B, K, C]` or `[B, C]`."""
+        y = targets(y_true, y_pred, self)
+        confidence, correct = confidence_and_correctness(y, self.mixture(y_pred))
+        weight = tf.ones_like(confidence)
+        if sample_weight is not None:
+            weight *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1, 1])
+        # Bins are closed on the right, as (0, 1/b], ..., (1 - 1/b, 1].
+        cell = tf.cast(tf.math.ceil(confidence * self._cells), tf.int32) - 1
+        rows = tf.stack([weight, weight * confidence, weight * correct], axis=-1)
+        sums = tf.math.unsorted_segment_sum(
+            tf.reshape(rows, [-1, 3]),
+            tf.reshape(tf.clip_by_value(cell, 0, self._cells - 1), [-1]),
+            self._cells,
+        )
+        self.sums.assign_add(tf.transpose(sums))
+
+    def result(self) -> tf.Tensor:
+        """The calibration error so far, in [0, 1]; 0 without data."""
+        sums = tf.convert_to_tensor(self.sums)
+        if self.binning == "equal_mass":
+            sums = self._merge(sums)
+        count, confidence, correct = tf.unstack(sums)
+        gap = tf.reduce_sum(tf.abs(correct - confidence))
+        return tf.math.divide_no_nan(gap, tf.reduce_sum(count))
+
+    def _merge(self, sums: tf.Tensor) -> tf.Tensor:
+        """Cells `[3, cells]` merged into bins of equal count, `[3, num_bins]`."""
+        count = sums[0]
+        total = tf.reduce_sum(count)
+        # The middle of a cell in the ranking of all examples decides its bin.
+        rank = tf.math.divide_no_nan(tf.cumsum(count) - 0.5 * count, total)
+        index = tf.clip_by_value(tf.cast(rank * self.num_bins, tf.int32), 0, self.num_bins - 1)
+        merged = tf.math.unsorted_segment_sum(tf.transpose(sums), index, self.num_bins)
+        return tf.transpose(merged)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {**super().get_config(), "num_bins": self.num_bins, "binning": self.binning}

@@ -1,0 +1,145 @@
+"""Out-of-distribution scores and how well they separate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1._registry import registered
+from tfp_rank1.likelihoods import Categorical
+from tfp_rank1.metrics._base import UncertaintyMetric
+from tfp_rank1.mixture import PredictiveMixture
+
+SCORES = ("max_probability", "entropy", "mutual_information", "energy", "epistemic_variance")
+
+_SMALLEST, _LARGEST = 1e-8, 1e4
+
+
+def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
+    """How unlike the training data each example looks, `[N]`; higher is more unlike.
+
+    Args:
+        mixture: a `PosteriorPredictive`, or any `PredictiveMixture`.
+        score: `"max_probability"` (1 minus it), `"entropy"` (default), `"mutual_information"`,
+            `"energy"` (`-mean_s logsumexp(logits_s)`, Categorical only), or
+            `"epistemic_variance"` (summed over targets; for regression).
+
+    Raises:
+        ValueError: for an unknown score, or one that the likelihood does not have.
+    """
+    if score not in SCORES:
+        raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
+    if score == "epistemic_variance":
+        return tf.reduce_sum(mixture.epistemic_variance(), axis=-1)
+    if mixture.likelihood.mean_name != "probs":
+        raise ValueError(
+            f"score={score!r} needs class probabilities; for regression use "
+            f"'epistemic_variance'. Received: {type(mixture.likelihood).__name__}"
+        )
+    if score == "entropy":
+        return mixture.entropy()
+    if score == "mutual_information":
+        return mixture.mutual_information()
+    if not isinstance(mixture.likelihood, Categorical):
+        raise ValueError(
+            f"score={score!r} needs a Categorical likelihood. "
+            f"Received: {type(mixture.likelihood).__name__}"
+        )
+    if score == "energy":
+        return mixture.energy()
+    return 1.0 - tf.reduce_max(mixture.mean(), axis=-1)
+
+
+class _Separation(UncertaintyMetric):
+    """Binary metrics of the score, with label 1 for out-of-distribution.
+
+    Keras counts at thresholds that are uniform on [0, 1], and scores of confident models crowd
+    near 0. They are therefore laid on a logarithmic scale first, which keeps their order.
+    """
+
+    default_likelihood = "categorical"
+
+    def __init__(self, score: str = "entropy", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if score not in SCORES:
+            raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
+        self.score = score
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`."""
+        values = ood_score(self.mixture(y_pred), self.score)
+        if self.score == "energy":
+            unit = 0.5 + tf.asinh(values) / 12.0
+        else:
+            low, high = tf.math.log(_SMALLEST), tf.math.log(_LARGEST)
+            unit = (tf.math.log(tf.maximum(values, _SMALLEST)) - low) / (high - low)
+        super().update_state(y_true, tf.clip_by_value(unit, 0.0, 1.0), sample_weight)  # type: ignore[misc]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        kept = ("name", "dtype", "likelihood")
+        config = {k: v for k, v in super().get_config().items() if k in kept}
+        return {**config, "score": self.score, "num_thresholds": self.num_thresholds}  # type: ignore[attr-defined]
+
+
+@registered
+class OODAUROC(_Separation, keras.metrics.AUC):
+    """Area under the ROC curve of the score: 1 separates perfectly, 0.5 not at all.
+
+    Args:
+        score: see `ood_score`. Defaults to `"entropy"`.
+        num_thresholds: resolution of the curve. Defaults to 2000.
+        name: defaults to `"ood_auroc"`.
+        likelihood: defaults to that of the model, else Categorical.
+    """
+
+    def __init__(
+        self,
+        score: str = "entropy",
+        num_thresholds: int = 2000,
+        name: str = "ood_auroc",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(score, num_thresholds=num_thresholds, curve="ROC", name=name, **kwargs)
+
+
+@registered
+class OODAUPR(_Separation, keras.metrics.AUC):
+    """Area under the precision-recall curve of the score, out-of-distribution being positive.
+
+    Args: as for `OODAUROC`; name defaults to `"ood_aupr"`.
+    """
+
+    def __init__(
+        self,
+        score: str = "entropy",
+        num_thresholds: int = 2000,
+        name: str = "ood_aupr",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(score, num_thresholds=num_thresholds, curve="PR", name=name, **kwargs)
+
+
+@registered
+class FPR95(_Separation, keras.metrics.SpecificityAtSensitivity):
+    """Share of ordinary examples that are flagged when 95 % of the others are found.
+
+    Args: as for `OODAUROC`; name defaults to `"fpr95"`.
+    """
+
+    def __init__(
+        self,
+        score: str = "entropy",
+        num_thresholds: int = 2000,
+        name: str = "fpr95",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            score, sensitivity=0.95, num_thresholds=num_thresholds, name=name, **kwargs
+        )
+
+    def result(self) -> tf.Tensor:
+        """False positive rate at a true positive rate of at least 0.95."""
+        return 1.0 - super().result()

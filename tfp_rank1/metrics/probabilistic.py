@@ -1,0 +1,217 @@
+"""Scores of a predictive distribution: NLL, accuracy, Brier, RMSE, intervals, CRPS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1._registry import registered
+from tfp_rank1.likelihoods import Categorical, HeteroscedasticNormal, Normal
+from tfp_rank1.metrics._base import MixtureMean, UncertaintyMetric, targets
+from tfp_rank1.mixture import PredictiveMixture, check_level
+
+
+@registered
+class PredictiveNLL(MixtureMean):
+    """`-log 1/K sum_k p(y | member k)`, nats per example; lower is better.
+
+    Args:
+        name: defaults to `"predictive_nll"`.
+        likelihood: defaults to that of the model.
+    """
+
+    def __init__(self, name: str = "predictive_nll", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        return -mixture.log_prob(y)
+
+
+@registered
+class Accuracy(MixtureMean):
+    """Share of examples whose most probable class is right (Categorical, Bernoulli).
+
+    With several Bernoulli targets, the mean over targets.
+
+    Args:
+        name: defaults to `"accuracy"`.
+        likelihood: defaults to that of the model, else Categorical.
+    """
+
+    default_likelihood = "categorical"
+
+    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        return tf.reduce_mean(confidence_and_correctness(y, mixture)[1], axis=-1)
+
+
+@registered
+class BrierScore(MixtureMean):
+    """`sum_c (p_c - 1[y = c])^2` in [0, 2]; for Bernoulli `(p - y)^2`, mean over targets.
+
+    Args:
+        name: defaults to `"brier"`.
+        likelihood: defaults to that of the model, else Categorical.
+
+    Source: Brier (1950).
+    """
+
+    default_likelihood = "categorical"
+
+    def __init__(self, name: str = "brier", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        probabilities = _probabilities(mixture)
+        if isinstance(mixture.likelihood, Categorical):
+            one_hot = tf.one_hot(tf.cast(y[:, 0], tf.int32), probabilities.shape[-1])
+            return tf.reduce_sum((probabilities - one_hot) ** 2, axis=-1)
+        return tf.reduce_mean((probabilities - y) ** 2, axis=-1)
+
+
+@registered
+class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError):
+    """RMSE of the predictive mean, in units of the target.
+
+    Args:
+        name: defaults to `"rmse"`.
+        likelihood: defaults to that of the model.
+    """
+
+    def __init__(self, name: str = "rmse", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
+        mean = self.mixture(y_pred).mean()
+        super().update_state(targets(y_true, y_pred, self), mean, sample_weight)
+
+
+class _Interval(MixtureMean):
+    """Metrics of the central credible interval at a level."""
+
+    def __init__(self, level: float = 0.9, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.level = check_level(level)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {**super().get_config(), "level": self.level}
+
+
+@registered
+class IntervalCoverage(_Interval):
+    """Share of targets inside the central credible interval; right when equal to `level`.
+
+    Args:
+        level: strictly between 0 and 1. Defaults to 0.9.
+        name: defaults to `"coverage"`.
+        likelihood: defaults to that of the model; not Categorical.
+    """
+
+    def __init__(self, level: float = 0.9, name: str = "coverage", **kwargs: Any) -> None:
+        super().__init__(level, name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        tail = 0.5 * (1.0 - self.level)
+        # y >= q(tail) <=> cdf(y) >= tail, and y <= q(1 - tail) <=> P(Y < y) < 1 - tail: the
+        # same as comparing with the quantiles, without searching for them.
+        below = mixture.cdf(y - 1.0) if mixture.likelihood.discrete else mixture.cdf(y)
+        inside = (mixture.cdf(y) >= tail) & (below < 1.0 - tail)
+        return tf.reduce_mean(tf.cast(inside, tf.float32), axis=-1)
+
+
+@registered
+class IntervalWidth(_Interval):
+    """Mean width of the central credible interval, in units of the target.
+
+    Args:
+        level: strictly between 0 and 1. Defaults to 0.9.
+        name: defaults to `"interval_width"`.
+        likelihood: defaults to that of the model; not Categorical.
+    """
+
+    def __init__(self, level: float = 0.9, name: str = "interval_width", **kwargs: Any) -> None:
+        super().__init__(level, name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        low, high = mixture.credible_interval(self.level)
+        return tf.reduce_mean(high - low, axis=-1)
+
+
+@registered
+class CRPS(MixtureMean):
+    """Continuous ranked probability score of a mixture of Normals, in units of the target.
+
+        CRPS = 1/K sum_k A(y - m_k, s_k^2) - 1/(2 K^2) sum_kl A(m_k - m_l, s_k^2 + s_l^2)
+        A(m, v) = 2 sqrt(v) phi(m / sqrt(v)) + m (2 Phi(m / sqrt(v)) - 1)
+
+    Lower is better; for a point forecast it is the absolute error.
+
+    Args:
+        name: defaults to `"crps"`.
+        likelihood: defaults to that of the model; Normal or HeteroscedasticNormal.
+
+    Raises:
+        ValueError: for another likelihood.
+
+    Source: Grimit et al. (2006), "The continuous ranked probability score for circular variables
+    and its application to mesoscale forecast ensemble verification".
+    """
+
+    def __init__(self, name: str = "crps", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        if not isinstance(mixture.likelihood, (Normal, HeteroscedasticNormal)):
+            raise ValueError(
+                "CRPS has its closed form for Normal and HeteroscedasticNormal likelihoods only. "
+                f"Received: {type(mixture.likelihood).__name__}"
+            )
+        mean, variance = mixture.member_moments()
+        error = _expected_absolute(y[:, tf.newaxis] - mean, variance)
+        pairs = _expected_absolute(
+            mean[:, :, tf.newaxis] - mean[:, tf.newaxis],
+            variance[:, :, tf.newaxis] + variance[:, tf.newaxis],
+        )
+        score = tf.reduce_mean(error, axis=1) - 0.5 * tf.reduce_mean(pairs, axis=[1, 2])
+        return tf.reduce_mean(score, axis=-1)
+
+
+def confidence_and_correctness(
+    y: tf.Tensor, mixture: PredictiveMixture
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Probability of the predicted class and whether it is right (0 or 1), `[B, decisions]`.
+
+    One decision per example for Categorical, one per target for Bernoulli.
+    """
+    probabilities = _probabilities(mixture)
+    if isinstance(mixture.likelihood, Categorical):
+        predicted = tf.argmax(probabilities, axis=-1, output_type=tf.int32)[:, tf.newaxis]
+        confidence = tf.reduce_max(probabilities, axis=-1, keepdims=True)
+        return confidence, tf.cast(tf.equal(predicted, tf.cast(y, tf.int32)), tf.float32)
+    predicted_yes = tf.cast(probabilities > 0.5, tf.float32)
+    confidence = tf.maximum(probabilities, 1.0 - probabilities)
+    return confidence, tf.cast(tf.equal(predicted_yes, y), tf.float32)
+
+
+def _probabilities(mixture: PredictiveMixture) -> tf.Tensor:
+    if mixture.likelihood.mean_name != "probs":
+        raise ValueError(
+            "This metric needs class probabilities: a Categorical or Bernoulli likelihood. "
+            f"Received: {type(mixture.likelihood).__name__}"
+        )
+    return mixture.mean()
+
+
+def _expected_absolute(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """`E|X|` for `X ~ N(mean, variance)`."""
+    stddev = tf.sqrt(variance)
+    standard = tfd.Normal(tf.zeros(()), tf.ones(()))
+    z = mean / stddev
+    return 2.0 * stddev * standard.prob(z) + mean * (2.0 * standard.cdf(z) - 1.0)

@@ -1,0 +1,240 @@
+"""The equally weighted mixture of what samples (or members) predict.
+
+With samples s = 1..S of a model's outputs the predictive distribution is
+
+    p(y | x) = 1/S sum_s p(y | outputs_s)
+
+Losses, metrics, `PosteriorPredictive` and exported models all compute it here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from tfp_rank1.likelihoods import Categorical, Likelihood
+
+# Halvings of the bracket of a quantile: float32 has no more digits than this.
+_BISECTIONS = 40
+
+
+class PredictiveMixture:
+    """Moments, entropies, quantiles and log-probabilities of a mixture over one axis.
+
+    Args:
+        likelihood: how raw outputs become distributions.
+        outputs: raw outputs with an axis of S samples, `[S, N, D]` or `[N, S, D]`.
+        axis: the axis of the samples, 0 or 1.
+
+    All results are float32 and have shape `[N, targets]` or `[N]`; `targets` is the number of
+    classes for `mean` and the variances of a Categorical likelihood, which are those of the
+    one-hot target. Works eagerly, in graphs and under XLA.
+    """
+
+    def __init__(self, likelihood: Likelihood, outputs: tf.Tensor, axis: int = 0) -> None:
+        self.likelihood = likelihood
+        self.axis = axis
+        self._outputs = tf.cast(tf.convert_to_tensor(outputs), tf.float32)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples S."""
+        return int(self._outputs.shape[self.axis])
+
+    def _average(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(values, axis=self.axis)
+
+    # -- moments --------------------------------------------------------------------------------
+
+    def mean(self) -> tf.Tensor:
+        """`E[y]`, `[N, targets]`; class probabilities for Categorical and Bernoulli."""
+        return self._average(self.likelihood.mean(self._outputs))
+
+    def variance(self) -> tf.Tensor:
+        """Total variance, aleatoric plus epistemic, `[N, targets]`."""
+        return self.aleatoric_variance() + self.epistemic_variance()
+
+    def stddev(self) -> tf.Tensor:
+        """Square root of the total variance, in units of the target."""
+        return tf.sqrt(self.variance())
+
+    def aleatoric_variance(self) -> tf.Tensor:
+        """`E_s Var[y | s]`: the noise in the data, which more data does not reduce."""
+        return self._average(self.likelihood.variance(self._outputs))
+
+    def epistemic_variance(self) -> tf.Tensor:
+        """`Var_s E[y | s]`: what the model does not know."""
+        return tf.math.reduce_variance(self.likelihood.mean(self._outputs), axis=self.axis)
+
+    def member_moments(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of the target under every sample, in the layout of the outputs."""
+        return self.likelihood.mean(self._outputs), self.likelihood.variance(self._outputs)
+
+    def energy(self) -> tf.Tensor:
+        """`-mean_s logsumexp(outputs_s)`, `[N]`: low where some logit is large."""
+        return -self._average(tf.reduce_logsumexp(self._outputs, axis=-1))
+
+    # -- entropies ------------------------------------------------------------------------------
+
+    def entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Entropy of the mixture, `[N]`, nats.
+
+        Exact for Categorical and Bernoulli. A mixture of other distributions has no closed form:
+        there it is `-1/M sum_m log p(y_m)` over M draws.
+
+        Args:
+            num_draws: M, used where there is no closed form. Defaults to 256.
+            seed: int32 `[2]`. Defaults to None: the fixed seed (0, 0).
+        """
+        closed_form = self._discrete_entropy(self.mean())
+        if closed_form is not None:
+            return closed_form
+        draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
+        log_probs = tf.map_fn(self._log_prob, draws)
+        return -tf.reduce_mean(log_probs, axis=0)
+
+    def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """`E_s H[y | s]`, `[N]`, nats; Monte Carlo where a likelihood has no entropy (Poisson)."""
+        try:
+            return self._average(self.likelihood.entropy(self._outputs))
+        except NotImplementedError:
+            conditional = self.likelihood.distribution(self._outputs)
+            draws = conditional.sample(num_draws, seed=[0, 1] if seed is None else seed)
+            negative = -tf.reduce_mean(conditional.log_prob(draws), axis=0)
+            return self._average(tf.reduce_sum(negative, axis=-1))
+
+    def mutual_information(self) -> tf.Tensor:
+        """`entropy - expected_entropy`: information about the weights in one label, `[N]`, nats.
+
+        Never negative in exact arithmetic; rounding and Monte Carlo error are clipped at 0.
+        """
+        return tf.nn.relu(self.entropy() - self.expected_entropy())
+
+    def _discrete_entropy(self, mean: tf.Tensor) -> tf.Tensor | None:
+        if self.likelihood.mean_name != "probs":
+            return None
+        terms = -tf.math.xlogy(mean, mean)
+        if not isinstance(self.likelihood, Categorical):
+            if mean.shape[-1] != 1:
+                # Targets of one example share the sample: their joint entropy has no closed form.
+                return None
+            terms -= tf.math.xlog1py(1.0 - mean, -mean)
+        return tf.reduce_sum(terms, axis=-1)
+
+    # -- densities ------------------------------------------------------------------------------
+
+    def log_prob(self, y: tf.Tensor) -> tf.Tensor:
+        """`log 1/S sum_s p(y | outputs_s)`, `[N]`, nats, by logsumexp.
+
+        Args:
+            y: targets `[N]` or `[N, targets]`; integer labels for Categorical.
+        """
+        return self._log_prob(self._prepare(y))
+
+    def member_log_prob(self, y: tf.Tensor) -> tf.Tensor:
+        """`log p(y | outputs_s)` of every sample, `[S, N]` or `[N, S]`."""
+        return self._member_log_prob(self._prepare(y))
+
+    def _prepare(self, y: tf.Tensor) -> tf.Tensor:
+        return self.likelihood.prepare_targets(y, int(self._outputs.shape[-1]))
+
+    def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:
+        return self.likelihood.log_prob(self._outputs, tf.expand_dims(targets, self.axis))
+
+    def _log_prob(self, targets: tf.Tensor) -> tf.Tensor:
+        log_probs = self._member_log_prob(targets)
+        return tf.reduce_logsumexp(log_probs, axis=self.axis) - math.log(self.num_samples)
+
+    # -- quantiles ------------------------------------------------------------------------------
+
+    def cdf(self, y: tf.Tensor) -> tf.Tensor:
+        """`P(Y <= y)` of each target on its own, `[N, targets]`.
+
+        Raises:
+            ValueError: for Categorical, whose classes have no order.
+        """
+        self._require_order("cdf")
+        conditional = self.likelihood.distribution(self._outputs)
+        return self._average(conditional.cdf(tf.expand_dims(y, self.axis)))
+
+    def quantile(self, probability: float) -> tf.Tensor:
+        """The value y with `P(Y <= y) = probability`, per target, `[N, targets]`.
+
+        For counts the smallest whole number with `P(Y <= y) >= probability`. Found by bisection
+        of the mixture's CDF between bounds that hold for any distribution (Cantelli):
+        `mean -+ stddev sqrt((1 - p) / p)`.
+
+        Args:
+            probability: strictly between 0 and 1.
+
+        Raises:
+            ValueError: for another probability, or a Categorical likelihood.
+        """
+        self._require_order("quantile")
+        p = float(probability)
+        if not 0.0 < p < 1.0:
+            raise ValueError(
+                "Argument `probability` must lie strictly between 0 and 1. "
+                f"Received: probability={probability}"
+            )
+        mean, stddev = self.mean(), self.stddev()
+        # A hair wider, so that a distribution that attains the bound is inside it.
+        low = mean - 1.01 * stddev * math.sqrt((1.0 - p) / p) - 1e-6
+        high = mean + 1.01 * stddev * math.sqrt(p / (1.0 - p)) + 1e-6
+        if self.likelihood.discrete:
+            low, high = tf.floor(low) - 1.0, tf.math.ceil(high)
+
+        def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            middle = 0.5 * (low + high)
+            point = tf.floor(middle) if self.likelihood.discrete else middle
+            below = self.cdf(point) < p
+            return tf.where(below, middle, low), tf.where(below, high, middle)
+
+        _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_BISECTIONS)
+        return tf.floor(high + 1e-4) if self.likelihood.discrete else high
+
+    def credible_interval(self, level: float = 0.9) -> tuple[tf.Tensor, tf.Tensor]:
+        """Central interval that holds the target with probability `level`, per target.
+
+        Args:
+            level: strictly between 0 and 1. Defaults to 0.9.
+
+        Returns:
+            Lower and upper ends, each `[N, targets]`.
+        """
+        tail = 0.5 * (1.0 - check_level(level))
+        return self.quantile(tail), self.quantile(1.0 - tail)
+
+    def _require_order(self, what: str) -> None:
+        if isinstance(self.likelihood, Categorical):
+            raise ValueError(
+                f"`{what}` needs an ordered target; the classes of a Categorical likelihood have "
+                "no order. Use `mean()`, the class probabilities. Received: "
+                "likelihood=Categorical"
+            )
+
+    # -- draws ----------------------------------------------------------------------------------
+
+    def _draw(self, num_draws: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws `[num_draws, N, targets]`: a sample index, then the likelihood given it."""
+        index_seed, value_seed = tf.unstack(tf.random.split(seed, 2))
+        outputs = self._outputs if self.axis == 0 else tf.transpose(self._outputs, [1, 0, 2])
+        shape = tf.shape(outputs)
+        index = tf.random.stateless_uniform(
+            [shape[1], num_draws], index_seed, maxval=shape[0], dtype=tf.int32
+        )
+        chosen = tf.gather(tf.transpose(outputs, [1, 0, 2]), index, batch_dims=1)
+        draws = self.likelihood.distribution(chosen).sample(seed=value_seed)
+        if isinstance(self.likelihood, Categorical):
+            draws = draws[..., tf.newaxis]
+        return tf.cast(tf.transpose(draws, [1, 0, 2]), tf.float32)
+
+
+def check_level(level: float) -> float:
+    """`level` as a float, refused unless strictly between 0 and 1."""
+    if not 0.0 < float(level) < 1.0:
+        raise ValueError(
+            f"Argument `level` must lie strictly between 0 and 1. Received: level={level}"
+        )
+    return float(level)

@@ -1,0 +1,542 @@
+"""BayesianModel: its loss is an evidence bound, its answer a distribution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_rank1 import likelihoods
+from tfp_rank1._counting import count_examples
+from tfp_rank1._registry import registered
+from tfp_rank1.divergence import current_kl_scope, kl_scope
+from tfp_rank1.export import check_exportable, export_predictive
+from tfp_rank1.layers._rank1 import in_posterior_mean
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.losses import NAMES as LOSS_NAMES
+from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
+from tfp_rank1.metrics import UncertaintyMetric
+from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
+
+# The class that keras.Model(inputs, outputs) creates; Keras does not export it by name.
+_Functional: type = type(keras.Model(inputs := keras.Input((1,)), inputs))
+
+Annealing = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Objective(NamedTuple):
+    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`."""
+
+    loss: tf.Tensor
+    nll: tf.Tensor
+    kl: tf.Tensor
+    kl_weight: tf.Tensor
+
+
+def _is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) >= 2 or (len(args) == 1 and "outputs" in kwargs) or "inputs" in kwargs
+
+
+@functools.cache
+def _functional_variant(cls: Any) -> Any:
+    """`cls` with the methods of a Functional model behind its own.
+
+    Keras would instead change the bases of `cls` in place at its first functional use, which
+    breaks every subclass that defines `call`.
+    """
+    if issubclass(cls, _Functional):
+        return cls
+    variant = type(
+        cls.__name__, (cls, _Functional), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    )
+    registered_name = keras.saving.get_registered_name(cls)
+    if ">" in registered_name:
+        # Saved under the name of `cls`, and loaded as `cls`, which becomes functional again.
+        keras.saving.register_keras_serializable(*registered_name.split(">"))(variant)
+        keras.saving.get_custom_objects()[registered_name] = cls
+    return variant
+
+
+@registered
+class BayesianModel(keras.Model):
+    """A Keras model trained by an evidence bound; Functional or subclassed.
+
+        loss(t) = NLL + anneal(t) / N * KL + other penalties
+
+    NLL is a mean per example in nats, KL the sum over the model's layers (each counted once), N
+    the number of training examples and `anneal` 1 unless `callbacks.KLAnnealing` changes it. The
+    loss does not depend on the batch size. `fit` logs `nll`, `kl` (KL / N, nats per example) and
+    `kl_weight` (anneal / N). Evaluation reports the NLL of the mixture over members, training
+    that of the compiled loss.
+
+    Args:
+        *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
+            `[B, K, D]` (`[B, D]` for a net without members); a subclass that defines `call`
+            passes only what follows.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
+            of a Functional model, which is how clones and saved models keep it.
+        num_train_examples: N. Defaults to None: `fit` finds it.
+
+    Raises:
+        ValueError: without a likelihood, or with an N below 1.
+
+    Example:
+    ```python
+    model = BayesianModel(inputs, outputs, likelihood=likelihoods.Categorical())
+    model.compile("adam", loss="average_nll", metrics=[metrics.ExpectedCalibrationError()])
+    model.fit(x, y, epochs=20, callbacks=[callbacks.KLAnnealing(epochs=10)])
+    p = model.posterior_predictive(x_test, num_samples=32)
+    p.mean(), p.mutual_information()
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        likelihood: Any = None,
+        num_train_examples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if _is_functional_call(args, kwargs):
+            cls: Any = type(self)
+            self.__class__ = _functional_variant(cls)
+            inputs, outputs, args = _take_graph(args, kwargs)
+            outputs, likelihood = _end_in_likelihood(outputs, likelihood)
+            super().__init__(inputs, outputs, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+        if likelihood is None:
+            raise ValueError(
+                "A BayesianModel needs a likelihood, which says what its raw outputs mean: pass "
+                f"likelihood= one of {sorted(c.__name__ for c in likelihoods.ALL)}, for example "
+                "tfp_rank1.likelihoods.Categorical(). Received: likelihood=None"
+            )
+        # Keras saves attributes in alphabetical order; under this name the likelihood comes before
+        # the private containers of a Functional model, which hold it as well.
+        self._likelihood: Likelihood = likelihoods.get(likelihood)
+        self.num_train_examples = _check_count(num_train_examples)
+        self._count_is_given = num_train_examples is not None
+        self._annealing: Annealing | None = None
+        self._factor_multiplier = 1.0
+        self._loss_name: str | None = None
+        self._evaluation_loss: MixtureNLL | None = None
+        self._traced_with_mean = False
+        self.seed_generator = keras.random.SeedGenerator()
+        self._nll_tracker = keras.metrics.Mean(name="nll")
+        self._kl_tracker = keras.metrics.Mean(name="kl")
+        self._kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the raw outputs mean."""
+        return self._likelihood
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The model's layers; the likelihood, the last operation, is `model.likelihood`."""
+        return [layer for layer in super().layers if not isinstance(layer, Likelihood)]
+
+    # -- compiling ------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = "average_nll",
+        *,
+        metrics: Any = None,
+        factor_learning_rate_multiplier: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training; everything else as in `keras.Model.compile`.
+
+        Args:
+            optimizer: as in Keras.
+            loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or any
+                Keras loss.
+            metrics: as in Keras; metrics of `tfp_rank1` without a likelihood get the model's.
+            factor_learning_rate_multiplier: the factors' steps are this many times those of the
+                slow weights, for any optimizer, above 0. Defaults to 1.
+            **kwargs: as in Keras.
+        """
+        multiplier = float(factor_learning_rate_multiplier)
+        if not 0.0 < multiplier < float("inf"):
+            raise ValueError(
+                "Argument `factor_learning_rate_multiplier` must be a finite number above 0. "
+                f"Received: factor_learning_rate_multiplier={factor_learning_rate_multiplier}"
+            )
+        self._factor_multiplier = multiplier
+        loss = self._resolve_loss(loss)
+        for metric in keras.tree.flatten([metrics, kwargs.get("weighted_metrics")]):
+            if isinstance(metric, UncertaintyMetric):
+                metric.bind(self.likelihood)
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def _resolve_loss(self, loss: Any) -> Any:
+        self._loss_name, self._evaluation_loss = None, None
+        if isinstance(loss, str) and loss in LOSS_NAMES:
+            loss = LOSS_NAMES[loss]()
+        if not isinstance(loss, NegativeLogLikelihood):
+            return loss
+        if loss.likelihood not in (None, self.likelihood) and not _same_likelihood(
+            loss.likelihood, self.likelihood
+        ):
+            raise ValueError(
+                "The loss and the model have different likelihoods. Pass the loss without one, "
+                f"loss={loss.name!r}. Received: {type(loss.likelihood).__name__} in the loss, "
+                f"{type(self.likelihood).__name__} in the model"
+            )
+        # The model's own object: it holds the weights of a learned noise scale.
+        loss.likelihood = self.likelihood
+        self._loss_name = loss.name
+        self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
+        return loss
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """The arguments of `compile`; a loss of this package goes by its name."""
+        config = super().get_compile_config() or {}
+        evaluation = self._evaluation_loss
+        if evaluation is not None and evaluation.reduction == "sum_over_batch_size":
+            config["loss"] = self._loss_name
+        config["factor_learning_rate_multiplier"] = self._factor_multiplier
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was, with the optimizer's state ready to be loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    # -- the objective --------------------------------------------------------------------------
+
+    def objective(
+        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> Objective:
+        """The loss of one batch and its parts.
+
+        Args:
+            y: targets `[B]` or `[B, targets]`.
+            outputs: raw outputs `[B, K, D]`.
+            sample_weight: optional, `[B]`.
+            training: False takes the mixture's NLL in place of the training loss.
+
+        Returns:
+            `Objective`, on each replica divided by the number of replicas as Keras does it, but
+            for `kl` (the whole KL in nats) and `kl_weight`.
+        """
+        if not self.likelihood.built:
+            self.likelihood.build(outputs.shape)
+        if training or self._evaluation_loss is None:
+            nll = self._compile_loss(y, outputs, sample_weight)
+        else:
+            nll = self._evaluation_loss(y, outputs, sample_weight)
+        with kl_scope(self._kl_weight()) as scope:
+            penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """`NLL + anneal / N * KL + other penalties`, scalar."""
+        return self.objective(y, y_pred, sample_weight, training).loss
+
+    @property
+    def losses(self) -> list[tf.Tensor]:
+        """The weighted KL of every layer, regularizers, and `add_loss` terms.
+
+        Raises:
+            ValueError: if N is not known yet and a layer has a KL.
+        """
+        if current_kl_scope() is not None:
+            return super().losses
+        with kl_scope(self._kl_weight()):
+            return super().losses
+
+    def kl(self) -> tf.Tensor:
+        """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+        layers = [m for m in self._flatten_layers(include_self=False) if _owns_kl(m)]
+        return tf.add_n([layer.kl() for layer in layers]) if layers else tf.zeros(())
+
+    def _kl_weight(self) -> tf.Tensor:
+        if self.num_train_examples is None:
+            if not self._has_kl():
+                return tf.zeros(())
+            raise ValueError(
+                "The KL weight is 1/N and the number N of training examples is not known yet. "
+                "Call `fit`, which finds it in arrays and finite datasets, or pass "
+                "num_train_examples= to the model. Received: num_train_examples=None"
+            )
+        anneal = tf.ones(()) if self._annealing is None else self._annealing(self._step())
+        return anneal / float(self.num_train_examples)
+
+    def _has_kl(self) -> bool:
+        return any(v.regularizer is not None for v in self.factor_variables)
+
+    def _step(self) -> tf.Tensor:
+        """Number of training steps taken so far."""
+        if self.optimizer is None:
+            return tf.zeros((), tf.int64)
+        return tf.convert_to_tensor(self.optimizer.iterations)
+
+    def set_annealing(self, annealing: Annealing | None) -> None:
+        """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
+
+        It becomes part of the compiled step, so that it also holds within
+        `steps_per_execution`. `callbacks.KLAnnealing` calls this.
+        """
+        self._annealing = annealing
+        self._forget_functions()
+
+    def _forget_functions(self) -> None:
+        """N and the annealing are constants of the compiled functions: compile anew."""
+        self.train_function = self.test_function = self.predict_function = None
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One optimizer step on one batch."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            outputs = self(x, training=True)
+            objective = self.objective(y, outputs, sample_weight, training=True)
+            loss = self.optimizer.scale_loss(objective.loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        self._apply_gradients(gradients, variables)
+        return self._log(objective, x, y, outputs, sample_weight)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Loss and metrics of one batch."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        outputs = self(x, training=False)
+        objective = self.objective(y, outputs, sample_weight, training=False)
+        return self._log(objective, x, y, outputs, sample_weight)
+
+    def _apply_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> None:
+        """Apply the optimizer; the factors' steps are multiplied afterwards.
+
+        Multiplying the step, not the gradient, is what a learning-rate multiplier means for
+        Adam as well, and costs O(in + out).
+        """
+        scaled = [] if self._factor_multiplier == 1.0 else self._trainable_factors()
+        before = [tf.identity(v.value) for v in scaled]
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        for variable, old in zip(scaled, before, strict=True):
+            step = variable.value - old
+            variable.assign(old + self._factor_multiplier * step)
+
+    def _trainable_factors(self) -> list[keras.Variable]:
+        return [v for v in self.factor_variables if v.trainable]
+
+    def _log(
+        self, objective: Objective, x: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
+    ) -> dict[str, tf.Tensor]:
+        rows = tf.shape(keras.tree.flatten(x)[0])[0]
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(objective.loss * replicas, sample_weight=rows)
+        self._nll_tracker.update_state(objective.nll * replicas, sample_weight=rows)
+        per_example = objective.kl / float(self.num_train_examples or 1)
+        self._kl_tracker.update_state(per_example, sample_weight=rows)
+        self._kl_weight_tracker.update_state(objective.kl_weight, sample_weight=rows)
+        return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+    # -- fit, evaluate, predict -----------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; as `keras.Model.fit`, after finding N and looking at array targets.
+
+        Raises:
+            ValueError: if N is neither given nor found in `x`, or targets lie outside the
+                support of the likelihood.
+        """
+        if not self._count_is_given:
+            found = count_examples(x, kwargs.get("validation_split", 0.0))
+            if found is not None and found != self.num_train_examples:
+                self.num_train_examples = found
+                self._forget_functions()
+        if self.num_train_examples is None and self._has_kl():
+            self._kl_weight()
+        self._check_array_targets(y)
+        self._follow_posterior_mean()
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loss and metrics; as `keras.Model.evaluate`."""
+        self._check_array_targets(y)
+        self._follow_posterior_mean()
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Raw outputs of one draw; as `keras.Model.predict`. See `posterior_predictive`."""
+        self._follow_posterior_mean()
+        return super().predict(x, *args, **kwargs)
+
+    def _follow_posterior_mean(self) -> None:
+        """The context is read when a function is traced: a change of it needs a new trace."""
+        if in_posterior_mean() != self._traced_with_mean:
+            self._traced_with_mean = in_posterior_mean()
+            self._forget_functions()
+
+    def _check_array_targets(self, y: Any) -> None:
+        if y is None or not hasattr(y, "__array__") or self._evaluation_loss is None:
+            return
+        num_outputs = self.output_shape[-1] if isinstance(self, _Functional) else None
+        if num_outputs is not None:
+            self.likelihood.check_targets(y, num_outputs)
+
+    # -- parameters by role ---------------------------------------------------------------------
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of all factors and their priors, each once."""
+        return self._by_role("factor_variables")
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """All other weights of the model: kernels, point biases, stock layers."""
+        factors = {id(v) for v in self.factor_variables}
+        return [v for v in self.weights if id(v) not in factors]
+
+    def _by_role(self, role: str) -> list[keras.Variable]:
+        found: dict[int, keras.Variable] = {}
+        for layer in self._flatten_layers(include_self=False):
+            if not isinstance(layer, BayesianModel):  # its layers come by themselves
+                found.update({id(v): v for v in getattr(layer, role, [])})
+        return list(found.values())
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = 32,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        reduce: str | None = None,
+        verbose: int = 0,
+    ) -> PosteriorPredictive | PredictiveMoments:
+        """Sample the posterior predictive distribution.
+
+        Args:
+            x: inputs: an array, a structure of arrays, or a `tf.data.Dataset` of batches (its
+                targets, if any, are ignored).
+            num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
+                of K so that every member weighs the same. Defaults to 32.
+            batch_size: examples per pass, for arrays. Defaults to 128.
+            seed: integer for reproducible samples. Defaults to None: new ones each call.
+            reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
+                entropies only.
+            verbose: 1 shows a progress bar. Defaults to 0.
+
+        Returns:
+            `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
+
+        Raises:
+            ValueError: for inputs that are not finite.
+        """
+        return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
+
+    def export_predictive(
+        self, path: str, num_samples: int = 32, input_signature: Any = None
+    ) -> None:
+        """Write a SavedModel that answers with the predictive distribution.
+
+        See `tfp_rank1.export.export_predictive`.
+        """
+        export_predictive(self, path, num_samples, input_signature)
+
+    def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> Any:
+        """As `keras.Model.export`; ONNX and LiteRT only inside `posterior_mean()`.
+
+        Raises:
+            ValueError: for a format that would freeze the noise of the samples.
+        """
+        check_exportable(format)
+        return super().export(filepath, format=format, **kwargs)
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The graph of a Functional model, and N if it was given."""
+        given = self.num_train_examples if self._count_is_given else None
+        return {**super().get_config(), "num_train_examples": given}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the random state of the model and the N that `fit` found."""
+        super().save_own_variables(store)
+        store["seed_state"] = self.seed_generator.state
+        store["num_train_examples"] = np.int64(self.num_train_examples or 0)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
+        state = arrays.pop("seed_state", None)
+        if state is not None:
+            self.seed_generator.state.assign(state)
+        count = int(np.asarray(arrays.pop("num_train_examples", 0)))
+        if count and not self._count_is_given:
+            self.num_train_examples = count
+        super().load_own_variables(arrays)
+
+
+def _take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Inputs, outputs, and the remaining positional arguments."""
+    values = list(args)
+    inputs = values.pop(0) if values else kwargs.pop("inputs")
+    outputs = values.pop(0) if values else kwargs.pop("outputs")
+    return inputs, outputs, tuple(values)
+
+
+def _end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
+    """Make a likelihood the last operation of the graph, unless it already is."""
+    if not isinstance(outputs, keras.KerasTensor):
+        raise ValueError(
+            "A BayesianModel has one output tensor, [batch, members, outputs]. "
+            f"Received: outputs={outputs}"
+        )
+    last = outputs._keras_history.operation
+    if isinstance(last, Likelihood):
+        if likelihood is not None and not _same_likelihood(last, likelihoods.get(likelihood)):
+            raise ValueError(
+                "The outputs already end in a likelihood, and another one is given. "
+                f"Received: {type(last).__name__} and likelihood={likelihood}"
+            )
+        return outputs, last
+    if likelihood is None:
+        return outputs, None
+    likelihood = likelihoods.get(likelihood)
+    return likelihood(outputs), likelihood
+
+
+def _owns_kl(layer: keras.layers.Layer) -> bool:
+    return hasattr(layer, "kl") and not isinstance(layer, BayesianModel)
+
+
+def _same_likelihood(a: Likelihood, b: Likelihood) -> bool:
+    """Whether two likelihoods are of one kind with equal arguments, names apart."""
+
+    def arguments(likelihood: Likelihood) -> dict[str, Any]:
+        return {k: v for k, v in likelihood.get_config().items() if k != "name"}
+
+    return type(a) is type(b) and arguments(a) == arguments(b)
+
+
+def _check_count(count: int | None) -> int | None:
+    if count is None:
+        return None
+    if int(count) != count or int(count) < 1:
+        raise ValueError(
+            "Argument `num_train_examples` must be a whole number of at least 1. "
+            f"Received: num_train_examples={count}"
+        )
+    return int(count)

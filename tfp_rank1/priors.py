@@ -1,0 +1,441 @@
+"""Priors of a factor, possibly with parameters of their own.
+
+Like a posterior, a prior is a small serializable description whose variables live in the layer.
+Its penalty is `divergence`, one term per entry of the factor, plus `hyper_divergence`, the term
+of its own parameters, which counts once and not per member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1._registry import Configurable, lookup, positive, registered
+from tfp_rank1.divergence import entropy, kl_divergence, normal_cross_entropy
+from tfp_rank1.initializers import InverseSoftplus
+from tfp_rank1.posteriors import (
+    DEFAULT_SPREAD,
+    AddWeight,
+    Deterministic,
+    MixtureOfDeltas,
+    Posterior,
+    Variables,
+    softplus_scale,
+)
+
+Parameters = Mapping[str, Any]
+
+
+class FactorState(NamedTuple):
+    """What a prior is held against.
+
+    Attributes:
+        q: the posterior, batch shape `[members, dim]`.
+        center: the neutral value of the factor.
+        average_members: whether the KL is averaged over members (else summed).
+    """
+
+    q: tfd.Distribution
+    center: float
+    average_members: bool
+
+
+class Prior(Configurable):
+    """Base class of the priors.
+
+    A prior with `mean=None` takes the centre of the factor: 1 for multiplicative factors, 0 for
+    additive ones.
+    """
+
+    def build(self, add_weight: AddWeight, shape: tuple[int, ...]) -> Variables:
+        """Create the prior's own variables; most priors have none."""
+        return {}
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        """The prior as a distribution whose batch shape broadcasts against that of q.
+
+        Args:
+            parameters: what `build` returned.
+            factor: the factor's posterior, for priors that are tied to it.
+        """
+        raise NotImplementedError
+
+    def divergence(self, parameters: Parameters, factor: FactorState, seed: tf.Tensor) -> tf.Tensor:
+        """KL(q || p) per entry, `[members, dim]`, in nats."""
+        p = self.distribution(parameters, factor)
+        return kl_divergence(factor.q, p, seed)
+
+    def hyper_divergence(
+        self, parameters: Parameters, factor: FactorState, seed: tf.Tensor
+    ) -> tf.Tensor | None:
+        """The term of the prior's own parameters, scalar, in nats; None if there is none."""
+        return None
+
+    def check_posterior(self, posterior: Posterior) -> None:
+        """Refuse a posterior whose KL from this prior is infinite.
+
+        Raises:
+            ValueError: naming both and the way out.
+        """
+
+
+def _cast(factor: FactorState, *values: float) -> list[tf.Tensor]:
+    return [tf.cast(value, factor.q.dtype) for value in values]
+
+
+def _refuse(prior: Prior, posterior: Posterior, reason: str, instead: str) -> None:
+    raise ValueError(
+        f"posterior={type(posterior).__name__} with prior={type(prior).__name__}: the KL is "
+        f"infinite, because {reason}. Use {instead}."
+    )
+
+
+class _NormalPrior(Prior):
+    """Priors that are Normal given their parameters."""
+
+    def __init__(self, mean: float | None = None) -> None:
+        self.mean = None if mean is None else float(mean)
+
+    def _mean(self, factor: FactorState) -> tf.Tensor:
+        mean = factor.center if self.mean is None else self.mean
+        return tf.cast(mean, factor.q.dtype)
+
+    def check_posterior(self, posterior: Posterior) -> None:
+        if not posterior.finite_variance:
+            _refuse(
+                self,
+                posterior,
+                "the posterior's second moment is",
+                "a Cauchy or HalfCauchy prior, or a posterior with finite variance",
+            )
+
+
+@registered
+class Normal(_NormalPrior):
+    """`N(mean, stddev^2)`, the same for every entry.
+
+    KL: closed form for Normal and LogNormal posteriors.
+
+    Args:
+        mean: defaults to None, the neutral value of the factor.
+        stddev: above 0, in units of the factor. Defaults to 0.1.
+
+    Example:
+    ```python
+    DenseRank1(10, ensemble_size=4, prior=priors.Normal(1.0, 0.05))
+    ```
+    """
+
+    def __init__(self, mean: float | None = None, stddev: float = DEFAULT_SPREAD) -> None:
+        super().__init__(mean)
+        self.stddev = positive("stddev", stddev)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.Normal(self._mean(factor), *_cast(factor, self.stddev))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"mean": self.mean, "stddev": self.stddev}
+
+
+@registered
+class NormalWithTiedMean(_NormalPrior):
+    """`N(E_q, stddev^2)`: the prior follows the posterior's mean, so only the spread costs.
+
+    KL: closed form for Normal and LogNormal posteriors.
+
+    Args:
+        stddev: above 0, in units of the factor. Defaults to 0.1.
+    """
+
+    def __init__(self, stddev: float = DEFAULT_SPREAD) -> None:
+        super().__init__()
+        self.stddev = positive("stddev", stddev)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.Normal(factor.q.mean(), *_cast(factor, self.stddev))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"stddev": self.stddev}
+
+
+@registered
+class NormalWithTrainableStddev(_NormalPrior):
+    """`N(mean, softplus(rho)^2)` with a trained standard deviation per entry.
+
+    KL: closed form for Normal and LogNormal posteriors. The standard deviation has no prior of
+    its own; `EmpiricalBayesNormal` and `HierarchicalNormal` have one.
+
+    Args:
+        mean: defaults to None, the neutral value of the factor.
+        stddev: standard deviation at the start, above 0. Defaults to 0.1.
+    """
+
+    def __init__(self, mean: float | None = None, stddev: float = DEFAULT_SPREAD) -> None:
+        super().__init__(mean)
+        self.stddev = positive("stddev", stddev)
+
+    def build(self, add_weight: AddWeight, shape: tuple[int, ...]) -> Variables:
+        return {"rho": add_weight("rho", shape, InverseSoftplus(self.stddev))}
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.Normal(self._mean(factor), softplus_scale(parameters["rho"]))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"mean": self.mean, "stddev": self.stddev}
+
+
+@registered
+class EmpiricalBayesNormal(_NormalPrior):
+    """`N(mean, v)` with `v ~ InverseGamma(concentration, scale)` set to its optimum.
+
+    With S the sum of `Var_q + (E_q - mean)^2` over the entries of one member and n their number,
+
+        v = (mean over members of S + 2 scale) / (n + 2 concentration + 2)
+
+    minimises `KL(q || N(mean, v)) - log InverseGamma(v)` (for `kl_reduction="sum"`: S and n over
+    all members). v is the exact minimiser, so no gradient flows through it. The reference code
+    uses `E_q^2` in place of `(E_q - mean)^2`, which is wrong unless the mean is 0.
+
+    KL: closed form for Normal and LogNormal posteriors; the hyperprior's term counts once and may
+    be negative (it is a log density).
+
+    Args:
+        mean: defaults to None, the neutral value of the factor.
+        variance_concentration: shape of the inverse gamma, above 0. Defaults to 2.01.
+        variance_scale: its scale, above 0. Defaults to 0.0101, which puts its mean at 0.1^2.
+    """
+
+    def __init__(
+        self,
+        mean: float | None = None,
+        variance_concentration: float = 2.01,
+        variance_scale: float = 0.0101,
+    ) -> None:
+        super().__init__(mean)
+        self.variance_concentration = positive("variance_concentration", variance_concentration)
+        self.variance_scale = positive("variance_scale", variance_scale)
+
+    def variance(self, factor: FactorState) -> tf.Tensor:
+        """The optimal v, scalar."""
+        q = factor.q
+        second_moment = q.variance() + tf.math.squared_difference(q.mean(), self._mean(factor))
+        per_member = tf.reduce_sum(second_moment, axis=-1)
+        entries = tf.cast(tf.shape(second_moment)[-1], q.dtype)
+        if factor.average_members:
+            total = tf.reduce_mean(per_member)
+        else:
+            total = tf.reduce_sum(per_member)
+            entries *= tf.cast(tf.size(per_member), q.dtype)
+        v = (total + 2.0 * self.variance_scale) / (
+            entries + 2.0 * self.variance_concentration + 2.0
+        )
+        return tf.stop_gradient(v)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.Normal(self._mean(factor), tf.sqrt(self.variance(factor)))
+
+    def hyper_divergence(
+        self, parameters: Parameters, factor: FactorState, seed: tf.Tensor
+    ) -> tf.Tensor | None:
+        hyperprior = tfd.InverseGamma(
+            tf.cast(self.variance_concentration, factor.q.dtype),
+            tf.cast(self.variance_scale, factor.q.dtype),
+        )
+        return -hyperprior.log_prob(self.variance(factor))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "mean": self.mean,
+            "variance_concentration": self.variance_concentration,
+            "variance_scale": self.variance_scale,
+        }
+
+
+@registered
+class HierarchicalNormal(_NormalPrior):
+    """`N(mean, tau^2)` with `tau ~ HalfCauchy(0, scale)` shared by the factor.
+
+    The posterior of tau is `LogNormal(m, s)`, trained with the factor:
+
+        E_tau KL(q || N(mean, tau^2))
+            = m + log(2 pi) / 2 + exp(2 s^2 - 2 m) / 2 * (Var_q + (E_q - mean)^2) - H(q)
+
+    per entry, in closed form for Normal and LogNormal posteriors, plus once the hyper term
+    `KL(LogNormal(m, s) || HalfCauchy(0, scale))`, a Monte Carlo estimate. The factor's whole
+    spread is learned: entries that the data do not need are pulled to the mean together.
+
+    Args:
+        mean: defaults to None, the neutral value of the factor.
+        scale: scale of the half-Cauchy hyperprior on tau, above 0. Defaults to 0.1.
+
+    Source: Gelman (2006), "Prior distributions for variance parameters in hierarchical models".
+    """
+
+    def __init__(self, mean: float | None = None, scale: float = DEFAULT_SPREAD) -> None:
+        super().__init__(mean)
+        self.scale = positive("scale", scale)
+
+    def build(self, add_weight: AddWeight, shape: tuple[int, ...]) -> Variables:
+        start = keras.ops.log(self.scale)
+        return {
+            "tau_loc": add_weight("tau_loc", (1,), keras.initializers.Constant(float(start))),
+            "tau_rho": add_weight("tau_rho", (1,), InverseSoftplus(DEFAULT_SPREAD)),
+        }
+
+    def tau_posterior(self, parameters: Parameters) -> tfd.Distribution:
+        """The posterior of tau, `LogNormal(m, s)`, batch shape `[1]`."""
+        return tfd.LogNormal(
+            tf.convert_to_tensor(parameters["tau_loc"]), softplus_scale(parameters["tau_rho"])
+        )
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        """`N(mean, tau^2)` at the posterior median of tau."""
+        return tfd.Normal(
+            self._mean(factor),
+            tf.exp(tf.convert_to_tensor(parameters["tau_loc"])),
+        )
+
+    def divergence(self, parameters: Parameters, factor: FactorState, seed: tf.Tensor) -> tf.Tensor:
+        tau = self.tau_posterior(parameters)
+        precision = tf.exp(2.0 * tau.scale**2 - 2.0 * tau.loc)
+        cross_entropy = normal_cross_entropy(factor.q, self._mean(factor), tau.loc, precision)
+        return cross_entropy - entropy(factor.q)
+
+    def hyper_divergence(
+        self, parameters: Parameters, factor: FactorState, seed: tf.Tensor
+    ) -> tf.Tensor | None:
+        tau = self.tau_posterior(parameters)
+        hyperprior = tfd.HalfCauchy(
+            tf.zeros((), factor.q.dtype), tf.cast(self.scale, factor.q.dtype)
+        )
+        # One scalar: many draws cost nothing.
+        return tf.reduce_sum(kl_divergence(tau, hyperprior, seed, num_samples=256))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"mean": self.mean, "scale": self.scale}
+
+
+@registered
+class Cauchy(Prior):
+    """`Cauchy(loc, scale)`: heavy tails let single entries leave the centre.
+
+    KL: closed form for Cauchy posteriors, Monte Carlo for the others.
+
+    Args:
+        loc: defaults to None, the neutral value of the factor.
+        scale: half width at half maximum, above 0. Defaults to 0.1.
+    """
+
+    def __init__(self, loc: float | None = None, scale: float = DEFAULT_SPREAD) -> None:
+        self.loc = None if loc is None else float(loc)
+        self.scale = positive("scale", scale)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        loc = factor.center if self.loc is None else self.loc
+        return tfd.Cauchy(*_cast(factor, loc, self.scale))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"loc": self.loc, "scale": self.scale}
+
+
+class _PositivePrior(Prior):
+    """Priors with support on the positive numbers."""
+
+    def check_posterior(self, posterior: Posterior) -> None:
+        if not posterior.positive:
+            _refuse(
+                self,
+                posterior,
+                "the posterior reaches values at or below 0, where the prior has no mass",
+                "a LogNormal or HalfCauchy posterior, or a Normal or Cauchy prior",
+            )
+
+
+@registered
+class LogNormal(_PositivePrior):
+    """`LogNormal(loc, scale)`: positive, median `exp(loc)`.
+
+    KL: closed form for LogNormal posteriors, Monte Carlo for HalfCauchy.
+
+    Args:
+        loc: mean of the logarithm. Defaults to 0: median 1.
+        scale: standard deviation of the logarithm, above 0. Defaults to 0.1.
+    """
+
+    def __init__(self, loc: float = 0.0, scale: float = DEFAULT_SPREAD) -> None:
+        self.loc = float(loc)
+        self.scale = positive("scale", scale)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.LogNormal(*_cast(factor, self.loc, self.scale))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"loc": self.loc, "scale": self.scale}
+
+
+@registered
+class HalfCauchy(_PositivePrior):
+    """`HalfCauchy(loc, scale)` on `[loc, inf)`.
+
+    KL: Monte Carlo for LogNormal and HalfCauchy posteriors.
+
+    Args:
+        loc: lower end of the support, at most 0, since posteriors reach down to 0. Defaults to 0.
+        scale: above 0. Defaults to 1.
+    """
+
+    def __init__(self, loc: float = 0.0, scale: float = 1.0) -> None:
+        if float(loc) > 0.0:
+            raise ValueError(
+                "Argument `loc` of a HalfCauchy prior must be at most 0: positive posteriors "
+                "reach down to 0, and mass below the prior's support makes the KL infinite. "
+                f"Received: loc={loc}"
+            )
+        self.loc = float(loc)
+        self.scale = positive("scale", scale)
+
+    def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
+        return tfd.HalfCauchy(
+            tf.cast(self.loc, factor.q.dtype), tf.cast(self.scale, factor.q.dtype)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"loc": self.loc, "scale": self.scale}
+
+
+ALL: tuple[type[Prior], ...] = (
+    Normal,
+    NormalWithTiedMean,
+    NormalWithTrainableStddev,
+    EmpiricalBayesNormal,
+    HierarchicalNormal,
+    Cauchy,
+    LogNormal,
+    HalfCauchy,
+)
+
+
+def get(identifier: Any) -> Prior:
+    """A prior from an object, a name such as `"normal"`, or a serialized config.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    return lookup(identifier, Prior, ALL, "prior")
+
+
+def default_for(posterior: Posterior) -> Prior | None:
+    """The prior that a posterior gets when none is named.
+
+    The Normal prior for the Normal family; the family's own prior for Cauchy, HalfCauchy and
+    LogNormal, whose KL from a Normal would be infinite or has no such natural centre; none for
+    points, whose only sensible default is the plain BatchEnsemble.
+    """
+    if isinstance(posterior, (Deterministic, MixtureOfDeltas)):
+        return None
+    own = type(posterior).__name__
+    return {"Cauchy": Cauchy, "HalfCauchy": HalfCauchy, "LogNormal": LogNormal}.get(own, Normal)()

@@ -1,0 +1,89 @@
+"""Stateless seeds: distinct on every call and replica, or governed by one given seed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+_INT32_MAX = 2**31 - 1
+
+
+class _Scope(threading.local):
+    def __init__(self) -> None:
+        self.seed: tf.Tensor | None = None
+        self.draws = 0
+
+
+_scope = _Scope()
+
+
+@contextlib.contextmanager
+def seed_scope(seed: tf.Tensor) -> Iterator[None]:
+    """Inside the scope every draw of every layer is a pure function of `seed`.
+
+    The n-th call of `next_seed` returns `fold_in(seed, n)` and leaves the generators' states
+    alone. A graph that is traced inside the scope therefore reads no random state at all, which
+    makes it reproducible, safe to call from several threads, and exportable.
+
+    Args:
+        seed: int32 tensor of shape `[2]`.
+
+    Example:
+    ```python
+    with seed_scope(make_seed(0)):
+        outputs = model(x)      # the same numbers every time
+    ```
+    """
+    previous = _scope.seed, _scope.draws
+    _scope.seed, _scope.draws = tf.convert_to_tensor(seed, tf.int32), 0
+    try:
+        yield
+    finally:
+        _scope.seed, _scope.draws = previous
+
+
+def make_seed(seed: int) -> tf.Tensor:
+    """A Python integer as a stateless seed, int32 `[2]`; any integer below 2^62 in size."""
+    high, low = divmod(abs(int(seed)), _INT32_MAX)
+    return tf.constant([low, (high % _INT32_MAX) ^ (1 if seed < 0 else 0)], tf.int32)
+
+
+def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """The next stateless seed, int32 `[2]`: advances `generator`, or follows the seed scope.
+
+    Inside `tf.distribute` replicas the id of the replica is folded in: the generator's state is
+    mirrored, so without it every replica would draw the same sample.
+
+    Args:
+        generator: the layer's own `keras.random.SeedGenerator`.
+    """
+    if _scope.seed is not None:
+        seed = fold_in(_scope.seed, _scope.draws)
+        _scope.draws += 1
+    else:
+        # The generator's state is int64 and TFP takes int32 seeds.
+        seed = tf.cast(tf.math.floormod(generator.next(), _INT32_MAX - 1), tf.int32)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+        seed = fold_in(seed, replica.replica_id_in_sync_group)
+    return seed
+
+
+def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    """A seed that depends on `seed` and on the integer `data`."""
+    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32))
+
+
+def entropy_seed() -> tf.Tensor:
+    """A seed from the operating system, new on every execution, also inside a graph.
+
+    Unlike `tf.random.uniform`, the raw op ignores `tf.random.set_seed`: a server that was
+    exported from a seeded training script must not repeat itself.
+    """
+    return tf.raw_ops.RandomUniformInt(
+        shape=[2], minval=0, maxval=tf.constant(_INT32_MAX, tf.int32), seed=0, seed2=0
+    )
