@@ -13,6 +13,9 @@ Source: Dusenberry et al. (2020), "Efficient and Scalable Bayesian Neural Nets w
 Factors".
 """
 
+import importlib
+from typing import Any
+
 from tfp_rank1._backend import require_tensorflow
 
 require_tensorflow("tfp_rank1")
@@ -33,6 +36,14 @@ from tfp_rank1.layers._rank1 import posterior_mean  # noqa: E402
 from tfp_rank1.model import BayesianModel  # noqa: E402
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
 
+
+def __getattr__(name: str) -> Any:
+    """Import `plots` at its first use: it needs the packages of an extra."""
+    if name == "plots":
+        return importlib.import_module("tfp_rank1.plots")
+    raise AttributeError(f"module 'tfp_rank1' has no attribute {name!r}")
+
+
 __all__ = [
     "BayesianModel",
     "PosteriorPredictive",
@@ -44,6 +55,7 @@ __all__ = [
     "likelihoods",
     "losses",
     "metrics",
+    "plots",
     "posterior_mean",
     "posteriors",
     "priors",

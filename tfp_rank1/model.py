@@ -75,8 +75,8 @@ class BayesianModel(keras.Model):
 
     Args:
         *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
-            `[B, K, D]` (`[B, D]` for a net without members); a subclass that defines `call`
-            passes only what follows.
+            `[B, K, D]` (`[B, D]` for a net without members). A subclass that defines `call`
+            passes only what follows, and ends `call` with `return self.likelihood(outputs)`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
             of a Functional model, which is how clones and saved models keep it.
         num_train_examples: N. Defaults to None: `fit` finds it.
@@ -230,7 +230,10 @@ class BayesianModel(keras.Model):
             for `kl` (the whole KL in nats) and `kl_weight`.
         """
         if not self.likelihood.built:
-            self.likelihood.build(outputs.shape)
+            raise ValueError(
+                "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
+                f". Received: {type(self).__name__}.call returns raw outputs"
+            )
         if training or self._evaluation_loss is None:
             nll = self._compile_loss(y, outputs, sample_weight)
         else:

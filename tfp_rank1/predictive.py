@@ -222,7 +222,7 @@ def _output_spec(model: BayesianModel, x: Any) -> tf.TensorShape:
     if hasattr(model, "output_shape"):
         shape = model.output_shape
     else:
-        shape = keras.tree.flatten(model.compute_output_spec(x, training=False))[0].shape
+        shape = keras.tree.flatten(model.compute_output_spec(x))[0].shape
     shape = tf.TensorShape(shape)
     if shape.rank not in (2, 3) or shape[-1] is None or shape[1] is None:
         raise ValueError(

@@ -47,9 +47,9 @@ def seed_scope(seed: tf.Tensor) -> Iterator[None]:
 
 
 def make_seed(seed: int) -> tf.Tensor:
-    """A Python integer as a stateless seed, int32 `[2]`; any integer below 2^62 in size."""
-    high, low = divmod(abs(int(seed)), _INT32_MAX)
-    return tf.constant([low, (high % _INT32_MAX) ^ (1 if seed < 0 else 0)], tf.int32)
+    """A Python integer as a stateless seed, int32 `[2]`; distinct for all integers below 2^61."""
+    high, low = divmod(abs(int(seed)), 2**31)
+    return tf.constant([low, (2 * high + (seed < 0)) % 2**31], tf.int32)
 
 
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:

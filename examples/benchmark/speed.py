@@ -1,0 +1,143 @@
+"""Seconds and memory of rank-1 layers as ratios against the stock Keras layer, same rows.
+
+    python -m examples.benchmark.speed [--repeats 30] [--out speed.json]
+
+Both layers do the same work in turn, A B A B ..., in one process: an inference call, and a
+training step (forward, backward, Adam) of a model that holds nothing but the layer. Printed are
+the medians and the median of the ratios, pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import rich
+import tensorflow as tf
+from rich.progress import track
+from rich.table import Table
+
+import tfp_rank1 as r1
+
+MEMBERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A stock layer and its rank-1 counterpart on inputs `[rows, *shape]`."""
+
+    name: str
+    stock: Callable[[], keras.layers.Layer]
+    rank1: Callable[..., keras.layers.Layer]
+    rows: int
+    shape: tuple[int, ...]
+
+
+def _rank1(cls: Any, *args: Any, **kwargs: Any) -> Callable[..., keras.layers.Layer]:
+    return lambda **more: cls(*args, ensemble_size=MEMBERS, kl_weight=1e-4, **kwargs, **more)
+
+
+CASES = (
+    Case(
+        "Dense 1024 -> 1024, 4 x 64 rows",
+        lambda: keras.layers.Dense(1024),
+        _rank1(r1.layers.DenseRank1, 1024),
+        256,
+        (1024,),
+    ),
+    Case(
+        "Conv2D 64 -> 64, 3x3, 4 x 32 of 32x32",
+        lambda: keras.layers.Conv2D(64, 3, padding="same"),
+        _rank1(r1.layers.Conv2DRank1, 64, 3, padding="same"),
+        128,
+        (32, 32, 64),
+    ),
+)
+
+
+def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
+    """A compiled call of the layer."""
+    compiled = tf.function(lambda: layer(x, training=False))
+    return lambda: compiled().numpy()[0, 0]
+
+
+def training(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
+    """A compiled step: mean squared output plus the layer's losses, backward, Adam."""
+    layer(x)
+    optimizer = keras.optimizers.Adam()
+    variables = layer.trainable_variables
+    optimizer.build(variables)
+
+    @tf.function
+    def step() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            outputs = layer(x, training=True)
+            loss = tf.reduce_mean(outputs**2) + sum(layer.losses)
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    return lambda: step().numpy()
+
+
+def compare(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Median seconds of a and b, and the median of b / a, run in turn after a warm-up."""
+    for _ in range(5):
+        a(), b()
+    pairs = [(_seconds(a), _seconds(b)) for _ in range(repeats)]
+    return {
+        "stock_ms": 1e3 * statistics.median(s for s, _ in pairs),
+        "rank1_ms": 1e3 * statistics.median(r for _, r in pairs),
+        "ratio": statistics.median(r / s for s, r in pairs),
+    }
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """All cases, both ways of sampling, inference and training."""
+    results = []
+    jobs = [
+        (case, sampling, mode)
+        for case in CASES
+        for sampling in ("example", "member")
+        for mode in (inference, training)
+    ]
+    for case, sampling, mode in track(jobs, "timing"):
+        x = tf.random.normal([case.rows, *case.shape])
+        stock, rank1 = case.stock(), case.rank1(sampling=sampling)
+        timing = compare(mode(stock, x), mode(rank1, x), repeats)
+        results.append({"case": case.name, "sampling": sampling, "mode": mode.__name__, **timing})
+    return results
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    results = measure(arguments.repeats)
+    table = Table(title=f"rank-1 / stock, TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    for column in results[0]:
+        table.add_column(column)
+    for row in results:
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else v for v in row.values()))
+    rich.print(table)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

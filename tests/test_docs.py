@@ -1,0 +1,46 @@
+"""Every public name is documented, and the README's Python runs."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import bali_keras
+import tfp_rank1 as r1
+
+MODULES = [r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses,
+           r1.callbacks, r1.plots, r1.random, r1.initializers, bali_keras]  # fmt: skip
+
+
+def public_members():
+    for module in MODULES:
+        for name, value in vars(module).items():
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith(
+                ("tfp_rank1", "bali_keras")
+            ):
+                continue
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{module.__name__}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "member"), list(public_members()))
+def test_public_names_are_documented(name, member):
+    assert inspect.getdoc(member), name
+    if inspect.isclass(member):
+        for attribute, value in vars(member).items():
+            if not attribute.startswith("_") and inspect.isfunction(value):
+                assert inspect.getdoc(getattr(member, attribute)), f"{name}.{attribute}"
+
+
+def test_readme_code_runs(tmp_path, monkeypatch, digits):
+    """The Python blocks of the README, one after the other, on the digits."""
+    readme = Path(__file__).parents[1] / "README.md"
+    if not readme.exists():
+        pytest.skip("no README beside the tests: they run against an installed wheel")
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)
+    namespace = {"x": digits[0], "y": digits[1], "x_test": digits[2], "y_test": digits[3]}
+    for block in blocks:
+        exec(compile(block.replace("epochs=20", "epochs=1"), "README.md", "exec"), namespace)

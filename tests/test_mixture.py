@@ -1,0 +1,230 @@
+"""Likelihoods, losses and the predictive mixture against TFP, SciPy and float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+from tensorflow_probability import distributions as tfd
+
+import tfp_rank1 as r1
+from tfp_rank1.mixture import PredictiveMixture
+
+LK = r1.likelihoods
+RNG = np.random.default_rng(0)
+S, N = 5, 6
+
+
+def built(likelihood, outputs):
+    likelihood.build(outputs.shape)
+    return likelihood
+
+
+CASES = {
+    "categorical": (LK.Categorical(), RNG.normal(size=(S, N, 4)), RNG.integers(0, 4, N)),
+    "bernoulli": (LK.Bernoulli(), RNG.normal(size=(S, N, 2)), RNG.integers(0, 2, (N, 2))),
+    "normal_fixed": (LK.Normal(scale=0.3), RNG.normal(size=(S, N, 1)), RNG.normal(size=N)),
+    "normal_learned": (
+        built(LK.Normal(initial_scale=0.7), np.zeros((1, 2))),
+        RNG.normal(size=(S, N, 2)),
+        RNG.normal(size=(N, 2)),
+    ),
+    "heteroscedastic": (
+        LK.HeteroscedasticNormal(),
+        RNG.normal(size=(S, N, 4)),
+        RNG.normal(size=(N, 2)),
+    ),
+    "poisson": (LK.Poisson(), RNG.normal(1, 0.5, size=(S, N, 1)), RNG.poisson(3, N)),
+}
+
+
+def oracle(name, outputs):
+    """The conditional distribution of every sample by SciPy, float64."""
+    outputs = np.float64(np.float32(outputs))
+    if name == "categorical":
+        return None
+    if name == "bernoulli":
+        return stats.bernoulli(1 / (1 + np.exp(-outputs)))
+    if name.startswith("normal"):
+        return stats.norm(outputs, 0.3 if name == "normal_fixed" else 0.7 + 1e-6)
+    if name == "heteroscedastic":
+        return stats.norm(outputs[..., :2], np.log1p(np.exp(outputs[..., 2:])) + 1e-3)
+    return stats.poisson(np.exp(outputs))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", [n for n in CASES if n != "categorical"])
+def test_moments_and_log_prob(name, axis):
+    likelihood, outputs, y = CASES[name]
+    exact = oracle(name, outputs)
+    laid = outputs if axis == 0 else outputs.transpose(1, 0, 2)
+    mixture = PredictiveMixture(likelihood, laid, axis)
+    np.testing.assert_allclose(mixture.mean(), exact.mean().mean(0), rtol=1e-4)
+    np.testing.assert_allclose(mixture.aleatoric_variance(), exact.var().mean(0), rtol=1e-4)
+    epistemic = exact.mean().var(0)
+    np.testing.assert_allclose(mixture.epistemic_variance(), epistemic, rtol=1e-3, atol=1e-6)
+    total = exact.var().mean(0) + epistemic
+    np.testing.assert_allclose(mixture.stddev() ** 2, total, rtol=1e-3)
+    y = y.reshape(N, -1)
+    log_p = (exact.logpmf if likelihood.discrete else exact.logpdf)(y).sum(-1)
+    np.testing.assert_allclose(mixture.log_prob(y), np.log(np.exp(log_p).mean(0)), rtol=1e-4)
+    np.testing.assert_allclose(mixture.cdf(np.float32(y)), exact.cdf(y).mean(0), atol=1e-5)
+
+
+def test_categorical_moments_and_entropies():
+    likelihood, outputs, y = CASES["categorical"]
+    mixture = PredictiveMixture(likelihood, outputs)
+    p = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    mean = p.mean(0)
+    np.testing.assert_allclose(mixture.mean(), mean, rtol=1e-5)
+    np.testing.assert_allclose(mixture.variance(), mean * (1 - mean), rtol=1e-4)
+    np.testing.assert_allclose(mixture.log_prob(y), np.log(mean[np.arange(N), y]), rtol=1e-5)
+    entropy = -(mean * np.log(mean)).sum(-1)
+    expected = -(p * np.log(p)).sum(-1).mean(0)
+    np.testing.assert_allclose(mixture.entropy(), entropy, rtol=1e-5)
+    np.testing.assert_allclose(mixture.expected_entropy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(mixture.mutual_information(), entropy - expected, atol=1e-5)
+    for ordered in (lambda: mixture.quantile(0.5), lambda: mixture.cdf(np.zeros((N, 1)))):
+        with pytest.raises(ValueError, match="classes of a Categorical likelihood have no order"):
+            ordered()
+
+
+@pytest.mark.parametrize("name", ["normal_fixed", "heteroscedastic", "poisson", "bernoulli"])
+@pytest.mark.parametrize("probability", [0.001, 0.05, 0.5, 0.9])
+def test_quantile_inverts_the_cdf(name, probability):
+    likelihood, outputs, _ = CASES[name]
+    mixture = PredictiveMixture(likelihood, outputs)
+    q = mixture.quantile(probability)
+    if likelihood.discrete:
+        assert np.all(np.asarray(mixture.cdf(q)) >= probability)
+        assert np.all(np.asarray(mixture.cdf(q - 1.0)) < probability)
+    else:
+        np.testing.assert_allclose(mixture.cdf(q), probability, atol=1e-5)
+
+
+def test_credible_interval_under_xla():
+    likelihood, outputs, _ = CASES["normal_fixed"]
+
+    @tf.function(jit_compile=True)
+    def interval(outputs):
+        return PredictiveMixture(likelihood, outputs).credible_interval(0.8)
+
+    low, high = interval(np.float32(outputs))
+    mixture = PredictiveMixture(likelihood, outputs)
+    np.testing.assert_allclose(mixture.cdf(low), 0.1, atol=1e-4)
+    np.testing.assert_allclose(mixture.cdf(high), 0.9, atol=1e-4)
+
+
+def test_entropy_of_a_normal_mixture_by_quadrature():
+    outputs = np.array([[[-1.0]], [[1.0]]])
+    mixture = PredictiveMixture(LK.Normal(scale=0.5), outputs)
+    grid = np.linspace(-5, 5, 20001)
+    density = 0.5 * (stats.norm(-1, 0.5).pdf(grid) + stats.norm(1, 0.5).pdf(grid))
+    expected = -np.trapezoid(density * np.log(density), grid)
+    np.testing.assert_allclose(mixture.entropy(num_draws=20000), [expected], atol=0.03)
+    np.testing.assert_allclose(
+        mixture.expected_entropy(), [stats.norm(0, 0.5).entropy()], rtol=1e-5
+    )
+
+
+def test_poisson_expected_entropy():
+    mixture = PredictiveMixture(LK.Poisson(), np.log([[[3.0]], [[5.0]]]))
+    expected = (stats.poisson(3.0).entropy() + stats.poisson(5.0).entropy()) / 2
+    np.testing.assert_allclose(mixture.expected_entropy(num_draws=20000), [expected], atol=0.03)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predictive_agrees_with_its_tfd_mixture(name):
+    likelihood, outputs, y = CASES[name]
+    p = r1.PosteriorPredictive(tf.cast(outputs, tf.float32), likelihood)
+    distribution = p.distribution()
+    assert isinstance(distribution, tfd.MixtureSameFamily)
+    targets = y if name == "categorical" else np.float32(y.reshape(N, -1))
+    np.testing.assert_allclose(p.log_prob(y), distribution.log_prob(targets), rtol=1e-4, atol=1e-5)
+    draws = np.asarray(p.sample(4000, seed=1))
+    assert draws.shape[:2] == (4000, N)
+    if name == "categorical":
+        frequencies = (draws == np.arange(4)).mean(0)
+        np.testing.assert_allclose(frequencies, p.mean(), atol=0.04)
+    else:
+        error = np.asarray(p.stddev()) / np.sqrt(4000)
+        assert np.all(np.abs(draws.mean(0) - p.mean()) < 4.5 * error)
+        np.testing.assert_allclose(draws.var(0), p.variance(), rtol=0.15)
+    np.testing.assert_array_equal(p.sample(2, seed=3), p.sample(2, seed=3))
+    assert not np.array_equal(p.sample(50), p.sample(50)) or name == "bernoulli"
+
+
+def test_losses_average_and_mix():
+    likelihood, outputs, y = CASES["categorical"]
+    members = outputs.transpose(1, 0, 2)
+    log_p = members - np.log(np.exp(members).sum(-1, keepdims=True))
+    chosen = log_p[np.arange(N), :, y]
+    average = r1.losses.AverageNLL(likelihood)(y, members)
+    mixture = r1.losses.MixtureNLL(likelihood)(y, members)
+    np.testing.assert_allclose(average, -chosen.mean(), rtol=1e-5)
+    np.testing.assert_allclose(mixture, -np.log(np.exp(chosen).mean(1)).mean(), rtol=1e-5)
+    assert mixture < average
+    weight = np.arange(N, dtype="float32")
+    weighted = r1.losses.AverageNLL(likelihood)(y, members, sample_weight=weight)
+    np.testing.assert_allclose(weighted, (-chosen.mean(1) * weight).sum() / N, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [r1.losses.AverageNLL, r1.losses.MixtureNLL])
+def test_loss_configs_round_trip(cls):
+    loss = cls(LK.Normal(scale=0.5), name="mine")
+    again = cls.from_config(loss.get_config())
+    assert again.get_config() == loss.get_config()
+    outputs, y = np.zeros((3, 2, 1), "float32"), np.ones(3, "float32")
+    np.testing.assert_allclose(again(y, outputs), loss(y, outputs))
+    assert cls().get_config()["likelihood"] is None
+
+
+@pytest.mark.parametrize("cls", LK.ALL)
+def test_likelihood_configs_round_trip(cls):
+    likelihood = cls()
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(likelihood))
+    assert type(again) is cls
+    assert again.get_config() == likelihood.get_config()
+    assert type(LK.get(r1._registry.snake_case(cls.__name__))) is cls
+
+
+ERRORS = [
+    (LK.Categorical(), 3, [3], r"whole numbers in \[0, 3\). Received: min=3"),
+    (LK.Categorical(), 3, [0.5], "Received: min=0.5"),
+    (LK.Categorical(), 3, [-1], "Received: min=-1"),
+    (LK.Bernoulli(), 1, [2], "must be 0 or 1. Received: min=2"),
+    (LK.Normal(1.0), 1, [np.inf], "must be finite. Received: .*1 values not finite"),
+    (LK.Poisson(), 1, [-1], "whole numbers of at least 0. Received: min=-1"),
+    (LK.Poisson(), 1, [1.5], "whole numbers of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "num_outputs", "y", "message"), ERRORS)
+def test_targets_outside_the_support_are_refused(likelihood, num_outputs, y, message):
+    with pytest.raises(ValueError, match=message):
+        likelihood.check_targets(np.array(y), num_outputs)
+    general = f"{type(likelihood).__name__} likelihood.* must be "
+    with pytest.raises(tf.errors.InvalidArgumentError, match=general):
+        likelihood.prepare_targets(np.array(y), num_outputs)
+
+
+def test_other_errors():
+    with pytest.raises(ValueError, match="learns its noise scale and belongs to no model"):
+        r1.losses.AverageNLL(LK.Normal())(np.zeros(2), np.zeros((2, 1, 1)))
+    with pytest.raises(ValueError, match="AverageNLL has no likelihood"):
+        r1.losses.AverageNLL()(np.zeros(2), np.zeros((2, 1, 1)))
+    with pytest.raises(
+        ValueError, match=r"\[batch, members, outputs\].*Received: .*\(2, 1, 1, 1\)"
+    ):
+        r1.losses.AverageNLL("categorical")(np.zeros(2), np.zeros((2, 1, 1, 1)))
+    with pytest.raises(ValueError, match=r"two outputs per target.*Received: 3 outputs"):
+        LK.HeteroscedasticNormal()(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"`scale` must be .* above 0. Received: scale=-1"):
+        LK.Normal(scale=-1.0)
+    with pytest.raises(ValueError, match=r"shape \[batch, 2\]. Received: .*\(3, 1\)"):
+        LK.Normal(1.0).prepare_targets(np.zeros((3, 1)), 2)
+    mixture = PredictiveMixture(LK.Normal(1.0), np.zeros((1, 2, 1)))
+    with pytest.raises(ValueError, match="`probability` must lie strictly between 0 and 1"):
+        mixture.quantile(1.0)
+    with pytest.raises(ValueError, match="`level` must lie strictly between 0 and 1"):
+        mixture.credible_interval(1.5)

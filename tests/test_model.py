@@ -1,0 +1,442 @@
+"""BayesianModel: its loss, its modes, its state and its errors."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import members_input, small_classifier
+
+import tfp_rank1 as r1
+
+
+def deterministic_start(**kwargs):
+    """A model whose forward pass is exact although it has a KL: the noise is negligible."""
+    posterior = r1.posteriors.Normal(stddev=1e-6)
+    keras.utils.set_random_seed(5)
+    return small_classifier(layer_kwargs={"posterior": posterior}, **kwargs)
+
+
+def oracle_nll(model, x, y):
+    """Average NLL of the members in float64, from the posterior means."""
+    with r1.posterior_mean():
+        logits = np.float64(model(x))
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -log_probs[np.arange(len(y)), :, y].mean()
+
+
+def oracle_kl(model):
+    """Average over members of the Normal KLs, in float64."""
+    total = 0.0
+    for layer in model.layers:
+        for factor in getattr(layer, "_factors", list)():
+            m, s = np.float64(factor.distribution().loc), np.float64(factor.distribution().scale)
+            kl = np.log(0.1 / s) + (s**2 + (m - 1.0) ** 2) / 0.02 - 0.5
+            total += kl.sum(axis=1).mean()
+    return total
+
+
+@pytest.mark.parametrize("batch_size", [16, 48])
+def test_loss_is_nll_plus_kl_over_n(digits, batch_size):
+    """With annealing 1/4 at the first step, to 1e-5, whatever the batch size."""
+    x, y = digits[0][:48], digits[1][:48]
+    model = deterministic_start()
+    expected = oracle_nll(model, x, y) + 0.25 * oracle_kl(model) / 48
+    model.compile(keras.optimizers.SGD(0.0))
+    callback = r1.callbacks.KLAnnealing(steps=4, start=0.0)
+    history = model.fit(
+        x, y, batch_size=batch_size, steps_per_epoch=1, verbose=0, callbacks=[callback]
+    ).history
+    if batch_size == 48:
+        np.testing.assert_allclose(history["loss"][0], expected, rtol=1e-5)
+        np.testing.assert_allclose(history["nll"][0], oracle_nll(model, x, y), rtol=1e-5)
+    np.testing.assert_allclose(history["kl"][0], oracle_kl(model) / 48, rtol=1e-5)
+    np.testing.assert_allclose(history["kl_weight"][0], 0.25 / 48, rtol=1e-5)
+
+
+def test_loss_does_not_depend_on_the_batch_size(digits):
+    x, y = digits[0][:48], digits[1][:48]
+    losses = []
+    for batch_size in (8, 48):
+        model = deterministic_start()
+        model.compile(keras.optimizers.SGD(0.0))
+        losses.append(model.fit(x, y, batch_size=batch_size, verbose=0).history["loss"][0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+MODES = {
+    "graph": {},
+    "eager": {"run_eagerly": True},
+    "xla": {"jit_compile": True},
+    "steps_per_execution": {"steps_per_execution": 4},
+}
+
+
+def train_in_mode(digits, mode, policy="float32"):
+    keras.config.set_dtype_policy(policy)
+    x, y = digits[0][:128], digits[1][:128]
+    model = deterministic_start()
+    model.compile(keras.optimizers.SGD(0.1), **MODES[mode])
+    annealing = r1.callbacks.KLAnnealing(epochs=2)
+    history = model.fit(
+        x, y, batch_size=16, epochs=3, shuffle=False, verbose=0, callbacks=[annealing]
+    ).history
+    return {name: np.array(history[name]) for name in ("loss", "nll", "kl", "kl_weight")}
+
+
+def test_all_modes_train_alike(digits):
+    """Annealing is part of the step: it is the same within steps_per_execution."""
+    expected = train_in_mode(digits, "graph")
+    assert expected["nll"][-1] < expected["nll"][0]
+    assert expected["kl_weight"][0] < expected["kl_weight"][1] < expected["kl_weight"][2]
+    for mode in ("eager", "xla", "steps_per_execution"):
+        actual = train_in_mode(digits, mode)
+        for name, values in expected.items():
+            np.testing.assert_allclose(actual[name], values, rtol=1e-5, err_msg=f"{mode} {name}")
+
+
+def test_mixed_bfloat16_trains_alike_to_its_precision(digits):
+    expected, actual = (
+        train_in_mode(digits, "graph"),
+        train_in_mode(digits, "graph", "mixed_bfloat16"),
+    )
+    np.testing.assert_allclose(actual["kl"], expected["kl"], rtol=1e-3)
+    np.testing.assert_allclose(actual["nll"], expected["nll"], rtol=0.02)
+
+
+def test_shared_layer_counts_its_kl_once():
+    inputs, h = members_input((4,), 2)
+    shared = r1.layers.DenseRank1(4, ensemble_size=2)
+    outputs = r1.layers.SplitMembers(2)(shared(shared(h)))
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical", num_train_examples=10)
+    assert len(model.losses) == 1
+    np.testing.assert_allclose(model.losses[0], shared.kl() / 10, rtol=1e-6)
+    np.testing.assert_allclose(model.kl(), shared.kl(), rtol=1e-6)
+
+
+def test_other_penalties_are_added():
+    inputs, h = members_input((4,), 2)
+    layer = r1.layers.DenseRank1(3, ensemble_size=2, kernel_regularizer="l2", prior=None)
+    outputs = r1.layers.SplitMembers(2)(layer(h))
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
+    model.compile("sgd")
+    loss = model.evaluate(np.ones((4, 4)), np.zeros(4), verbose=0, return_dict=True)
+    expected = loss["nll"] + 0.01 * np.sum(np.asarray(layer.kernel) ** 2)
+    np.testing.assert_allclose(loss["loss"], expected, rtol=1e-5)
+
+
+def test_evaluation_reports_the_mixture(digits):
+    """`evaluate` takes log of the mean over members, `fit` the mean of the logs."""
+    x, y = digits[0][:32], digits[1][:32]
+    model = deterministic_start()
+    model.compile(keras.optimizers.SGD(0.0))
+    model.fit(x, y, batch_size=32, verbose=0)
+    with r1.posterior_mean():
+        probabilities = np.exp(np.float64(tf.nn.log_softmax(model(x))))
+    expected = -np.log(probabilities[np.arange(32), :, y].mean(axis=1)).mean()
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["nll"], expected, rtol=1e-4)
+    assert logs["nll"] < oracle_nll(model, x, y)
+
+
+def test_plain_keras_model_with_kl_weight(digits):
+    x, y = digits[0][:64], digits[1][:64]
+    inputs, h = members_input((64,), 2)
+    layer = r1.layers.DenseRank1(10, ensemble_size=2, kl_weight=1 / 64)
+    model = keras.Model(inputs, r1.layers.SplitMembers(2)(layer(h)))
+    model.compile("adam", r1.losses.AverageNLL("categorical"))
+    first = model.fit(x, y, batch_size=16, epochs=5, verbose=0).history["loss"]
+    assert first[-1] < first[0]
+    np.testing.assert_allclose(model.losses[0], layer.kl() / 64, rtol=1e-6)
+
+
+def test_plain_keras_model_without_kl_weight_is_refused():
+    inputs, h = members_input((4,), 2)
+    layer = r1.layers.DenseRank1(3, ensemble_size=2)
+    model = keras.Model(inputs, r1.layers.SplitMembers(2)(layer(h)))
+    model.compile("sgd", r1.losses.AverageNLL("categorical"))
+    message = r"nobody gave its weight.*BayesianModel.*`kl_weight=1/N`.*Received: kl_weight=None"
+    with pytest.raises(ValueError, match=message):
+        model.fit(np.ones((4, 4)), np.zeros(4), verbose=0)
+
+
+def test_two_owners_of_the_kl_weight_are_refused():
+    model = small_classifier(layer_kwargs={"kl_weight": 0.1}, num_train_examples=5)
+    with pytest.raises(ValueError, match=r"has two owners.*Received: kl_weight=0.1"):
+        _ = model.losses
+
+
+def test_factor_learning_rate_multiplier(digits):
+    """With Adam the factors' first step is the multiple of what it would have been."""
+    x, y = digits[0][:32], digits[1][:32]
+    steps = {}
+    for multiplier in (1.0, 0.25):
+        model = deterministic_start()
+        model.compile(keras.optimizers.Adam(1e-2), factor_learning_rate_multiplier=multiplier)
+        before = [np.asarray(v) for v in model.trainable_variables]
+        model.fit(x, y, batch_size=32, verbose=0)
+        after = [np.asarray(v) for v in model.trainable_variables]
+        steps[multiplier] = [a - b for a, b in zip(after, before, strict=True)]
+    factors = {id(v) for v in model.factor_variables}
+    assert len(factors) == 8
+    for variable, full, scaled in zip(
+        model.trainable_variables, steps[1.0], steps[0.25], strict=True
+    ):
+        expected = 0.25 * full if id(variable) in factors else full
+        np.testing.assert_allclose(scaled, expected, atol=1e-6)
+
+
+def test_roles_partition_the_model():
+    model = small_classifier()
+    roles = [id(v) for v in model.factor_variables + model.slow_weights]
+    assert sorted(roles) == sorted(id(v) for v in model.weights)
+
+
+@pytest.mark.parametrize("functional_first", [True, False])
+def test_subclassed_models_live_beside_functional_ones(functional_first):
+    class Net(r1.BayesianModel):
+        def __init__(self):
+            super().__init__(likelihood=r1.likelihoods.Normal())
+            self.tile = r1.layers.TileMembers(2)
+            self.dense = r1.layers.DenseRank1(1, ensemble_size=2)
+            self.split = r1.layers.SplitMembers(2)
+
+        def call(self, inputs):
+            return self.likelihood(self.split(self.dense(self.tile(inputs))))
+
+    if functional_first:
+        small_classifier()
+    model = Net()
+    model.compile("adam")
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    history = model.fit(x, x[:, :1], epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert any(v is model.likelihood.rho for v in model.trainable_variables)
+    assert model.posterior_predictive(x, num_samples=5).samples.shape == (6, 16, 1)
+    assert keras.Model in r1.BayesianModel.__mro__
+    assert r1.BayesianModel.__bases__ == (keras.Model,)
+
+
+def test_subclass_that_forgets_its_likelihood_is_refused():
+    class Net(r1.BayesianModel):
+        def __init__(self):
+            super().__init__(likelihood="normal")
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Net()
+    model.compile("adam")
+    x = np.ones((4, 2), "float32")
+    with pytest.warns(UserWarning, match="unbuilt state"):
+        model(x)
+    with pytest.raises(ValueError, match=r"must end `call` with `return self.likelihood"):
+        model.fit(x, x[:, :1], verbose=0)
+
+
+def datasets(x, y):
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    return {
+        "arrays": (x, y),
+        "batches": (data.batch(16), None),
+        "dropped_remainder": (data.batch(16, drop_remainder=True), None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "n"), [("arrays", 50), ("batches", 50), ("dropped_remainder", 48)]
+)
+def test_fit_finds_n(kind, n):
+    x, y = np.ones((50, 64), "float32"), np.zeros(50)
+    model = small_classifier()
+    model.compile("sgd")
+    history = model.fit(*datasets(x, y)[kind], verbose=0).history
+    assert model.num_train_examples == n
+    np.testing.assert_allclose(history["kl_weight"][0], 1 / n, rtol=1e-5)
+
+
+def test_fit_finds_n_anew_and_respects_a_split():
+    x, y = np.ones((50, 64), "float32"), np.zeros(50)
+    model = small_classifier()
+    model.compile("sgd")
+    model.fit(x, y, verbose=0, validation_split=0.2)
+    assert model.num_train_examples == 40
+    history = model.fit(x[:10], y[:10], verbose=0).history
+    np.testing.assert_allclose(history["kl_weight"][0], 0.1, rtol=1e-5)
+    given = small_classifier(num_train_examples=7)
+    given.compile("sgd")
+    np.testing.assert_allclose(given.fit(x, y, verbose=0).history["kl_weight"][0], 1 / 7, rtol=1e-5)
+
+
+def test_n_of_an_endless_dataset_must_be_given():
+    data = tf.data.Dataset.from_tensors((np.ones((4, 64)), np.zeros(4))).repeat()
+    model = small_classifier()
+    model.compile("sgd")
+    message = r"N of training examples is not known yet.*num_train_examples=.*Received"
+    with pytest.raises(ValueError, match=message):
+        model.fit(data, steps_per_epoch=2, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        _ = model.losses
+
+
+def test_posterior_mean_governs_predict_and_evaluate(digits, digits_model):
+    """Also after `predict` was compiled, in both directions."""
+    x = digits[2][:16]
+    assert not np.array_equal(
+        digits_model.predict(x, verbose=0), digits_model.predict(x, verbose=0)
+    )
+    with r1.posterior_mean():
+        mean = digits_model.predict(x, verbose=0)
+        np.testing.assert_array_equal(mean, digits_model.predict(x, verbose=0))
+        np.testing.assert_allclose(mean, digits_model(x), atol=1e-5)
+    assert not np.array_equal(digits_model.predict(x, verbose=0), mean)
+
+
+def test_resume_is_exact(digits, tmp_path):
+    """Two epochs at once equal one epoch, a saved file, and one more epoch, bit by bit."""
+    x, y = digits[0][:64], digits[1][:64]
+
+    def epochs(model, start, end):
+        annealing = r1.callbacks.KLAnnealing(steps=8)
+        model.fit(
+            x, y, batch_size=16, initial_epoch=start, epochs=end, shuffle=False, verbose=0,
+            callbacks=[annealing],
+        )  # fmt: skip
+
+    straight, interrupted = small_classifier(), small_classifier()
+    for model in (straight, interrupted):
+        model.compile("adam")
+    interrupted.set_weights(straight.get_weights())
+    for a, b in zip(straight.layers, interrupted.layers, strict=True):
+        if hasattr(a, "seed_generator"):
+            b.seed_generator.state.assign(a.seed_generator.state)
+    epochs(straight, 0, 2)
+    epochs(interrupted, 0, 1)
+    interrupted.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    epochs(resumed, 1, 2)
+    for a, b in zip(straight.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
+def test_saved_and_cloned_models_keep_everything(digits, digits_model, tmp_path):
+    x, y = digits[2][:64], digits[3][:64]
+    digits_model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, r1.BayesianModel)
+    assert loaded.num_train_examples == digits_model.num_train_examples
+    assert isinstance(loaded.likelihood, r1.likelihoods.Categorical)
+    with r1.posterior_mean():
+        np.testing.assert_allclose(
+            loaded.evaluate(x, y, verbose=0), digits_model.evaluate(x, y, verbose=0), rtol=1e-5
+        )
+    clone = keras.models.clone_model(digits_model)
+    assert isinstance(clone, r1.BayesianModel)
+    assert isinstance(clone.likelihood, r1.likelihoods.Categorical)
+    digits_model.save_weights(tmp_path / "model.weights.h5")
+    clone.load_weights(tmp_path / "model.weights.h5")
+    for a, b in zip(digits_model.weights, clone.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert clone.num_train_examples == digits_model.num_train_examples
+
+
+def test_learned_noise_is_a_weight_of_the_model(regression_model, tmp_path):
+    scale = float(regression_model.likelihood.scale[0])
+    assert scale != pytest.approx(1.0, abs=1e-3)
+    regression_model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert float(loaded.likelihood.scale[0]) == pytest.approx(scale)
+    assert loaded.layers[-1].name == regression_model.layers[-1].name
+    assert not isinstance(loaded.layers[-1], r1.likelihoods.Likelihood)
+
+
+@pytest.mark.parametrize("loss", ["mixture_nll", "sparse_categorical_crossentropy"])
+def test_other_losses(loss, digits):
+    x, y = digits[0][:64], digits[1][:64]
+    inputs = keras.Input((64,))
+    outputs = keras.layers.Dense(10)(inputs)
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
+    if loss == "sparse_categorical_crossentropy":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_quickstart_net_has_a_small_kl_at_the_start(capsys):
+    """The default configuration must train: its KL at the start is small and printed."""
+    from examples.quickstart import build_classifier
+
+    model = build_classifier()
+    kl = float(model.kl()) / 1347
+    with capsys.disabled():
+        print(f"\nKL at initialisation of the quickstart's net: {kl:.3f} nats per example")
+    assert 0.0 < kl < 5.0
+
+
+def model_errors():
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(3)(inputs)
+    model = small_classifier(num_train_examples=8)
+    x = np.ones((4, 64), "float32")
+    return [
+        (lambda: r1.BayesianModel(inputs, outputs), "needs a likelihood"),
+        (
+            lambda: r1.BayesianModel(inputs, outputs, likelihood="gamma"),
+            "Unknown likelihood: expected one of .*'categorical'.*'gamma'",
+        ),
+        (
+            lambda: r1.BayesianModel(inputs, [outputs, outputs], likelihood="normal"),
+            "has one output tensor",
+        ),
+        (
+            lambda: r1.BayesianModel(
+                inputs, outputs, likelihood="normal", num_train_examples=0
+            ),
+            "`num_train_examples` must be a whole number of at least 1",
+        ),
+        (lambda: model.compile("sgd", r1.losses.AverageNLL("normal")), "different likelihoods"),
+        (
+            lambda: model.compile("sgd", factor_learning_rate_multiplier=0.0),
+            "`factor_learning_rate_multiplier` must be a finite number above 0",
+        ),
+        (
+            lambda: (model.compile("sgd"), model.fit(x, np.full(4, 10), verbose=0)),
+            r"labels must be whole numbers in \[0, 10\). Received: min=10, max=10",
+        ),
+        (
+            lambda: (model.compile("sgd"), model.fit(x, np.full(4, np.nan), verbose=0)),
+            "Received: min=nan, max=nan, 4 values not finite",
+        ),
+        (
+            lambda: (model.compile("sgd"), model.fit(x, np.zeros((4, 10)), verbose=0)),
+            r"targets must have shape \[batch, 1\] or \[batch\].*\(None, 10\)|\(4, 10\)",
+        ),
+        (lambda: r1.callbacks.KLAnnealing(), "exactly one of `epochs` and `steps`"),
+        (lambda: r1.callbacks.KLAnnealing(epochs=1, start=2.0), r"`start` must lie in \[0, 1\]"),
+        (lambda: model.export("model.onnx", format="onnx"), "would freeze the samples"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_errors_say_what_to_do(index):
+    make, message = model_errors()[index]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_labels_out_of_range_in_a_dataset_are_refused():
+    data = tf.data.Dataset.from_tensor_slices((np.ones((4, 64)), np.full(4, 12))).batch(4)
+    model = small_classifier()
+    model.compile("sgd")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"whole numbers in \[0, 10\)"):
+        model.fit(data, verbose=0)
+
+
+def test_annealing_needs_a_bayesian_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"KLAnnealing needs a tfp_rank1\.BayesianModel"):
+        model.fit(
+            np.ones((2, 2)), np.ones(2), verbose=0, callbacks=[r1.callbacks.KLAnnealing(steps=1)]
+        )
