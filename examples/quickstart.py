@@ -138,7 +138,7 @@ def score(
     y: np.ndarray, inside: r1.PosteriorPredictive, outside: r1.PosteriorPredictive
 ) -> dict[str, float]:
     """Accuracy, NLL, ECE, Brier score, and AUROC of the entropy against scrambled images."""
-    metrics = {
+    metrics: dict[str, Any] = {
         "accuracy": r1.metrics.Accuracy(),
         "NLL": r1.metrics.PredictiveNLL(likelihood="categorical"),
         "ECE": r1.metrics.ExpectedCalibrationError(),
@@ -146,7 +146,7 @@ def score(
     }
     for metric in metrics.values():
         metric.update_state(y, inside.outputs)
-    separation = r1.metrics.OODAUROC("entropy")
+    separation: Any = r1.metrics.OODAUROC("entropy")
     separation.update_state(np.zeros(len(y)), inside.outputs)
     separation.update_state(np.ones(outside.outputs.shape[0]), outside.outputs)
     values = {**metrics, "OOD AUROC": separation}
@@ -157,7 +157,7 @@ def run_digits(epochs: int, seed: int, axes: Any) -> tuple[Table, r1.BayesianMod
     """Train and compare all methods; returns the table, the rank-1 model and test images."""
     data = load_digits(seed)
     scrambled = shuffle_blocks(data.x_test, seed)
-    rows, model = [], None
+    rows = []
     with progress_bar() as progress:
         for method in METHODS:
             keras.utils.set_random_seed(seed)

@@ -212,8 +212,7 @@ def test_subclassed_models_live_beside_functional_ones(functional_first):
     assert np.isfinite(history["loss"]).all()
     assert any(v is model.likelihood.rho for v in model.trainable_variables)
     assert model.posterior_predictive(x, num_samples=5).samples.shape == (6, 16, 1)
-    assert keras.Model in r1.BayesianModel.__mro__
-    assert r1.BayesianModel.__bases__ == (keras.Model,)
+    assert r1.BayesianModel.__bases__[0].__bases__ == (keras.Model,)
 
 
 def test_subclass_that_forgets_its_likelihood_is_refused():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import keras
 import numpy as np
@@ -12,8 +10,16 @@ import tensorflow as tf
 
 from tfp_rank1 import likelihoods
 from tfp_rank1._counting import count_examples
+from tfp_rank1._functional import (
+    Functional,
+    end_in_likelihood,
+    functional_variant,
+    is_functional_call,
+    same_likelihood,
+    take_graph,
+)
+from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
 from tfp_rank1._registry import registered
-from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Likelihood
@@ -22,47 +28,9 @@ from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
 from tfp_rank1.metrics import UncertaintyMetric
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
 
-# The class that keras.Model(inputs, outputs) creates; Keras does not export it by name.
-_Functional: type = type(keras.Model(inputs := keras.Input((1,)), inputs))
-
-Annealing = Callable[[tf.Tensor], tf.Tensor]
-
-
-class Objective(NamedTuple):
-    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`."""
-
-    loss: tf.Tensor
-    nll: tf.Tensor
-    kl: tf.Tensor
-    kl_weight: tf.Tensor
-
-
-def _is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return len(args) >= 2 or (len(args) == 1 and "outputs" in kwargs) or "inputs" in kwargs
-
-
-@functools.cache
-def _functional_variant(cls: Any) -> Any:
-    """`cls` with the methods of a Functional model behind its own.
-
-    Keras would instead change the bases of `cls` in place at its first functional use, which
-    breaks every subclass that defines `call`.
-    """
-    if issubclass(cls, _Functional):
-        return cls
-    variant = type(
-        cls.__name__, (cls, _Functional), {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    )
-    registered_name = keras.saving.get_registered_name(cls)
-    if ">" in registered_name:
-        # Saved under the name of `cls`, and loaded as `cls`, which becomes functional again.
-        keras.saving.register_keras_serializable(*registered_name.split(">"))(variant)
-        keras.saving.get_custom_objects()[registered_name] = cls
-    return variant
-
 
 @registered
-class BayesianModel(keras.Model):
+class BayesianModel(ObjectiveModel):
     """A Keras model trained by an evidence bound; Functional or subclassed.
 
         loss(t) = NLL + anneal(t) / N * KL + other penalties
@@ -103,11 +71,11 @@ class BayesianModel(keras.Model):
         num_train_examples: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if _is_functional_call(args, kwargs):
+        if is_functional_call(args, kwargs):
             cls: Any = type(self)
-            self.__class__ = _functional_variant(cls)
-            inputs, outputs, args = _take_graph(args, kwargs)
-            outputs, likelihood = _end_in_likelihood(outputs, likelihood)
+            self.__class__ = functional_variant(cls)
+            inputs, outputs, args = take_graph(args, kwargs)
+            outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
@@ -183,7 +151,7 @@ class BayesianModel(keras.Model):
             loss = LOSS_NAMES[loss]()
         if not isinstance(loss, NegativeLogLikelihood):
             return loss
-        if loss.likelihood not in (None, self.likelihood) and not _same_likelihood(
+        if loss.likelihood not in (None, self.likelihood) and not same_likelihood(
             loss.likelihood, self.likelihood
         ):
             raise ValueError(
@@ -211,98 +179,6 @@ class BayesianModel(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
-
-    # -- the objective --------------------------------------------------------------------------
-
-    def objective(
-        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
-    ) -> Objective:
-        """The loss of one batch and its parts.
-
-        Args:
-            y: targets `[B]` or `[B, targets]`.
-            outputs: raw outputs `[B, K, D]`.
-            sample_weight: optional, `[B]`.
-            training: False takes the mixture's NLL in place of the training loss.
-
-        Returns:
-            `Objective`, on each replica divided by the number of replicas as Keras does it, but
-            for `kl` (the whole KL in nats) and `kl_weight`.
-        """
-        if not self.likelihood.built:
-            raise ValueError(
-                "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
-                f". Received: {type(self).__name__}.call returns raw outputs"
-            )
-        if training or self._evaluation_loss is None:
-            nll = self._compile_loss(y, outputs, sample_weight)
-        else:
-            nll = self._evaluation_loss(y, outputs, sample_weight)
-        with kl_scope(self._kl_weight()) as scope:
-            penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> tf.Tensor:
-        """`NLL + anneal / N * KL + other penalties`, scalar."""
-        return self.objective(y, y_pred, sample_weight, training).loss
-
-    @property
-    def losses(self) -> list[tf.Tensor]:
-        """The weighted KL of every layer, regularizers, and `add_loss` terms.
-
-        Raises:
-            ValueError: if N is not known yet and a layer has a KL.
-        """
-        if current_kl_scope() is not None:
-            return super().losses
-        with kl_scope(self._kl_weight()):
-            return super().losses
-
-    def kl(self) -> tf.Tensor:
-        """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
-        layers = [m for m in self._flatten_layers(include_self=False) if _owns_kl(m)]
-        return tf.add_n([layer.kl() for layer in layers]) if layers else tf.zeros(())
-
-    def _kl_weight(self) -> tf.Tensor:
-        if self.num_train_examples is None:
-            if not self._has_kl():
-                return tf.zeros(())
-            raise ValueError(
-                "The KL weight is 1/N and the number N of training examples is not known yet. "
-                "Call `fit`, which finds it in arrays and finite datasets, or pass "
-                "num_train_examples= to the model. Received: num_train_examples=None"
-            )
-        anneal = tf.ones(()) if self._annealing is None else self._annealing(self._step())
-        return anneal / float(self.num_train_examples)
-
-    def _has_kl(self) -> bool:
-        return any(v.regularizer is not None for v in self.factor_variables)
-
-    def _step(self) -> tf.Tensor:
-        """Number of training steps taken so far."""
-        if self.optimizer is None:
-            return tf.zeros((), tf.int64)
-        return tf.convert_to_tensor(self.optimizer.iterations)
-
-    def set_annealing(self, annealing: Annealing | None) -> None:
-        """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
-
-        It becomes part of the compiled step, so that it also holds within
-        `steps_per_execution`. `callbacks.KLAnnealing` calls this.
-        """
-        self._annealing = annealing
-        self._forget_functions()
-
-    def _forget_functions(self) -> None:
-        """N and the annealing are constants of the compiled functions: compile anew."""
-        self.train_function = self.test_function = self.predict_function = None
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -393,7 +269,7 @@ class BayesianModel(keras.Model):
     def _check_array_targets(self, y: Any) -> None:
         if y is None or not hasattr(y, "__array__") or self._evaluation_loss is None:
             return
-        num_outputs = self.output_shape[-1] if isinstance(self, _Functional) else None
+        num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
         if num_outputs is not None:
             self.likelihood.check_targets(y, num_outputs)
 
@@ -418,6 +294,29 @@ class BayesianModel(keras.Model):
         return list(found.values())
 
     # -- answers --------------------------------------------------------------------------------
+
+    @overload
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = ...,
+        batch_size: int | None = ...,
+        seed: int | None = ...,
+        reduce: None = ...,
+        verbose: int = ...,
+    ) -> PosteriorPredictive: ...
+
+    @overload
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = ...,
+        batch_size: int | None = ...,
+        seed: int | None = ...,
+        *,
+        reduce: str,
+        verbose: int = ...,
+    ) -> PredictiveMoments: ...
 
     def posterior_predictive(
         self,
@@ -490,48 +389,6 @@ class BayesianModel(keras.Model):
         if count and not self._count_is_given:
             self.num_train_examples = count
         super().load_own_variables(arrays)
-
-
-def _take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Inputs, outputs, and the remaining positional arguments."""
-    values = list(args)
-    inputs = values.pop(0) if values else kwargs.pop("inputs")
-    outputs = values.pop(0) if values else kwargs.pop("outputs")
-    return inputs, outputs, tuple(values)
-
-
-def _end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
-    """Make a likelihood the last operation of the graph, unless it already is."""
-    if not isinstance(outputs, keras.KerasTensor):
-        raise ValueError(
-            "A BayesianModel has one output tensor, [batch, members, outputs]. "
-            f"Received: outputs={outputs}"
-        )
-    last = outputs._keras_history.operation
-    if isinstance(last, Likelihood):
-        if likelihood is not None and not _same_likelihood(last, likelihoods.get(likelihood)):
-            raise ValueError(
-                "The outputs already end in a likelihood, and another one is given. "
-                f"Received: {type(last).__name__} and likelihood={likelihood}"
-            )
-        return outputs, last
-    if likelihood is None:
-        return outputs, None
-    likelihood = likelihoods.get(likelihood)
-    return likelihood(outputs), likelihood
-
-
-def _owns_kl(layer: keras.layers.Layer) -> bool:
-    return hasattr(layer, "kl") and not isinstance(layer, BayesianModel)
-
-
-def _same_likelihood(a: Likelihood, b: Likelihood) -> bool:
-    """Whether two likelihoods are of one kind with equal arguments, names apart."""
-
-    def arguments(likelihood: Likelihood) -> dict[str, Any]:
-        return {k: v for k, v in likelihood.get_config().items() if k != "name"}
-
-    return type(a) is type(b) and arguments(a) == arguments(b)
 
 
 def _check_count(count: int | None) -> int | None:

@@ -1,0 +1,75 @@
+"""How a subclass of keras.Model becomes Functional, and how a likelihood joins its graph."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
+
+from tfp_rank1 import likelihoods
+from tfp_rank1.likelihoods import Likelihood
+
+
+def is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a model is given as inputs and outputs."""
+    return len(args) >= 2 or (len(args) == 1 and "outputs" in kwargs) or "inputs" in kwargs
+
+
+@functools.cache
+def functional_variant(cls: Any) -> Any:
+    """`cls` with the methods of a Functional model behind its own.
+
+    Keras would instead change the bases of `cls` in place at its first functional use, which
+    breaks every subclass that defines `call`.
+    """
+    if issubclass(cls, Functional):
+        return cls
+    variant = type(
+        cls.__name__, (cls, Functional), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    )
+    registered_name = keras.saving.get_registered_name(cls)
+    if ">" in registered_name:
+        # Saved under the name of `cls`, and loaded as `cls`, which becomes functional again.
+        keras.saving.register_keras_serializable(*registered_name.split(">"))(variant)
+        keras.saving.get_custom_objects()[registered_name] = cls
+    return variant
+
+
+def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Inputs, outputs, and the remaining positional arguments."""
+    values = list(args)
+    inputs = values.pop(0) if values else kwargs.pop("inputs")
+    outputs = values.pop(0) if values else kwargs.pop("outputs")
+    return inputs, outputs, tuple(values)
+
+
+def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
+    """Make a likelihood the last operation of the graph, unless it already is."""
+    if not isinstance(outputs, keras.KerasTensor):
+        raise ValueError(
+            "A BayesianModel has one output tensor, [batch, members, outputs]. "
+            f"Received: outputs={outputs}"
+        )
+    last = outputs._keras_history.operation
+    if isinstance(last, Likelihood):
+        if likelihood is not None and not same_likelihood(last, likelihoods.get(likelihood)):
+            raise ValueError(
+                "The outputs already end in a likelihood, and another one is given. "
+                f"Received: {type(last).__name__} and likelihood={likelihood}"
+            )
+        return outputs, last
+    if likelihood is None:
+        return outputs, None
+    likelihood = likelihoods.get(likelihood)
+    return likelihood(outputs), likelihood
+
+
+def same_likelihood(a: Likelihood, b: Likelihood) -> bool:
+    """Whether two likelihoods are of one kind with equal arguments, names apart."""
+
+    def arguments(likelihood: Likelihood) -> dict[str, Any]:
+        return {k: v for k, v in likelihood.get_config().items() if k != "name"}
+
+    return type(a) is type(b) and arguments(a) == arguments(b)

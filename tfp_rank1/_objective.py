@@ -1,0 +1,125 @@
+"""The loss of a BayesianModel: a bound on the evidence, and who owns its KL weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1.divergence import current_kl_scope, kl_scope
+from tfp_rank1.losses import MixtureNLL
+
+Annealing = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Objective(NamedTuple):
+    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`."""
+
+    loss: tf.Tensor
+    nll: tf.Tensor
+    kl: tf.Tensor
+    kl_weight: tf.Tensor
+
+
+class ObjectiveModel(keras.Model):
+    """The part of a `BayesianModel` that computes its loss."""
+
+    num_train_examples: int | None
+    _annealing: Annealing | None
+    _evaluation_loss: MixtureNLL | None
+
+    def objective(
+        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> Objective:
+        """The loss of one batch and its parts.
+
+        Args:
+            y: targets `[B]` or `[B, targets]`.
+            outputs: raw outputs `[B, K, D]`.
+            sample_weight: optional, `[B]`.
+            training: False takes the mixture's NLL in place of the training loss.
+
+        Returns:
+            `Objective`, on each replica divided by the number of replicas as Keras does it, but
+            for `kl` (the whole KL in nats) and `kl_weight`.
+        """
+        if not self.likelihood.built:
+            raise ValueError(
+                "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
+                f". Received: {type(self).__name__}.call returns raw outputs"
+            )
+        if training or self._evaluation_loss is None:
+            nll = self._compile_loss(y, outputs, sample_weight)
+        else:
+            nll = self._evaluation_loss(y, outputs, sample_weight)
+        with kl_scope(self._kl_weight()) as scope:
+            penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """`NLL + anneal / N * KL + other penalties`, scalar."""
+        return self.objective(y, y_pred, sample_weight, training).loss
+
+    @property
+    def losses(self) -> list[tf.Tensor]:
+        """The weighted KL of every layer, regularizers, and `add_loss` terms.
+
+        Raises:
+            ValueError: if N is not known yet and a layer has a KL.
+        """
+        if current_kl_scope() is not None:
+            return super().losses
+        with kl_scope(self._kl_weight()):
+            return super().losses
+
+    def kl(self) -> tf.Tensor:
+        """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+        layers = [m for m in self._flatten_layers(include_self=False) if _owns_kl(m)]
+        return tf.add_n([layer.kl() for layer in layers]) if layers else tf.zeros(())
+
+    def _kl_weight(self) -> tf.Tensor:
+        if self.num_train_examples is None:
+            if not self._has_kl():
+                return tf.zeros(())
+            raise ValueError(
+                "The KL weight is 1/N and the number N of training examples is not known yet. "
+                "Call `fit`, which finds it in arrays and finite datasets, or pass "
+                "num_train_examples= to the model. Received: num_train_examples=None"
+            )
+        anneal = tf.ones(()) if self._annealing is None else self._annealing(self._step())
+        return anneal / float(self.num_train_examples)
+
+    def _has_kl(self) -> bool:
+        return any(v.regularizer is not None for v in self.factor_variables)
+
+    def _step(self) -> tf.Tensor:
+        """Number of training steps taken so far."""
+        if self.optimizer is None:
+            return tf.zeros((), tf.int64)
+        return tf.convert_to_tensor(self.optimizer.iterations)
+
+    def set_annealing(self, annealing: Annealing | None) -> None:
+        """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
+
+        It becomes part of the compiled step, so that it also holds within
+        `steps_per_execution`. `callbacks.KLAnnealing` calls this.
+        """
+        self._annealing = annealing
+        self._forget_functions()
+
+    def _forget_functions(self) -> None:
+        """N and the annealing are constants of the compiled functions: compile anew."""
+        self.train_function = self.test_function = self.predict_function = None
+
+
+def _owns_kl(layer: keras.layers.Layer) -> bool:
+    return hasattr(layer, "kl") and not isinstance(layer, ObjectiveModel)
