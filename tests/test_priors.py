@@ -260,6 +260,19 @@ def test_sample_moments_match_the_distribution(cls):
         np.testing.assert_allclose(np.var(draws, axis=1), variance, rtol=0.1, atol=1e-6)
 
 
+def test_normal_numbers_are_normal_and_independent():
+    z = np.asarray(r1.random.normal((3, 50_001), SEED))
+    assert z.shape == (3, 50_001)
+    assert stats.kstest(z.ravel(), "norm").pvalue > 1e-3
+    # The two halves come from the same radii: neither values nor squares may correlate.
+    half = (z.size + 1) // 2
+    first, second = z.ravel()[:half][: half - 1], z.ravel()[half:]
+    for f in (np.array, np.square, np.abs):
+        assert abs(np.corrcoef(f(first), f(second))[0, 1]) < 4.5 / np.sqrt(half)
+    rows = tf.function(lambda n: r1.random.normal((2, n, 3), SEED))(tf.constant(4))
+    np.testing.assert_array_equal(rows, r1.random.normal((2, 4, 3), SEED))
+
+
 def test_mixture_of_deltas_draws_its_points_and_passes_gradients():
     factor = make_factor(r1.posteriors.MixtureOfDeltas(3), "normal", shape=(1, 2))
     loc = factor.posterior_variables["loc"]

@@ -19,6 +19,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_rank1._registry import Configurable, lookup, positive, registered
 from tfp_rank1.initializers import InverseSoftplus
+from tfp_rank1.random import normal
 
 AddWeight = Callable[..., keras.Variable]
 Variables = dict[str, keras.Variable]
@@ -73,6 +74,23 @@ class Posterior(Configurable):
     def mean(self, parameters: Parameters) -> tf.Tensor:
         """The posterior mean; the median where the family has no mean."""
         return self.distribution(parameters).mean()
+
+    def sample(
+        self, parameters: dict[str, tf.Tensor], rows: int | tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Independent draws `[members, rows, dim]`, differentiable in the parameters.
+
+        Args:
+            parameters: with an axis for the rows, `[members, 1, dim]`.
+            rows: number of draws per member.
+            seed: int32 `[2]`.
+        """
+        # The rows belong into the batch shape: sample(rows) would put them before the members
+        # and cost a transpose of the whole draw.
+        loc = parameters["loc"]
+        ones = [1] * (loc.shape.rank - 2)
+        spread = {**parameters, "loc": loc + tf.zeros([1, rows, *ones], loc.dtype)}
+        return self.distribution(spread).sample(seed=seed)
 
 
 class _LocationScale(Posterior):
@@ -133,6 +151,11 @@ class Normal(_LocationScale):
     def distribution(self, parameters: Parameters) -> tfd.Distribution:
         return tfd.Normal(tf.convert_to_tensor(parameters["loc"]), self._stddev(parameters))
 
+    def sample(
+        self, parameters: dict[str, tf.Tensor], rows: int | tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        return _normal_draws(parameters["loc"], self._stddev(parameters), rows, seed)
+
     def _stddev(self, parameters: Parameters) -> tf.Tensor:
         return softplus_scale(parameters["rho"])
 
@@ -187,6 +210,12 @@ class LogNormal(_LocationScale):
         return tfd.LogNormal(
             tf.convert_to_tensor(parameters["loc"]), softplus_scale(parameters["rho"])
         )
+
+    def sample(
+        self, parameters: dict[str, tf.Tensor], rows: int | tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        scale = softplus_scale(parameters["rho"])
+        return tf.exp(_normal_draws(parameters["loc"], scale, rows, seed))
 
 
 @registered
@@ -326,6 +355,14 @@ def get(identifier: Any) -> Posterior:
         ValueError: for an unknown name; the message lists the known ones.
     """
     return lookup(identifier, Posterior, ALL, "posterior")
+
+
+def _normal_draws(
+    loc: tf.Tensor, scale: tf.Tensor, rows: int | tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+    """`loc + scale * z` with z `[members, rows, dim]`."""
+    members, _, dim = loc.shape
+    return loc + scale * normal((members, rows, dim), seed)
 
 
 def _serialize_initializer(initializer: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 
@@ -76,6 +77,29 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
     return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32))
+
+
+def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
+    """Independent standard normal numbers, float32, by the transform of Box and Muller.
+
+        z = sqrt(-2 log u) (cos 2 pi v, sin 2 pi v),   u, v uniform on 2^16 midpoints of (0, 1)
+
+    A random integer makes two numbers, and whole-tensor operations do the rest: on a CPU half
+    the time of `tf.random.stateless_normal`, which is as long as the matrix product of a dense
+    layer. The largest number is 4.85 (a normal one exceeds it once in 800,000 draws).
+
+    Args:
+        shape: dimensions, static or scalar tensors.
+        seed: int32 `[2]`.
+    """
+    count = tf.reduce_prod(tf.stack(shape))
+    pairs = (count + 1) // 2
+    bits = tf.random.stateless_uniform([pairs], seed, minval=None, maxval=None, dtype=tf.int32)
+    halves = tf.reshape(tf.cast(tf.bitcast(bits, tf.uint16), tf.float32), [2, pairs])
+    radius = tf.sqrt(-2.0 * tf.math.log((halves[0] + 0.5) / 2.0**16))
+    angle = (halves[1] + 0.5) * (2.0 * math.pi / 2.0**16)
+    z = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
+    return tf.reshape(z[:count], shape)
 
 
 def entropy_seed() -> tf.Tensor:

@@ -94,12 +94,7 @@ class Factor:
             name: tf.convert_to_tensor(variable)[:, tf.newaxis]
             for name, variable in self.posterior_variables.items()
         }
-        # The rows belong into the batch shape: sample(rows) would put them before the members
-        # and cost a transpose of the whole draw.
-        loc = parameters["loc"]
-        ones = [1] * (loc.shape.rank - 2)
-        parameters["loc"] = loc + tf.zeros([1, rows, *ones], loc.dtype)
-        return self.posterior.distribution(parameters).sample(seed=seed)
+        return self.posterior.sample(parameters, rows, seed)
 
     def kl(self, seed: tf.Tensor) -> tf.Tensor:
         """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term; nats."""

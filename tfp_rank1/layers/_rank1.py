@@ -99,10 +99,10 @@ class Rank1Mixin:
         perturbation: `"multiplicative"` (default) or `"additive"`.
         sampling: `"example"` (default): fresh factors for every row; `"member"`: one draw per
             member and call, shared by the batch.
-        min_perturbation_value, max_perturbation_value: draws of r and s are clipped to this
-            range. Default to -10 and 10, as in Edward2. The clip is part of the likelihood
-            (outputs depend on the clipped factor), so the bound stays valid with the KL of the
-            unclipped one; it matters for Cauchy only.
+        min_perturbation_value, max_perturbation_value: draws of r and s from heavy-tailed
+            posteriors (Cauchy, HalfCauchy) are clipped to this range. Default to -10 and 10, as
+            in Edward2. The clip is part of the likelihood (outputs depend on the clipped
+            factor), so the bound stays valid with the KL of the unclipped one.
         kl_weight: weight of the KL in the loss of a plain `keras.Model`, usually 1/N. Defaults to
             None: the layer lives in a `BayesianModel`, which owns the weight.
         kl_reduction: `"mean"` (default) over members, the bound for a mixture of members;
@@ -236,7 +236,7 @@ class Rank1Mixin:
         """Draw `factor` and multiply it onto `x`, or add it."""
         mean = in_posterior_mean()
         value = factor.mean() if mean else factor.sample(self._num_draws(x), seed)
-        if factor.posterior.stochastic and how != "bias":
+        if not factor.posterior.finite_variance and how != "bias":
             value = tf.clip_by_value(
                 value, self.min_perturbation_value, self.max_perturbation_value
             )
