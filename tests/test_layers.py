@@ -151,6 +151,25 @@ def test_rows_of_one_member_share_a_draw_only_when_asked():
     assert len(np.unique(member, axis=0)) == 2
 
 
+@pytest.mark.parametrize("sampling", ["example", "member"])
+def test_no_tensor_is_larger_than_rows_or_kernel(sampling):
+    """Memory is O(rows (in + out)): nothing of size rows x in x out is ever made."""
+    rows, inputs, outputs = 64, 48, 40
+    layer = L.DenseRank1(outputs, ensemble_size=4, sampling=sampling, kl_weight=1.0)
+    layer.build((rows, inputs))
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x) ** 2) + sum(layer.losses)
+        return tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+
+    graph = gradients.get_concrete_function(tf.TensorSpec([rows, inputs])).graph
+    sizes = [t.shape.num_elements() for op in graph.get_operations() for t in op.outputs]
+    assert max(size for size in sizes if size) <= rows * max(inputs, outputs)
+
+
 def test_random_bias_is_sampled_and_counted():
     layer = L.DenseRank1(3, bias_posterior="normal", posterior="deterministic", kl_weight=1.0)
     x = np.zeros((4, 2), "float32")

@@ -215,6 +215,36 @@ def test_subclassed_models_live_beside_functional_ones(functional_first):
     assert r1.BayesianModel.__bases__[0].__bases__ == (keras.Model,)
 
 
+def test_sequential_models_are_wrapped():
+    net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model = r1.BayesianModel(net.inputs, net.outputs, likelihood="heteroscedastic_normal")
+    x = np.ones((4, 3), "float32")
+    model.compile("sgd")
+    assert np.isfinite(model.fit(x, x[:, 0], verbose=0).history["loss"]).all()
+    assert model.posterior_predictive(x, 1).mean().shape == (4, 1)
+
+
+def test_two_replicas_train_alike(digits, strategy):
+    """Loss, its parts and the weights are those of one replica."""
+
+    def train():
+        model = deterministic_start()
+        model.compile(keras.optimizers.SGD(0.1))
+        history = model.fit(
+            digits[0][:96], digits[1][:96], batch_size=32, epochs=2, shuffle=False, verbose=0,
+            callbacks=[r1.callbacks.KLAnnealing(epochs=2)],
+        ).history  # fmt: skip
+        return history, [np.asarray(v) for v in model.trainable_variables]
+
+    single, weights = train()
+    with strategy.scope():
+        mirrored, mirrored_weights = train()
+    for name, values in single.items():
+        np.testing.assert_allclose(mirrored[name], values, rtol=1e-4, err_msg=name)
+    for a, b in zip(weights, mirrored_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_subclass_that_forgets_its_likelihood_is_refused():
     class Net(r1.BayesianModel):
         def __init__(self):

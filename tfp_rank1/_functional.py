@@ -42,7 +42,13 @@ def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any,
     values = list(args)
     inputs = values.pop(0) if values else kwargs.pop("inputs")
     outputs = values.pop(0) if values else kwargs.pop("outputs")
-    return inputs, outputs, tuple(values)
+    return _single(inputs), _single(outputs), tuple(values)
+
+
+def _single(tensors: Any) -> Any:
+    """The only tensor of a list (`sequential.inputs`), or the structure as it is."""
+    is_single = isinstance(tensors, (list, tuple)) and len(tensors) == 1
+    return tensors[0] if is_single else tensors
 
 
 def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.metrics import ood_score
+from tfp_rank1.metrics import ExpectedCalibrationError, ood_score
 from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive import PosteriorPredictive
 
 try:
     import matplotlib.pyplot as plt
@@ -22,15 +23,17 @@ _BLUE, _ORANGE, _GRAY = "#3465a4", "#d9822b", "#777777"
 
 
 def reliability_diagram(
-    y: Any, predictive: PredictiveMixture, num_bins: int = 10, ax: Any = None, label: str = ""
+    y: Any, predictive: PosteriorPredictive, num_bins: int = 10, ax: Any = None, label: str = ""
 ) -> Any:
-    """Accuracy against confidence, in bins of equal width, with the share of examples below.
+    """Accuracy against confidence in bins of equal width.
 
-    Points on the diagonal are calibrated; below it the model is overconfident.
+    Points on the diagonal are calibrated; below it the model is overconfident. The area of a
+    point is the share of examples in its bin, the bar one binomial standard error of its
+    accuracy: far-off points with long bars mean little.
 
     Args:
         y: labels `[N]`.
-        predictive: a `PosteriorPredictive` with a Categorical likelihood.
+        predictive: with a Categorical or Bernoulli likelihood.
         num_bins: number of bins. Defaults to 10.
         ax: matplotlib axes; several models may share one. Defaults to new ones.
         label: name of the model, for the legend.
@@ -39,25 +42,26 @@ def reliability_diagram(
         The axes.
     """
     ax = ax or plt.subplots()[1]
-    probabilities = np.asarray(predictive.mean())
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == np.ravel(y)
-    index = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    count = np.bincount(index, minlength=num_bins)
-    used = count > 0
-    mean_confidence = np.bincount(index, confidence, num_bins)[used] / count[used]
-    accuracy = np.bincount(index, correct, num_bins)[used] / count[used]
-    gap = np.sum(count[used] / len(index) * np.abs(accuracy - mean_confidence))
+    calibration = ExpectedCalibrationError(num_bins, likelihood=predictive.likelihood)
+    calibration.update_state(y, predictive.outputs)
+    sums = np.asarray(calibration.sums)
+    count, confidence, correct = sums[:, sums[0] > 0]
+    accuracy = correct / count
+    # By the rule of succession, so that a bin without mistakes has an error as well.
+    smoothed = (correct + 1.0) / (count + 2.0)
+    error = np.sqrt(smoothed * (1.0 - smoothed) / count)
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, linestyle="--")
-    (line,) = ax.plot(
-        mean_confidence, accuracy, marker="o", label=f"{label} (ECE {gap:.3f})".strip()
-    )
-    ax.vlines(
-        mean_confidence, 0, 0.25 * count[used] / count.sum(), color=line.get_color(), linewidth=4,
-        alpha=0.35,
-    )  # fmt: skip
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
-    ax.legend(loc="upper left", frameon=False)
+    title = f"{label} (ECE {float(calibration.result()):.3f})".strip()
+    (line,) = ax.plot(confidence / count, accuracy, linewidth=1, alpha=0.5)
+    color = line.get_color()
+    ax.errorbar(confidence / count, accuracy, error, fmt="none", color=color, alpha=0.5)
+    sizes = 15.0 + 250.0 * count / count.sum()
+    ax.scatter(confidence / count, accuracy, sizes, color=color, alpha=0.8, label=title)
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
+    legend = ax.legend(loc="upper left", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40.0])
     return ax
 
 

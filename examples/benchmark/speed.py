@@ -4,7 +4,9 @@
 
 Both layers do the same work in turn, A B A B ..., in one process: an inference call, and a
 training step (forward, backward to weights and inputs, Adam) of a model that holds nothing but
-the layer. Printed are the medians and the median of the ratios, pair by pair.
+the layer. Printed are the medians and the median of the ratios, pair by pair; and, as a bound on
+memory, the numbers in all intermediate tensors of the step beyond those of the stock layer, in
+units of rows x (inputs + outputs).
 """
 
 from __future__ import annotations
@@ -68,25 +70,37 @@ def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
     return lambda: compiled().numpy()[0, 0]
 
 
+def gradients(layer: keras.layers.Layer, x: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Mean squared output plus the layer's losses, and its gradients for inputs and weights."""
+    with tf.GradientTape() as tape:
+        # Inside a net a layer also passes the gradient on to the one before.
+        tape.watch(x)
+        outputs = layer(x, training=True)
+        loss = tf.reduce_mean(outputs**2) + sum(layer.losses)
+    return loss, tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+
+
 def training(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
-    """A compiled step: mean squared output plus the layer's losses, backward, Adam."""
+    """A compiled step of Adam."""
     layer(x)
     optimizer = keras.optimizers.Adam()
-    variables = layer.trainable_variables
-    optimizer.build(variables)
+    optimizer.build(layer.trainable_variables)
 
     @tf.function
     def step() -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            # Inside a net a layer also passes the gradient on to the one before.
-            tape.watch(x)
-            outputs = layer(x, training=True)
-            loss = tf.reduce_mean(outputs**2) + sum(layer.losses)
-        onward, *gradients = tape.gradient(loss, [x, *(v.value for v in variables)])
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        loss, (onward, *rest) = gradients(layer, x)
+        optimizer.apply_gradients(zip(rest, layer.trainable_variables, strict=True))
         return loss + onward[(0,) * len(x.shape)]
 
     return lambda: step().numpy()
+
+
+def intermediate_numbers(layer: keras.layers.Layer, x: tf.Tensor) -> int:
+    """Numbers in all tensors that forward and backward pass make."""
+    layer(x)
+    graph = tf.function(lambda: gradients(layer, x)).get_concrete_function().graph
+    shapes = [output.shape for op in graph.get_operations() for output in op.outputs]
+    return sum(shape.num_elements() or 0 for shape in shapes)
 
 
 def compare(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> dict[str, float]:
@@ -120,7 +134,11 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         x = tf.random.normal([case.rows, *case.shape])
         stock, rank1 = case.stock(), case.rank1(sampling=sampling)
         timing = compare(mode(stock, x), mode(rank1, x), repeats)
-        results.append({"case": case.name, "sampling": sampling, "mode": mode.__name__, **timing})
+        row = {"case": case.name, "sampling": sampling, "mode": mode.__name__, **timing}
+        if mode is training:
+            extra = intermediate_numbers(rank1, x) - intermediate_numbers(stock, x)
+            row["memory"] = extra / (tf.size(x) + tf.size(stock(x))).numpy()
+        results.append(row)
     return results
 
 
@@ -132,10 +150,10 @@ def main() -> None:
     arguments = parser.parse_args()
     results = measure(arguments.repeats)
     table = Table(title=f"rank-1 / stock, TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    for column in results[0]:
+    for column in results[1]:
         table.add_column(column)
     for row in results:
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else v for v in row.values()))
+        table.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
     rich.print(table)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")

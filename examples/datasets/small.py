@@ -18,7 +18,7 @@ class Split(NamedTuple):
     y_test: np.ndarray
 
 
-def load_digits(seed: int, test_size: float = 0.25) -> Split:
+def load_digits(seed: int, test_size: float = 0.5) -> Split:
     """Scikit-learn's scans of handwritten digits: 1,797 images of 8 x 8, ten classes.
 
     Args:
