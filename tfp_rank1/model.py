@@ -108,7 +108,9 @@ class BayesianModel(ObjectiveModel):
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """The model's layers; the likelihood, the last operation, is `model.likelihood`."""
-        return [layer for layer in super().layers if not isinstance(layer, Likelihood)]
+        # While Keras builds the graph it must see, and track, the likelihood as well.
+        hidden = self.__dict__.get("_likelihood")
+        return [layer for layer in super().layers if layer is not hidden]
 
     # -- compiling ------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def in_posterior_mean() -> bool:
     return _mode.posterior_mean
 
 
-class _KLRegularizer:
+class _KLRegularizer(keras.regularizers.Regularizer):
     """Hangs the layer's KL on one of its variables.
 
     Keras evaluates regularizers once per variable and asks no questions about the argument.

@@ -48,7 +48,7 @@ class TileMembers(_Members):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Tile the batch axis."""
-        return ops.tile(inputs, (self.ensemble_size,) + (1,) * (len(inputs.shape) - 1))
+        return ops.concatenate([inputs] * self.ensemble_size, axis=0)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """`[B, ...]` -> `[K*B, ...]`."""

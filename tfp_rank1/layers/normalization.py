@@ -134,8 +134,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
         return ops.reshape(mean, rows), ops.reshape(variance, rows)
 
     def _move(self, average: keras.Variable, value: tf.Tensor) -> None:
-        value = ops.cast(value, average.dtype)
-        average.assign(average * self.momentum + value * (1.0 - self.momentum))
+        old, value = ops.convert_to_tensor(average), ops.cast(value, average.dtype)
+        average.assign(old * self.momentum + value * (1.0 - self.momentum))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
