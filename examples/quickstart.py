@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import matplotlib
@@ -196,14 +199,14 @@ def run_regression(epochs: int, seed: int, ax: Any) -> tuple[float, float]:
             r1.callbacks.KLAnnealing(epochs=epochs / 2),
         ]
         model.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=callbacks)
-    grid = np.linspace(-6.0, 6.0, 241, dtype="float32")[:, np.newaxis]
+    grid = np.linspace(-7.0, 7.0, 281, dtype="float32")[:, np.newaxis]
     predictive = model.posterior_predictive(grid, num_samples=256, seed=seed)
     r1.plots.predictive_band(grid, predictive, data=(x, y), ax=ax)
     ax.set(title="regression with a gap, rank-1", ylim=(-3, 3))
     epistemic = np.sqrt(np.ravel(predictive.epistemic_variance()))
     position = np.abs(grid[:, 0])
-    on_data = epistemic[(position > 1.5) & (position < 3.5)].mean()
-    return float(on_data), float(epistemic[position < 0.5].mean())
+    on_data = epistemic[(position > 2.5) & (position < 4.5)].mean()
+    return float(on_data), float(epistemic[position < 1.0].mean())
 
 
 _CLIENT = """

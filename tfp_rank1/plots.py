@@ -98,7 +98,7 @@ def predictive_band(
     if data is not None:
         ax.scatter(*map(np.ravel, data), s=8, color="black", zorder=3, label="data")
     ax.set(xlabel="x", ylabel="y", xlim=(x.min(), x.max()))
-    ax.legend(loc="upper left", frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small")
     return ax
 
 

@@ -52,7 +52,7 @@ def shuffle_blocks(x: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sine_with_gap(num_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy sine observed on [-4, -1] and [1, 4], never in between.
+    """A noisy sine observed on [-5, -2] and [2, 5], never in between.
 
         y = sin(x) + 0.1 e,   e ~ N(0, 1)
 
@@ -61,6 +61,6 @@ def sine_with_gap(num_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     """
     rng = np.random.default_rng(seed)
     side = rng.choice([-1.0, 1.0], size=(num_examples, 1))
-    x = side * rng.uniform(1.0, 4.0, size=(num_examples, 1))
+    x = side * rng.uniform(2.0, 5.0, size=(num_examples, 1))
     y = np.sin(x) + 0.1 * rng.normal(size=x.shape)
     return x.astype("float32"), y.astype("float32")
