@@ -170,6 +170,15 @@ def test_no_tensor_is_larger_than_rows_or_kernel(sampling):
     assert max(size for size in sizes if size) <= rows * max(inputs, outputs)
 
 
+def test_masks_follow_the_members():
+    tokens = np.array([[1, 2, 0], [3, 0, 0]])
+    embedded = keras.layers.Embedding(4, 2, mask_zero=True)(tokens)
+    tiled = L.TileMembers(2)(embedded)
+    np.testing.assert_array_equal(tiled._keras_mask, np.concatenate([tokens, tokens]) > 0)
+    split = L.SplitMembers(2)(L.DenseRank1(3, ensemble_size=2)(tiled))
+    np.testing.assert_array_equal(split._keras_mask, np.stack([tokens > 0] * 2, axis=1))
+
+
 def test_random_bias_is_sampled_and_counted():
     layer = L.DenseRank1(3, bias_posterior="normal", posterior="deterministic", kl_weight=1.0)
     x = np.zeros((4, 2), "float32")

@@ -20,6 +20,11 @@ class _Members(keras.layers.Layer):
     def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """The mask, folded or unfolded like the inputs."""
+        return None if previous_mask is None else self.call(previous_mask)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
