@@ -148,10 +148,10 @@ def score(
         "Brier": r1.metrics.BrierScore(),
     }
     for metric in metrics.values():
-        metric.update_state(y, inside.outputs)
+        metric.update_state(y, inside)
     separation: Any = r1.metrics.OODAUROC("entropy")
-    separation.update_state(np.zeros(len(y)), inside.outputs)
-    separation.update_state(np.ones(outside.outputs.shape[0]), outside.outputs)
+    separation.update_state(np.zeros(len(y)), inside)
+    separation.update_state(np.ones(outside.outputs.shape[0]), outside)
     values = {**metrics, "OOD AUROC": separation}
     return {name: float(metric.result()) for name, metric in values.items()}
 

@@ -170,6 +170,17 @@ def test_no_tensor_is_larger_than_rows_or_kernel(sampling):
     assert max(size for size in sizes if size) <= rows * max(inputs, outputs)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_integer_inputs_are_cast_to_floats(dtype):
+    x = np.array([[0, 1, 3], [2, 5, 1]]).astype(dtype)
+    layer = L.DenseRank1(2, ensemble_size=2)
+    with r1.posterior_mean():
+        expected = layer(x.astype("float32"))
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-6)
+        inputs = keras.Input((3,), dtype=dtype)
+        np.testing.assert_allclose(keras.Model(inputs, layer(inputs))(x), expected, rtol=1e-6)
+
+
 def test_masks_follow_the_members():
     tokens = np.array([[1, 2, 0], [3, 0, 0]])
     embedded = keras.layers.Embedding(4, 2, mask_zero=True)(tokens)
@@ -248,6 +259,9 @@ ERRORS = [
     (lambda: L.DenseRank1(3, posterior="gauss"), "Unknown posterior: expected one of .*'gauss'"),
     (lambda: L.DenseRank1(3, posterior="cauchy", prior="normal"), "KL is infinite"),
     (lambda: L.DenseRank1(3, min_perturbation_value=2, max_perturbation_value=1), "must lie below"),
+    (lambda: L.DenseRank1(3, ensemble_size=None), "Received: ensemble_size=None"),
+    (lambda: L.DenseRank1(3, kl_weight="1/N"), "Received: kl_weight=1/N"),
+    (lambda: L.DenseRank1(3).r_posterior, "before its layer is built"),
     (lambda: L.EnsembleBatchNormalization(2, "all"), "`statistics` must be 'member' or 'shared'"),
     (lambda: L.EnsembleBatchNormalization(2, renorm=True), "no batch renormalization"),
     (

@@ -139,6 +139,27 @@ def test_ood_metrics_are_those_of_scikit_learn(score):
     assert streamed(M.FPR95(score), y, x, sizes) == pytest.approx(fpr[tpr >= 0.95][0], abs=1e-2)
 
 
+@pytest.mark.parametrize(("low", "high"), [(1e-12, 1e-9), (1e6, 1e8)])
+def test_ood_metrics_resolve_any_scale(low, high):
+    """Variances of targets in large units, entropies of very confident nets."""
+    stddev = np.sqrt(
+        np.concatenate([RNG.uniform(low, 2 * low, 50), RNG.uniform(high, 2 * high, 50)])
+    )
+    outputs = np.stack([-stddev, stddev], axis=1)[..., np.newaxis].astype("float32")
+    metric = M.OODAUROC("epistemic_variance", likelihood=r1.likelihoods.Normal(1.0))
+    metric.update_state(np.repeat([0, 1], 50), outputs)
+    assert float(metric.result()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_metrics_take_a_posterior_predictive():
+    p = r1.PosteriorPredictive(tf.transpose(LOGITS, [1, 0, 2]), r1.likelihoods.Categorical())
+    for cls in (M.PredictiveNLL, M.ExpectedCalibrationError):
+        metric, other = cls(), cls(likelihood="categorical")
+        metric.update_state(LABELS, p)
+        other.update_state(LABELS, LOGITS)
+        assert float(metric.result()) == pytest.approx(float(other.result()), rel=1e-5)
+
+
 def test_regression_ood_score():
     score = M.ood_score(
         PredictiveMixture(r1.likelihoods.Normal(0.5), MEANS, 1), "epistemic_variance"
@@ -220,6 +241,10 @@ ERRORS = [
     (
         lambda: M.Accuracy(likelihood=r1.likelihoods.Normal(1.0)).update_state(TARGETS, MEANS),
         "needs class probabilities.* Received: Normal",
+    ),
+    (
+        lambda: M.RootMeanSquaredError(likelihood="categorical").update_state(LABELS, LOGITS),
+        "needs a numeric target.* Received: likelihood=Categorical",
     ),
     (lambda: M.OODAUROC("surprise"), "`score` must be one of .*'surprise'"),
     (lambda: M.ExpectedCalibrationError(0), "`num_bins` must be a whole number of at least 1"),

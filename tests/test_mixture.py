@@ -102,6 +102,23 @@ def test_quantile_inverts_the_cdf(name, probability):
         np.testing.assert_allclose(mixture.cdf(q), probability, atol=1e-5)
 
 
+def test_cdf_takes_targets_as_log_prob_does():
+    likelihood, outputs, y = CASES["normal_fixed"]
+    mixture = PredictiveMixture(likelihood, outputs)
+    assert mixture.cdf(y).shape == (N, 1)
+    np.testing.assert_array_equal(mixture.cdf(y), mixture.cdf(np.float32(y)[:, np.newaxis]))
+
+
+def test_learned_noise_belongs_to_one_model():
+    likelihood = LK.Normal()
+    for outputs in (1, 2):
+        inputs = keras.Input((3,))
+        model = r1.BayesianModel(inputs, keras.layers.Dense(outputs)(inputs), likelihood=likelihood)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="noise scale belongs to one model"):
+        model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+
+
 def test_credible_interval_under_xla():
     likelihood, outputs, _ = CASES["normal_fixed"]
 

@@ -1,5 +1,7 @@
 """BayesianModel: its loss, its modes, its state and its errors."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -441,13 +443,18 @@ def model_errors():
             lambda: (model.compile("sgd"), model.fit(x, np.zeros((4, 10)), verbose=0)),
             r"targets must have shape \[batch, 1\] or \[batch\].*\(None, 10\)|\(4, 10\)",
         ),
+        (lambda: model.compile("sgd", "avg_nll"), r"Unknown loss: .*'average_nll'.*'avg_nll'"),
+        (
+            lambda: (model.compile("sgd", loss=None), model.fit(x, np.zeros(4), verbose=0)),
+            "The model has no loss",
+        ),
         (lambda: r1.callbacks.KLAnnealing(), "exactly one of `epochs` and `steps`"),
         (lambda: r1.callbacks.KLAnnealing(epochs=1, start=2.0), r"`start` must lie in \[0, 1\]"),
         (lambda: model.export("model.onnx", format="onnx"), "would freeze the samples"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(14))
 def test_errors_say_what_to_do(index):
     make, message = model_errors()[index]
     with pytest.raises(ValueError, match=message):
@@ -460,6 +467,147 @@ def test_labels_out_of_range_in_a_dataset_are_refused():
     model.compile("sgd")
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"whole numbers in \[0, 10\)"):
         model.fit(data, verbose=0)
+
+
+def weights_seen(model, x, y, annealing=(), **arguments):
+    """anneal(t), the KL weight times N, of every epoch."""
+    history = model.fit(x, y, verbose=0, callbacks=list(annealing), **arguments).history
+    return np.array(history["kl_weight"]) * model.num_train_examples
+
+
+def test_annealing_counts_batches_of_an_accumulating_optimizer(digits):
+    x, y = digits[0][:64], digits[1][:64]
+    model = small_classifier()
+    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=2))
+    annealing = [r1.callbacks.KLAnnealing(epochs=2)]
+    seen = weights_seen(model, x, y, annealing, batch_size=16, epochs=4)
+    np.testing.assert_allclose(seen[2:], 1.0, rtol=1e-5)
+    assert 0.1 < seen[0] < 0.5
+
+
+def test_annealing_ends_with_its_fit_and_validation_has_the_full_weight(digits):
+    x, y = digits[0][:64], digits[1][:64]
+    model = small_classifier()
+    model.compile("adam")
+    history = model.fit(
+        x, y, validation_data=(x, y), batch_size=32, verbose=0,
+        callbacks=[r1.callbacks.KLAnnealing(epochs=10)],
+    ).history  # fmt: skip
+    assert history["kl_weight"][0] < 0.5 / 64
+    np.testing.assert_allclose(history["val_kl_weight"][0], 1 / 64, rtol=1e-5)
+    np.testing.assert_allclose(weights_seen(model, x, y), 1.0, rtol=1e-5)
+
+
+def test_n_is_never_stale(digits):
+    x, y = digits[0][:48], digits[1][:48]
+    model = small_classifier()
+    model.compile("sgd")
+    model.fit(x, y, 16, 1, 0, None, 0.25)
+    assert model.num_train_examples == 36
+
+    def generator():
+        while True:
+            yield x[:8], y[:8]
+
+    with pytest.raises(ValueError, match="N of training examples is not known yet"):
+        model.fit(generator(), steps_per_epoch=2, verbose=0)
+    model.num_train_examples = 1000
+    model.fit(x, y, verbose=0)
+    assert model.num_train_examples == 1000
+    model.fit(generator(), steps_per_epoch=2, verbose=0)
+    assert model.num_train_examples == 1000
+
+
+def test_frozen_factors_need_no_n(digits):
+    model = small_classifier()
+    model.trainable = False
+    model.compile("sgd")
+    assert np.isfinite(model.evaluate(digits[0][:8], digits[1][:8], verbose=0)).all()
+
+
+def unfolded_graphs():
+    dense = r1.layers.DenseRank1
+    tile, split = r1.layers.TileMembers, r1.layers.SplitMembers
+    return {
+        "nothing folded": lambda x: dense(3, ensemble_size=4)(x),
+        "another number": lambda x: split(2)(dense(3, ensemble_size=4)(tile(2)(x))),
+        "a divisor": lambda x: split(4)(dense(3, ensemble_size=2)(tile(4)(x))),
+        "no split": lambda x: dense(3, ensemble_size=2)(tile(2)(x)),
+        "no tile": lambda x: split(2)(dense(3, ensemble_size=2)(x)),
+    }
+
+
+@pytest.mark.parametrize("name", unfolded_graphs())
+def test_layers_must_agree_on_the_members(name):
+    inputs = keras.Input((5,))
+    outputs = unfolded_graphs()[name](inputs)
+    with pytest.raises(ValueError, match=r"must agree on the number of members K.*Received"):
+        r1.BayesianModel(inputs, outputs, likelihood="categorical")
+
+
+def test_keras_losses_and_metrics_are_refused_with_members(digits):
+    """They would compare every member's output with every example's target."""
+    x, y = digits[0][:8], digits[1][:8]
+    model = small_classifier()
+    for arguments in (
+        {"loss": "sparse_categorical_crossentropy"},
+        {"metrics": [keras.metrics.SparseCategoricalAccuracy()]},
+    ):
+        model.compile("sgd", **arguments)
+        with pytest.raises(ValueError, match=r"know no members.*Received: sparse_categorical"):
+            model.fit(x, y, verbose=0)
+    model.compile("sgd", metrics=["accuracy"])
+    model.fit(x, y, verbose=0)
+    with r1.posterior_mean():
+        logs = model.evaluate(x, y, verbose=0, return_dict=True)
+        probabilities = tf.reduce_mean(tf.nn.softmax(model(x)), axis=1)
+    assert logs["accuracy"] == pytest.approx(np.mean(np.argmax(probabilities, -1) == y))
+
+
+def test_labels_out_of_range_give_nan_under_xla():
+    """XLA drops checks; the loss must not look good."""
+    data = tf.data.Dataset.from_tensor_slices((np.ones((4, 64)), np.full(4, 12)))
+    model = small_classifier()
+    model.compile("sgd", jit_compile=True)
+    history = model.fit(data.batch(4, drop_remainder=True), verbose=0).history
+    assert np.isnan(history["nll"][0])
+
+
+def test_posterior_mean_governs_single_batches(digits):
+    x, y = digits[0][:8], digits[1][:8]
+    model = small_classifier(num_train_examples=8)
+    model.compile("sgd")
+    for call in (model.predict_on_batch, lambda x: model.test_on_batch(x, y)):
+        assert not np.array_equal(call(x), call(x))
+        with r1.posterior_mean():
+            first = call(x)
+            model.reset_metrics()
+            second = call(x)
+        if call == model.predict_on_batch:
+            np.testing.assert_array_equal(first, second)
+
+
+def test_pickle_and_uncompiled_files(digits, tmp_path):
+    x = digits[0][:4]
+    model = small_classifier()
+    restored = pickle.loads(pickle.dumps(model))
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(restored(x), model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert not loaded.compiled
+
+
+def test_early_stopping_knows_the_direction(digits):
+    x, y = digits[0][:32], digits[1][:32]
+    model = small_classifier()
+    model.compile("adam", metrics=["accuracy", r1.metrics.ExpectedCalibrationError()])
+    stops = [
+        keras.callbacks.EarlyStopping(name, patience=5)
+        for name in ("val_accuracy", "val_ece", "val_loss")
+    ]
+    stops.append(keras.callbacks.EarlyStopping("val_nll", mode="min"))
+    model.fit(x, y, validation_data=(x, y), epochs=1, verbose=0, callbacks=stops)
 
 
 def test_annealing_needs_a_bayesian_model():

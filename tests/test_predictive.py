@@ -51,6 +51,28 @@ def test_datasets_and_structures(digits, digits_model):
     assert model.posterior_predictive(arrays, 3, batch_size=4).samples.shape == (4, 7, 1)
 
 
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, size):
+        super().__init__()
+        self.x, self.size = x, size
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        part = slice(index * self.size, (index + 1) * self.size)
+        return self.x[part], np.zeros(len(self.x[part]))
+
+
+def test_other_batches(digits, digits_model):
+    x = digits[2][:20]
+    expected = digits_model.posterior_predictive(x, 4, batch_size=8, seed=1).samples
+    iterator = (x[start : start + 8] for start in (0, 8, 16))
+    for batches in (Batches(x, 8), iterator):
+        samples = digits_model.posterior_predictive(batches, 4, seed=1).samples
+        np.testing.assert_allclose(samples, expected, atol=1e-5)
+
+
 def test_moments_are_those_of_the_samples(digits, digits_model, regression_model):
     x = digits[2][:40]
     full = digits_model.posterior_predictive(x, 8, batch_size=16, seed=3)
@@ -99,6 +121,11 @@ def test_inputs_that_are_not_finite_are_refused(digits, digits_model, bad):
 
 ERRORS = [
     ({"num_samples": 0}, "`num_samples` must be a whole number of at least 1"),
+    (
+        {"batch_size": 0},
+        "`batch_size` must be a whole number .* Received: batch_size=0",
+    ),
+    ({"x": [[0.0] * 64]}, "`x` must be an array with a batch axis"),
     ({"reduce": "mean"}, "`reduce` must be None or 'moments'. Received: reduce='mean'"),
 ]
 
@@ -106,7 +133,7 @@ ERRORS = [
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_errors_say_what_to_do(digits, digits_model, arguments, message):
     with pytest.raises(ValueError, match=message):
-        digits_model.posterior_predictive(digits[2][:4], **arguments)
+        digits_model.posterior_predictive(**{"x": digits[2][:4], **arguments})
 
 
 def test_empty_input_is_refused(digits, digits_model):

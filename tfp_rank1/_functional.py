@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import likelihoods
+from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
 
 
@@ -70,6 +72,28 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | 
         return outputs, None
     likelihood = likelihoods.get(likelihood)
     return likelihood(outputs), likelihood
+
+
+def check_members_agree(layers: Iterable[keras.layers.Layer]) -> None:
+    """Refuse a graph whose layers fold different numbers of members, or forget to fold.
+
+    Such a graph often runs, and then an example's output depends on its place in the batch.
+
+    Raises:
+        ValueError: naming the layers.
+    """
+    sizes = {
+        layer.name: layer.ensemble_size
+        for layer in layers
+        if getattr(layer, "ensemble_size", 1) != 1
+    }
+    kinds = {type(layer) for layer in layers}
+    if len(set(sizes.values())) > 1 or (sizes and not {TileMembers, SplitMembers} <= kinds):
+        raise ValueError(
+            "The layers of a BayesianModel must agree on the number of members K, with "
+            "TileMembers(K) before the first and SplitMembers(K) after the last. "
+            f"Received: ensemble_size by layer {sizes}"
+        )
 
 
 def same_likelihood(a: Likelihood, b: Likelihood) -> bool:

@@ -29,6 +29,7 @@ class ObjectiveModel(keras.Model):
     num_train_examples: int | None
     _annealing: Annealing | None
     _evaluation_loss: MixtureNLL | None
+    _stock_names: list[str]
 
     def objective(
         self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
@@ -39,12 +40,14 @@ class ObjectiveModel(keras.Model):
             y: targets `[B]` or `[B, targets]`.
             outputs: raw outputs `[B, K, D]`.
             sample_weight: optional, `[B]`.
-            training: False takes the mixture's NLL in place of the training loss.
+            training: False takes the mixture's NLL in place of the training loss, and the KL at
+                its full weight 1/N: validation losses are comparable while the weight rises.
 
         Returns:
             `Objective`, on each replica divided by the number of replicas as Keras does it, but
             for `kl` (the whole KL in nats) and `kl_weight`.
         """
+        self._check_outputs(outputs)
         if not self.likelihood.built:
             raise ValueError(
                 "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
@@ -54,9 +57,23 @@ class ObjectiveModel(keras.Model):
             nll = self._compile_loss(y, outputs, sample_weight)
         else:
             nll = self._evaluation_loss(y, outputs, sample_weight)
-        with kl_scope(self._kl_weight()) as scope:
+        with kl_scope(self._kl_weight(training)) as scope:
             penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
         return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
+
+    def _check_outputs(self, outputs: tf.Tensor) -> None:
+        """Keras losses and metrics would broadcast targets over the members, and be wrong."""
+        if self._compile_loss is None:
+            raise ValueError(
+                "The model has no loss. Call compile(loss='average_nll') or compile(loss="
+                "'mixture_nll') first. Received: loss=None"
+            )
+        if len(outputs.shape) == 3 and self._stock_names:
+            raise ValueError(
+                "Losses and metrics of Keras know no members and cannot be used for outputs "
+                "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
+                f"of tfp_rank1.metrics. Received: {', '.join(self._stock_names)}"
+            )
 
     def compute_loss(
         self,
@@ -86,7 +103,7 @@ class ObjectiveModel(keras.Model):
         layers = [m for m in self._flatten_layers(include_self=False) if _owns_kl(m)]
         return tf.add_n([layer.kl() for layer in layers]) if layers else tf.zeros(())
 
-    def _kl_weight(self) -> tf.Tensor:
+    def _kl_weight(self, training: bool = True) -> tf.Tensor:
         if self.num_train_examples is None:
             if not self._has_kl():
                 return tf.zeros(())
@@ -95,23 +112,27 @@ class ObjectiveModel(keras.Model):
                 "Call `fit`, which finds it in arrays and finite datasets, or pass "
                 "num_train_examples= to the model. Received: num_train_examples=None"
             )
-        anneal = tf.ones(()) if self._annealing is None else self._annealing(self._step())
+        annealing = self._annealing if training else None
+        anneal = tf.ones(()) if annealing is None else annealing(self._step())
         return anneal / float(self.num_train_examples)
 
     def _has_kl(self) -> bool:
-        return any(v.regularizer is not None for v in self.factor_variables)
+        return any(v.regularizer is not None and v.trainable for v in self.factor_variables)
 
     def _step(self) -> tf.Tensor:
-        """Number of training steps taken so far."""
+        """Number of batches trained on so far (whole updates of an accumulating optimizer)."""
         if self.optimizer is None:
             return tf.zeros((), tf.int64)
-        return tf.convert_to_tensor(self.optimizer.iterations)
+        inner: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        batches_per_update = getattr(inner, "gradient_accumulation_steps", None) or 1
+        return tf.convert_to_tensor(inner.iterations) * batches_per_update
 
     def set_annealing(self, annealing: Annealing | None) -> None:
         """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
 
-        It becomes part of the compiled step, so that it also holds within
-        `steps_per_execution`. `callbacks.KLAnnealing` calls this.
+        It becomes part of the compiled training step, so that it also holds within
+        `steps_per_execution`. None, the state after `compile`, is the full weight.
+        `callbacks.KLAnnealing` sets it for the length of one `fit`.
         """
         self._annealing = annealing
         self._forget_functions()

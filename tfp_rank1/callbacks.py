@@ -11,8 +11,10 @@ class KLAnnealing(keras.callbacks.Callback):
 
         anneal(t) = start + (1 - start) * min(1, (t + 1) / steps)
 
-    t is the optimizer's step, so a resumed run goes on where it was. The schedule is computed in
-    the compiled step and holds within `steps_per_execution` as well.
+    t is the number of batches the optimizer has seen, so a resumed run, given the same callback,
+    goes on where it was. The schedule is computed in the compiled step and holds within
+    `steps_per_execution` as well. It ends with the `fit` it was given to; validation always has
+    the full weight, so that `val_loss` can be compared between epochs.
 
     Args:
         epochs: length of the rise in epochs; needs a known number of steps per epoch.
@@ -61,6 +63,10 @@ class KLAnnealing(keras.callbacks.Callback):
 
         self.model.set_annealing(anneal)
         self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Back to the full weight."""
+        self.model.set_annealing(None)
 
     def _length(self) -> float:
         if self.epochs is None:

@@ -63,7 +63,8 @@ def export_predictive(
 
     @tf.function
     def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
-        return sample_outputs(model, x, num_samples, entropy_seed() if seed is None else seed)
+        seed = entropy_seed() if seed is None else seed
+        return sample_outputs(model, x, tf.maximum(num_samples, 1), seed)
 
     count, seed = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
     samples.get_concrete_function(signature, count)

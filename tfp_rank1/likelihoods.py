@@ -81,14 +81,22 @@ class Likelihood(keras.layers.Layer):
         return num_outputs
 
     def prepare_targets(self, targets: Any, num_outputs: int) -> tf.Tensor:
-        """Targets as float32 `[B, targets]`, with values checked where that is possible.
+        """Targets as float32 `[B, targets]`, with values checked.
 
-        Eagerly and in graphs a bad value raises; XLA drops the check (`fit` has already looked
-        at arrays by then).
+        Eagerly and in graphs a bad value raises. XLA drops such checks, so there a bad value
+        becomes NaN, and with it the loss (`fit` has already looked at arrays by then).
 
         Raises:
             ValueError: if the shape does not fit the outputs.
             tf.errors.InvalidArgumentError: if a value lies outside the support.
+        """
+        return self._checked(self.shape_targets(targets, num_outputs), num_outputs)
+
+    def shape_targets(self, targets: Any, num_outputs: int) -> tf.Tensor:
+        """Targets as float32 `[B, targets]`, whatever their values.
+
+        Raises:
+            ValueError: if the shape does not fit the outputs.
         """
         y = tf.convert_to_tensor(targets)
         expected = self.num_targets(num_outputs)
@@ -101,17 +109,17 @@ class Likelihood(keras.layers.Layer):
                 + (" or [batch]" if expected == 1 else "")
                 + f". Received: targets of shape {y.shape}"
             )
-        return self._checked(tf.cast(y, tf.float32), num_outputs)
+        return tf.cast(y, tf.float32)
 
     def _checked(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
-        valid = tf.reduce_all(self._valid(y, num_outputs))
+        valid = self._valid(y, num_outputs)
         check = tf.debugging.Assert(
-            valid,
+            tf.reduce_all(valid),
             [self._support_message(num_outputs), tf.reduce_min(y), tf.reduce_max(y)],
             summarize=1,
         )
         with tf.control_dependencies([check] if check is not None else []):
-            return tf.identity(y)
+            return tf.where(valid, y, float("nan"))
 
     def check_targets(self, targets: Any, num_outputs: int) -> None:
         """Look at a whole array of targets before training.
@@ -160,8 +168,10 @@ class Categorical(Likelihood):
     def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`log softmax(outputs)[target]`, `[...]`."""
         log_probabilities = tf.nn.log_softmax(outputs)
-        one_hot = tf.one_hot(tf.cast(targets[..., 0], tf.int32), outputs.shape[-1])
-        return tf.reduce_sum(one_hot * log_probabilities, axis=-1)
+        label = targets[..., 0]
+        one_hot = tf.one_hot(tf.cast(label, tf.int32), outputs.shape[-1])
+        chosen = tf.reduce_sum(one_hot * log_probabilities, axis=-1)
+        return tf.where(tf.math.is_nan(label), label, chosen)
 
     def num_targets(self, num_outputs: int) -> int:
         """One label."""
@@ -245,6 +255,12 @@ class Normal(Likelihood):
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.Normal` with batch shape `[..., D]`."""
+        if self.rho is not None and self.rho.shape[0] != outputs.shape[-1]:
+            raise ValueError(
+                "A learned noise scale belongs to one model. Give each model its own "
+                f"likelihoods.Normal(). Received: a scale for {self.rho.shape[0]} outputs, and "
+                f"{outputs.shape[-1]} outputs"
+            )
         return tfd.Normal(outputs, self.scale)
 
     def get_config(self) -> dict[str, Any]:

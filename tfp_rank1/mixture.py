@@ -42,6 +42,11 @@ class PredictiveMixture:
         """Number of samples S."""
         return int(self._outputs.shape[self.axis])
 
+    @property
+    def outputs(self) -> tf.Tensor:
+        """Raw outputs `[N, S, D]`, what the metrics of this package take as `y_pred`."""
+        return self._outputs if self.axis == 1 else tf.transpose(self._outputs, [1, 0, 2])
+
     def _average(self, values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(values, axis=self.axis)
 
@@ -152,10 +157,14 @@ class PredictiveMixture:
     def cdf(self, y: tf.Tensor) -> tf.Tensor:
         """`P(Y <= y)` of each target on its own, `[N, targets]`.
 
+        Args:
+            y: `[N]` or `[N, targets]`, any values.
+
         Raises:
             ValueError: for Categorical, whose classes have no order.
         """
         self._require_order("cdf")
+        y = self.likelihood.shape_targets(y, int(self._outputs.shape[-1]))
         conditional = self.likelihood.distribution(self._outputs)
         return self._average(conditional.cdf(tf.expand_dims(y, self.axis)))
 
@@ -220,12 +229,11 @@ class PredictiveMixture:
     def _draw(self, num_draws: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws `[num_draws, N, targets]`: a sample index, then the likelihood given it."""
         index_seed, value_seed = tf.unstack(tf.random.split(seed, 2))
-        outputs = self._outputs if self.axis == 0 else tf.transpose(self._outputs, [1, 0, 2])
-        shape = tf.shape(outputs)
+        shape = tf.shape(self.outputs)
         index = tf.random.stateless_uniform(
-            [shape[1], num_draws], index_seed, maxval=shape[0], dtype=tf.int32
+            [shape[0], num_draws], index_seed, maxval=shape[1], dtype=tf.int32
         )
-        chosen = tf.gather(tf.transpose(outputs, [1, 0, 2]), index, batch_dims=1)
+        chosen = tf.gather(self.outputs, index, batch_dims=1)
         draws = self.likelihood.distribution(chosen).sample(seed=value_seed)
         if isinstance(self.likelihood, Categorical):
             draws = draws[..., tf.newaxis]

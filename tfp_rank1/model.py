@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, overload
 
 import keras
@@ -12,6 +13,7 @@ from tfp_rank1 import likelihoods
 from tfp_rank1._counting import count_examples
 from tfp_rank1._functional import (
     Functional,
+    check_members_agree,
     end_in_likelihood,
     functional_variant,
     is_functional_call,
@@ -25,7 +27,7 @@ from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
-from tfp_rank1.metrics import UncertaintyMetric
+from tfp_rank1.metrics import Accuracy, UncertaintyMetric
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
 
 
@@ -47,7 +49,8 @@ class BayesianModel(ObjectiveModel):
             passes only what follows, and ends `call` with `return self.likelihood(outputs)`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
             of a Functional model, which is how clones and saved models keep it.
-        num_train_examples: N. Defaults to None: `fit` finds it.
+        num_train_examples: N. Defaults to None: every `fit` counts the arrays or the finite
+            dataset it is given (a dataset that repeats its examples counts every repetition).
 
     Raises:
         ValueError: without a likelihood, or with an N below 1.
@@ -77,6 +80,7 @@ class BayesianModel(ObjectiveModel):
             inputs, outputs, args = take_graph(args, kwargs)
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
+            check_members_agree(self._flatten_layers(include_self=False))
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:
@@ -88,12 +92,13 @@ class BayesianModel(ObjectiveModel):
         # Keras saves attributes in alphabetical order; under this name the likelihood comes before
         # the private containers of a Functional model, which hold it as well.
         self._likelihood: Likelihood = likelihoods.get(likelihood)
-        self.num_train_examples = _check_count(num_train_examples)
+        self._count = _check_count(num_train_examples)
         self._count_is_given = num_train_examples is not None
         self._annealing: Annealing | None = None
         self._factor_multiplier = 1.0
         self._loss_name: str | None = None
         self._evaluation_loss: MixtureNLL | None = None
+        self._stock_names: list[str] = []
         self._traced_with_mean = False
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = keras.metrics.Mean(name="nll")
@@ -104,6 +109,16 @@ class BayesianModel(ObjectiveModel):
     def likelihood(self) -> Likelihood:
         """What the raw outputs mean."""
         return self._likelihood
+
+    @property
+    def num_train_examples(self) -> int | None:
+        """N; None until it is given or found by `fit`. One that is assigned stays."""
+        return self._count
+
+    @num_train_examples.setter
+    def num_train_examples(self, count: int | None) -> None:
+        self._count, self._count_is_given = _check_count(count), count is not None
+        self._forget_functions()
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -127,9 +142,10 @@ class BayesianModel(ObjectiveModel):
 
         Args:
             optimizer: as in Keras.
-            loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or any
-                Keras loss.
-            metrics: as in Keras; metrics of `tfp_rank1` without a likelihood get the model's.
+            loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
+                a net without members, any Keras loss.
+            metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
+                one; `"accuracy"` is `metrics.Accuracy`. Those of Keras only without members.
             factor_learning_rate_multiplier: the factors' steps are this many times those of the
                 slow weights, for any optimizer, above 0. Defaults to 1.
             **kwargs: as in Keras.
@@ -142,17 +158,28 @@ class BayesianModel(ObjectiveModel):
             )
         self._factor_multiplier = multiplier
         loss = self._resolve_loss(loss)
-        for metric in keras.tree.flatten([metrics, kwargs.get("weighted_metrics")]):
+        metrics, weighted = (
+            keras.tree.map_structure(_own_accuracy, m)
+            for m in (metrics, kwargs.pop("weighted_metrics", None))
+        )
+        is_stock = not isinstance(loss, NegativeLogLikelihood) and loss is not None
+        self._stock_names = [str(getattr(loss, "name", loss))] if is_stock else []
+        for metric in keras.tree.flatten([metrics, weighted]):
             if isinstance(metric, UncertaintyMetric):
                 metric.bind(self.likelihood)
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+            elif metric is not None:
+                self._stock_names.append(str(getattr(metric, "name", metric)))
+        self._annealing = None
+        super().compile(
+            optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
+        )
 
     def _resolve_loss(self, loss: Any) -> Any:
         self._loss_name, self._evaluation_loss = None, None
         if isinstance(loss, str) and loss in LOSS_NAMES:
             loss = LOSS_NAMES[loss]()
         if not isinstance(loss, NegativeLogLikelihood):
-            return loss
+            return _known_loss(loss)
         if loss.likelihood not in (None, self.likelihood) and not same_likelihood(
             loss.likelihood, self.likelihood
         ):
@@ -167,9 +194,11 @@ class BayesianModel(ObjectiveModel):
         self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
         return loss
 
-    def get_compile_config(self) -> dict[str, Any]:
+    def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`; a loss of this package goes by its name."""
-        config = super().get_compile_config() or {}
+        config = super().get_compile_config()
+        if not config:
+            return None
         evaluation = self._evaluation_loss
         if evaluation is not None and evaluation.reduction == "sum_over_batch_size":
             config["loss"] = self._loss_name
@@ -240,27 +269,39 @@ class BayesianModel(ObjectiveModel):
             ValueError: if N is neither given nor found in `x`, or targets lie outside the
                 support of the likelihood.
         """
+        arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self._count_is_given:
-            found = count_examples(x, kwargs.get("validation_split", 0.0))
-            if found is not None and found != self.num_train_examples:
-                self.num_train_examples = found
-                self._forget_functions()
-        if self.num_train_examples is None and self._has_kl():
-            self._kl_weight()
+            self._find_count(x, arguments.get("validation_split", 0.0))
         self._check_array_targets(y)
-        self._follow_posterior_mean()
         return super().fit(x, y, *args, **kwargs)
+
+    def _find_count(self, x: Any, validation_split: float) -> None:
+        found = count_examples(x, validation_split)
+        if found != self._count:
+            self._count = found
+            self._forget_functions()
+        if self._has_kl():
+            self._kl_weight()  # raises without N, before anything is traced
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Loss and metrics; as `keras.Model.evaluate`."""
         self._check_array_targets(y)
-        self._follow_posterior_mean()
         return super().evaluate(x, y, *args, **kwargs)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Raw outputs of one draw; as `keras.Model.predict`. See `posterior_predictive`."""
+    def make_train_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
         self._follow_posterior_mean()
-        return super().predict(x, *args, **kwargs)
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
+        self._follow_posterior_mean()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
+        self._follow_posterior_mean()
+        return super().make_predict_function(force)
 
     def _follow_posterior_mean(self) -> None:
         """The context is read when a function is traced: a change of it needs a new trace."""
@@ -332,8 +373,8 @@ class BayesianModel(ObjectiveModel):
         """Sample the posterior predictive distribution.
 
         Args:
-            x: inputs: an array, a structure of arrays, or a `tf.data.Dataset` of batches (its
-                targets, if any, are ignored).
+            x: inputs: an array, a structure of arrays, or batches (a `tf.data.Dataset`, a
+                `keras.utils.PyDataset` or an iterator), whose targets, if any, are ignored.
             num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
                 of K so that every member weighs the same. Defaults to 32.
             batch_size: examples per pass, for arrays. Defaults to 128.
@@ -345,8 +386,10 @@ class BayesianModel(ObjectiveModel):
         Returns:
             `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
 
+        The seed fixes the samples for one `batch_size`; another split into batches draws others.
+
         Raises:
-            ValueError: for inputs that are not finite.
+            ValueError: for inputs that are not finite, or no arrays or batches.
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 
@@ -370,6 +413,11 @@ class BayesianModel(ObjectiveModel):
 
     # -- persistence ----------------------------------------------------------------------------
 
+    def __reduce__(self) -> Any:
+        """Pickle the bytes of a `.keras` file, under the class that users import."""
+        _, state = super().__reduce__()
+        return BayesianModel._unpickle_model, state
+
     def get_config(self) -> dict[str, Any]:
         """The graph of a Functional model, and N if it was given."""
         given = self.num_train_examples if self._count_is_given else None
@@ -389,8 +437,26 @@ class BayesianModel(ObjectiveModel):
             self.seed_generator.state.assign(state)
         count = int(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and not self._count_is_given:
-            self.num_train_examples = count
+            self._count = count
         super().load_own_variables(arrays)
+
+
+def _own_accuracy(metric: Any) -> Any:
+    """The metric `"accuracy"` of this package, which knows members; others as they are."""
+    return Accuracy() if isinstance(metric, str) and metric in ("accuracy", "acc") else metric
+
+
+def _known_loss(loss: Any) -> Any:
+    """A Keras loss as it is; an unknown name is refused with the names of this package."""
+    if isinstance(loss, str):
+        try:
+            keras.losses.get(loss)
+        except ValueError as error:
+            raise ValueError(
+                f"Unknown loss: expected one of {sorted(LOSS_NAMES)} or a loss of Keras. "
+                f"Received: loss={loss!r}"
+            ) from error
+    return loss
 
 
 def _check_count(count: int | None) -> int | None:

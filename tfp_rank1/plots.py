@@ -8,7 +8,6 @@ import numpy as np
 
 from tfp_rank1.metrics import ExpectedCalibrationError, ood_score
 from tfp_rank1.mixture import PredictiveMixture
-from tfp_rank1.predictive import PosteriorPredictive
 
 try:
     import matplotlib.pyplot as plt
@@ -23,7 +22,7 @@ _BLUE, _ORANGE, _GRAY = "#3465a4", "#d9822b", "#777777"
 
 
 def reliability_diagram(
-    y: Any, predictive: PosteriorPredictive, num_bins: int = 10, ax: Any = None, label: str = ""
+    y: Any, predictive: PredictiveMixture, num_bins: int = 10, ax: Any = None, label: str = ""
 ) -> Any:
     """Accuracy against confidence in bins of equal width.
 
@@ -42,8 +41,8 @@ def reliability_diagram(
         The axes.
     """
     ax = ax or plt.subplots()[1]
-    calibration = ExpectedCalibrationError(num_bins, likelihood=predictive.likelihood)
-    calibration.update_state(y, predictive.outputs)
+    calibration = ExpectedCalibrationError(num_bins)
+    calibration.update_state(y, predictive)
     sums = np.asarray(calibration.sums)
     count, confidence, correct = sums[:, sums[0] > 0]
     accuracy = correct / count

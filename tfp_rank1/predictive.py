@@ -51,11 +51,6 @@ class PosteriorPredictive(PredictiveMixture):
         """Raw outputs `[S, N, D]`."""
         return self._outputs
 
-    @property
-    def outputs(self) -> tf.Tensor:
-        """Raw outputs `[N, S, D]`, what the metrics of this package take as `y_pred`."""
-        return tf.transpose(self._outputs, [1, 0, 2])
-
     def sample(self, num_draws: int = 1, seed: int | None = None) -> tf.Tensor:
         """Draws of the target, `[num_draws, N, targets]`; labels for Categorical.
 
@@ -163,6 +158,11 @@ def posterior_predictive(
             "Argument `num_samples` must be a whole number of at least 1. "
             f"Received: num_samples={num_samples}"
         )
+    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
+        raise ValueError(
+            "Argument `batch_size` must be a whole number of at least 1. "
+            f"Received: batch_size={batch_size}"
+        )
     if reduce not in (None, "moments"):
         raise ValueError(
             f"Argument `reduce` must be None or 'moments'. Received: reduce={reduce!r}"
@@ -262,9 +262,18 @@ def _batches(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
     """Batches of inputs, and how many there are if that is known."""
     if isinstance(x, tf.data.Dataset):
         count = int(x.cardinality())
-        inputs = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in x)
-        return inputs, count if count >= 0 else None
-    rows = len(keras.tree.flatten(x)[0])
+        return map(_inputs_of, x), count if count >= 0 else None
+    if isinstance(x, keras.utils.PyDataset):
+        return (_inputs_of(x[i]) for i in range(x.num_batches or 0)), x.num_batches
+    if isinstance(x, Iterator):
+        return map(_inputs_of, x), None
+    leaves = keras.tree.flatten(x)
+    if not leaves or not all(len(getattr(leaf, "shape", ())) for leaf in leaves):
+        raise ValueError(
+            "Argument `x` must be an array with a batch axis, a structure of such arrays, or "
+            f"batches (tf.data.Dataset, keras.utils.PyDataset, iterator). Received: {type(x)}"
+        )
+    rows = len(leaves[0])
 
     def slices() -> Iterator[Any]:
         for start in range(0, rows, batch_size):
@@ -272,6 +281,11 @@ def _batches(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
             yield keras.tree.map_structure(lambda a, part=part: tf.convert_to_tensor(a[part]), x)
 
     return slices(), math.ceil(rows / batch_size)
+
+
+def _inputs_of(batch: Any) -> Any:
+    inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+    return keras.tree.map_structure(tf.convert_to_tensor, inputs)
 
 
 def _check_finite(batch: Any, first_row: int) -> int:

@@ -70,7 +70,16 @@ class Factor:
         return [*self.posterior_variables.values(), *self.prior_variables.values()]
 
     def distribution(self) -> tfd.Distribution:
-        """The posterior, batch shape `[members, dim]`."""
+        """The posterior, batch shape `[members, dim]`.
+
+        Raises:
+            ValueError: if the layer is not built yet.
+        """
+        if not self.posterior_variables:
+            raise ValueError(
+                f"The posterior of factor '{self.name}' has no variables before its layer is "
+                "built. Call the layer on an input first."
+            )
         return self.posterior.distribution(self.posterior_variables)
 
     def prior_distribution(self) -> tfd.Distribution | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 from tensorflow_probability import distributions as tfd
@@ -107,7 +108,12 @@ class Rank1Mixin:
             None: the layer lives in a `BayesianModel`, which owns the weight.
         kl_reduction: `"mean"` (default) over members, the bound for a mixture of members;
             `"sum"` is K times heavier and reproduces Edward2.
-        seed: integer for reproducible draws. Defaults to None.
+        seed: integer for reproducible draws. Defaults to None. Like Dropout, two layers with the
+            same seed draw the same noise.
+
+    Freezing the layer (`trainable = False`) drops its KL from the loss, like every Keras
+    regularizer. Freeze layers or kernels, not single variables of a factor: the layer's KL hangs
+    on the first of them.
     """
 
     # Provided by the stock class; named here so that the mixin can be type checked.
@@ -216,6 +222,9 @@ class Rank1Mixin:
     def _perturb_inputs(self, x: tf.Tensor, channel_axis: int) -> tuple[tf.Tensor, tf.Tensor]:
         """`x o r` (or `x + r`), and the seed that `_finish` continues with."""
         x = check_rows(x, self.ensemble_size, self.name)
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+            # Keras casts floats only; factors cast to integers would be truncated.
+            x = ops.cast(x, self.compute_dtype)  # type: ignore[attr-defined]
         seed = next_seed(self.seed_generator)
         return self._combine(x, self.r_factor, seed, channel_axis, self.perturbation), seed
 
@@ -278,8 +287,10 @@ class Rank1Mixin:
 
     @property
     def bias_posterior(self) -> tfd.Distribution | None:
-        """Posterior of a random bias, batch shape `[K, out]`; None for a point bias."""
-        return None if self.bias_factor is None else self.bias_factor.distribution()
+        """Posterior of a random bias, batch shape `[K, out]`; None for a point bias or none."""
+        if self.bias_factor is None or not self.use_bias:
+            return None
+        return self.bias_factor.distribution()
 
     @property
     def r_prior(self) -> tfd.Distribution | None:
@@ -353,10 +364,10 @@ def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _check_kl_weight(kl_weight: float | None) -> float | None:
+def _check_kl_weight(kl_weight: Any) -> float | None:
     if kl_weight is None:
         return None
-    if not 0.0 <= float(kl_weight) < float("inf"):
+    if not isinstance(kl_weight, (int, float, np.number)) or not 0.0 <= kl_weight < float("inf"):
         raise ValueError(
             "Argument `kl_weight` must be a finite number of at least 0, usually 1/N. "
             f"Received: kl_weight={kl_weight}"

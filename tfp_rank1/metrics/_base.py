@@ -16,6 +16,8 @@ from tfp_rank1.mixture import PredictiveMixture
 class UncertaintyMetric:
     """Mixin of a `keras.metrics.Metric` that looks at outputs `[B, K, D]` or `[B, D]`.
 
+    On its own, `update_state` also takes a `PosteriorPredictive` as `y_pred`.
+
     Args:
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to None: a
             `BayesianModel` fills in its own at `compile`; classification metrics on their own
@@ -23,9 +25,13 @@ class UncertaintyMetric:
     """
 
     default_likelihood: str | None = None
+    # "up" or "down" is better: what EarlyStopping and ModelCheckpoint look for.
+    better: str | None = None
 
     def __init__(self, *args: Any, likelihood: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.better is not None:
+            self._direction = self.better
         self._given = None if likelihood is None else likelihoods.get(likelihood)
         self._bound: Likelihood | None = None
 
@@ -34,7 +40,9 @@ class UncertaintyMetric:
         self._bound = likelihood
 
     def mixture(self, y_pred: tf.Tensor) -> PredictiveMixture:
-        """Raw outputs as a mixture over members."""
+        """Raw outputs, or a `PosteriorPredictive`, as a mixture over the axis 1."""
+        if isinstance(y_pred, PredictiveMixture):
+            return as_mixture(y_pred.likelihood, y_pred.outputs)
         likelihood = self._given or self._bound
         if likelihood is None and self.default_likelihood is not None:
             likelihood = likelihoods.get(self.default_likelihood)
@@ -69,5 +77,5 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
 
 def targets(y_true: Any, y_pred: Any, metric: UncertaintyMetric) -> tf.Tensor:
     """Targets as float32 `[B, targets]`, checked by the likelihood."""
-    likelihood = metric.mixture(y_pred).likelihood
-    return likelihood.prepare_targets(y_true, int(y_pred.shape[-1]))
+    mixture = metric.mixture(y_pred)
+    return mixture.likelihood.prepare_targets(y_true, int(mixture.outputs.shape[-1]))

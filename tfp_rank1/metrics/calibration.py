@@ -39,6 +39,7 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     """
 
     default_likelihood = "categorical"
+    better = "down"
 
     def __init__(
         self,

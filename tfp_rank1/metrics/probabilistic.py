@@ -23,6 +23,8 @@ class PredictiveNLL(MixtureMean):
         likelihood: defaults to that of the model.
     """
 
+    better = "down"
+
     def __init__(self, name: str = "predictive_nll", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
@@ -42,6 +44,7 @@ class Accuracy(MixtureMean):
     """
 
     default_likelihood = "categorical"
+    better = "up"
 
     def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -62,6 +65,7 @@ class BrierScore(MixtureMean):
     """
 
     default_likelihood = "categorical"
+    better = "down"
 
     def __init__(self, name: str = "brier", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -83,13 +87,20 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
         likelihood: defaults to that of the model.
     """
 
+    better = "down"
+
     def __init__(self, name: str = "rmse", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        mean = self.mixture(y_pred).mean()
-        super().update_state(targets(y_true, y_pred, self), mean, sample_weight)
+        mixture = self.mixture(y_pred)
+        if isinstance(mixture.likelihood, Categorical):
+            raise ValueError(
+                "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
+                "Received: likelihood=Categorical"
+            )
+        super().update_state(targets(y_true, y_pred, self), mixture.mean(), sample_weight)
 
 
 class _Interval(MixtureMean):
@@ -136,6 +147,8 @@ class IntervalWidth(_Interval):
         likelihood: defaults to that of the model; not Categorical.
     """
 
+    better = "down"
+
     def __init__(self, level: float = 0.9, name: str = "interval_width", **kwargs: Any) -> None:
         super().__init__(level, name, **kwargs)
 
@@ -163,6 +176,8 @@ class CRPS(MixtureMean):
     Source: Grimit et al. (2006), "The continuous ranked probability score for circular variables
     and its application to mesoscale forecast ensemble verification".
     """
+
+    better = "down"
 
     def __init__(self, name: str = "crps", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
