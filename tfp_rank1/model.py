@@ -17,7 +17,6 @@ from tfp_rank1._functional import (
     end_in_likelihood,
     functional_variant,
     is_functional_call,
-    same_likelihood,
     take_graph,
 )
 from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
@@ -25,9 +24,7 @@ from tfp_rank1._registry import registered
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.losses import NAMES as LOSS_NAMES
-from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
-from tfp_rank1.metrics import Accuracy, UncertaintyMetric
+from tfp_rank1.losses import MixtureNLL
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
 
 
@@ -126,90 +123,6 @@ class BayesianModel(ObjectiveModel):
         # While Keras builds the graph it must see, and track, the likelihood as well.
         hidden = self.__dict__.get("_likelihood")
         return [layer for layer in super().layers if layer is not hidden]
-
-    # -- compiling ------------------------------------------------------------------------------
-
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = "average_nll",
-        *,
-        metrics: Any = None,
-        factor_learning_rate_multiplier: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        """Configure training; everything else as in `keras.Model.compile`.
-
-        Args:
-            optimizer: as in Keras.
-            loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
-                a net without members, any Keras loss.
-            metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
-                one; `"accuracy"` is `metrics.Accuracy`. Those of Keras only without members.
-            factor_learning_rate_multiplier: the factors' steps are this many times those of the
-                slow weights, for any optimizer, above 0. Defaults to 1.
-            **kwargs: as in Keras.
-        """
-        multiplier = float(factor_learning_rate_multiplier)
-        if not 0.0 < multiplier < float("inf"):
-            raise ValueError(
-                "Argument `factor_learning_rate_multiplier` must be a finite number above 0. "
-                f"Received: factor_learning_rate_multiplier={factor_learning_rate_multiplier}"
-            )
-        self._factor_multiplier = multiplier
-        loss = self._resolve_loss(loss)
-        metrics, weighted = (
-            keras.tree.map_structure(_own_accuracy, m)
-            for m in (metrics, kwargs.pop("weighted_metrics", None))
-        )
-        is_stock = not isinstance(loss, NegativeLogLikelihood) and loss is not None
-        self._stock_names = [str(getattr(loss, "name", loss))] if is_stock else []
-        for metric in keras.tree.flatten([metrics, weighted]):
-            if isinstance(metric, UncertaintyMetric):
-                metric.bind(self.likelihood)
-            elif metric is not None:
-                self._stock_names.append(str(getattr(metric, "name", metric)))
-        self._annealing = None
-        super().compile(
-            optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
-        )
-
-    def _resolve_loss(self, loss: Any) -> Any:
-        self._loss_name, self._evaluation_loss = None, None
-        if isinstance(loss, str) and loss in LOSS_NAMES:
-            loss = LOSS_NAMES[loss]()
-        if not isinstance(loss, NegativeLogLikelihood):
-            return _known_loss(loss)
-        if loss.likelihood not in (None, self.likelihood) and not same_likelihood(
-            loss.likelihood, self.likelihood
-        ):
-            raise ValueError(
-                "The loss and the model have different likelihoods. Pass the loss without one, "
-                f"loss={loss.name!r}. Received: {type(loss.likelihood).__name__} in the loss, "
-                f"{type(self.likelihood).__name__} in the model"
-            )
-        # The model's own object: it holds the weights of a learned noise scale.
-        loss.likelihood = self.likelihood
-        self._loss_name = loss.name
-        self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
-        return loss
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """The arguments of `compile`; a loss of this package goes by its name."""
-        config = super().get_compile_config()
-        if not config:
-            return None
-        evaluation = self._evaluation_loss
-        if evaluation is not None and evaluation.reduction == "sum_over_batch_size":
-            config["loss"] = self._loss_name
-        config["factor_learning_rate_multiplier"] = self._factor_multiplier
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as the saved model was, with the optimizer's state ready to be loaded."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -439,24 +352,6 @@ class BayesianModel(ObjectiveModel):
         if count and not self._count_is_given:
             self._count = count
         super().load_own_variables(arrays)
-
-
-def _own_accuracy(metric: Any) -> Any:
-    """The metric `"accuracy"` of this package, which knows members; others as they are."""
-    return Accuracy() if isinstance(metric, str) and metric in ("accuracy", "acc") else metric
-
-
-def _known_loss(loss: Any) -> Any:
-    """A Keras loss as it is; an unknown name is refused with the names of this package."""
-    if isinstance(loss, str):
-        try:
-            keras.losses.get(loss)
-        except ValueError as error:
-            raise ValueError(
-                f"Unknown loss: expected one of {sorted(LOSS_NAMES)} or a loss of Keras. "
-                f"Received: loss={loss!r}"
-            ) from error
-    return loss
 
 
 def _check_count(count: int | None) -> int | None:
