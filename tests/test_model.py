@@ -533,6 +533,7 @@ def unfolded_graphs():
         "another number": lambda x: split(2)(dense(3, ensemble_size=4)(tile(2)(x))),
         "a divisor": lambda x: split(4)(dense(3, ensemble_size=2)(tile(4)(x))),
         "no split": lambda x: dense(3, ensemble_size=2)(tile(2)(x)),
+        "tiled once": lambda x: split(1)(dense(3, ensemble_size=2)(tile(1)(x))),
         "no tile": lambda x: split(2)(dense(3, ensemble_size=2)(x)),
     }
 
@@ -543,6 +544,73 @@ def test_layers_must_agree_on_the_members(name):
     outputs = unfolded_graphs()[name](inputs)
     with pytest.raises(ValueError, match=r"must agree on the number of members K.*Received"):
         r1.BayesianModel(inputs, outputs, likelihood="categorical")
+
+
+def test_subclasses_must_fold_as_well():
+    class Net(r1.BayesianModel):
+        def __init__(self):
+            super().__init__(likelihood="categorical")
+            self.dense = r1.layers.DenseRank1(3, ensemble_size=2)
+
+        def call(self, inputs):
+            return self.likelihood(self.dense(inputs))
+
+    model = Net()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="must agree on the number of members K"):
+        model.fit(np.ones((4, 2)), np.zeros(4), verbose=0)
+
+
+def test_own_tiles_are_tiles():
+    class MyTile(r1.layers.TileMembers):
+        pass
+
+    inputs = keras.Input((5,))
+    h = r1.layers.DenseRank1(3, ensemble_size=2)(MyTile(2)(inputs))
+    r1.BayesianModel(inputs, r1.layers.SplitMembers(2)(h), likelihood="categorical")
+
+
+def test_loading_never_replaces_a_known_n(digits, tmp_path):
+    x, y = digits[0][:16], digits[1][:16]
+    small, large = small_classifier(), small_classifier()
+    for model, copies in ((small, 1), (large, 4)):
+        model.compile("sgd")
+        model.fit(np.tile(x, (copies, 1)), np.tile(y, copies), verbose=0)
+    small.save_weights(tmp_path / "small.weights.h5")
+    large.load_weights(tmp_path / "small.weights.h5")
+    assert large.num_train_examples == 64
+    weight = large.evaluate(x, y, verbose=0, return_dict=True)["kl_weight"]
+    np.testing.assert_allclose(weight, 1 / 64, rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("test")
+class DoubleNLL(r1.losses.AverageNLL):
+    def call(self, y_true, y_pred):
+        return 2.0 * super().call(y_true, y_pred)
+
+
+@pytest.mark.parametrize("name", [None, "mine", "average_nll"])
+def test_own_losses_are_saved_as_they_are(tmp_path, name):
+    for cls in (DoubleNLL, r1.losses.AverageNLL):
+        model = small_classifier()
+        model.compile("sgd", loss=cls(name=name))
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert type(loaded.loss) is cls
+        assert loaded.loss.likelihood is loaded.likelihood
+
+
+def test_annealing_ends_with_an_interrupted_fit(digits):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    x, y = digits[0][:16], digits[1][:16]
+    model = small_classifier()
+    model.compile("sgd")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, verbose=0, callbacks=[r1.callbacks.KLAnnealing(steps=99), Interrupt()])
+    np.testing.assert_allclose(weights_seen(model, x, y), 1.0, rtol=1e-5)
 
 
 def test_keras_losses_and_metrics_are_refused_with_members(digits):

@@ -136,6 +136,12 @@ def test_errors_say_what_to_do(digits, digits_model, arguments, message):
         digits_model.posterior_predictive(**{"x": digits[2][:4], **arguments})
 
 
+def test_endless_input_is_refused(digits, digits_model):
+    data = tf.data.Dataset.from_tensors(digits[2][:4]).repeat()
+    with pytest.raises(ValueError, match=r"must be finite.* without an end"):
+        digits_model.posterior_predictive(data)
+
+
 def test_empty_input_is_refused(digits, digits_model):
     with pytest.raises(ValueError, match="holds no examples"):
         digits_model.posterior_predictive(digits[2][:0])
@@ -231,7 +237,7 @@ def test_subclassed_model_needs_a_signature(tmp_path):
         model.export_predictive(str(tmp_path / "served"))
     model.export_predictive(str(tmp_path / "served"), 4, tf.TensorSpec([None, 2]))
     assert tf.saved_model.load(str(tmp_path / "served")).samples(x, 3).shape == (3, 4, 1)
-    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_samples` must be a whole number"):
         model.export_predictive(str(tmp_path / "served"), 0)
 
 

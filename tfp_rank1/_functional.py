@@ -74,25 +74,30 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | 
     return likelihood(outputs), likelihood
 
 
-def check_members_agree(layers: Iterable[keras.layers.Layer]) -> None:
-    """Refuse a graph whose layers fold different numbers of members, or forget to fold.
+def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> None:
+    """Refuse layers that fold another number of members than the outputs have.
 
-    Such a graph often runs, and then an example's output depends on its place in the batch.
+    Such a model often runs, and then an example's output depends on its place in the batch.
+    Layers with one member may stand anywhere; TileMembers and SplitMembers may not.
+
+    Args:
+        layers: all layers of a model.
+        members: K of the outputs `[batch, K, outputs]`, or 1 for `[batch, outputs]`.
 
     Raises:
-        ValueError: naming the layers.
+        ValueError: naming the layers and their numbers.
     """
-    sizes = {
-        layer.name: layer.ensemble_size
-        for layer in layers
-        if getattr(layer, "ensemble_size", 1) != 1
-    }
-    kinds = {type(layer) for layer in layers}
-    if len(set(sizes.values())) > 1 or (sizes and not {TileMembers, SplitMembers} <= kinds):
+    layers = list(layers)
+    folding = [v for v in layers if isinstance(v, (TileMembers, SplitMembers))]
+    perturbed = [v for v in layers if getattr(v, "ensemble_size", 1) != 1]
+    sizes = {v.name: v.ensemble_size for v in [*folding, *perturbed]}
+    kinds = (TileMembers, SplitMembers)
+    missing = [kind for kind in kinds if not any(isinstance(v, kind) for v in folding)]
+    if any(size != members for size in sizes.values()) or (perturbed and missing):
         raise ValueError(
             "The layers of a BayesianModel must agree on the number of members K, with "
-            "TileMembers(K) before the first and SplitMembers(K) after the last. "
-            f"Received: ensemble_size by layer {sizes}"
+            "TileMembers(K) before the first and SplitMembers(K) after the last. Received: "
+            f"ensemble_size by layer {sizes}, and outputs with {members} members"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_rank1._functional import same_likelihood
+from tfp_rank1._functional import check_members_agree, same_likelihood
 from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
@@ -97,7 +97,9 @@ class ObjectiveModel(keras.Model):
             )
         # The model's own object: it holds the weights of a learned noise scale.
         loss.likelihood = self.likelihood
-        self._loss_name = loss.name
+        is_default = loss.reduction == "sum_over_batch_size"
+        if is_default and type(loss) is LOSS_NAMES.get(loss.name):
+            self._loss_name = loss.name
         self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
         return loss
 
@@ -106,8 +108,7 @@ class ObjectiveModel(keras.Model):
         config = super().get_compile_config()
         if not config:
             return None
-        evaluation = self._evaluation_loss
-        if evaluation is not None and evaluation.reduction == "sum_over_batch_size":
+        if self._loss_name is not None:
             config["loss"] = self._loss_name
         config["factor_learning_rate_multiplier"] = self._factor_multiplier
         return config
@@ -151,12 +152,18 @@ class ObjectiveModel(keras.Model):
         return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
 
     def _check_outputs(self, outputs: tf.Tensor) -> None:
-        """Keras losses and metrics would broadcast targets over the members, and be wrong."""
+        """Refuse what would be silently wrong.
+
+        Layers that fold another number of members mix examples; losses and metrics of Keras
+        broadcast the targets over the members.
+        """
         if self._compile_loss is None:
             raise ValueError(
                 "The model has no loss. Call compile(loss='average_nll') or compile(loss="
                 "'mixture_nll') first. Received: loss=None"
             )
+        members = outputs.shape[1] if len(outputs.shape) == 3 else 1
+        check_members_agree(self._flatten_layers(include_self=False), members)
         if len(outputs.shape) == 3 and self._stock_names:
             raise ValueError(
                 "Losses and metrics of Keras know no members and cannot be used for outputs "

@@ -64,10 +64,6 @@ class KLAnnealing(keras.callbacks.Callback):
         self.model.set_annealing(anneal)
         self.model.make_train_function(force=True)
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Back to the full weight."""
-        self.model.set_annealing(None)
-
     def _length(self) -> float:
         if self.epochs is None:
             return float(self.steps or 0)

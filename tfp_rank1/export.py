@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.mixture import PredictiveMixture
-from tfp_rank1.predictive import sample_outputs
+from tfp_rank1.predictive import check_num_samples, sample_outputs
 from tfp_rank1.random import entropy_seed
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def export_predictive(
     served.samples(x, 8, seed=tf.constant([1, 2]))
     ```
     """
-    if num_samples < 1:
-        raise ValueError(
-            f"Argument `num_samples` must be at least 1. Received: num_samples={num_samples}"
-        )
+    check_num_samples(num_samples)
     signature = input_signature if input_signature is not None else _signature_of(model)
 
     def serve(x: Any) -> dict[str, tf.Tensor]:

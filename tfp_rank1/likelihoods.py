@@ -84,7 +84,7 @@ class Likelihood(keras.layers.Layer):
         """Targets as float32 `[B, targets]`, with values checked.
 
         Eagerly and in graphs a bad value raises. XLA drops such checks, so there a bad value
-        becomes NaN, and with it the loss (`fit` has already looked at arrays by then).
+        becomes NaN, and with it the loss.
 
         Raises:
             ValueError: if the shape does not fit the outputs.

@@ -77,7 +77,8 @@ class BayesianModel(ObjectiveModel):
             inputs, outputs, args = take_graph(args, kwargs)
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
-            check_members_agree(self._flatten_layers(include_self=False))
+            members = self.output_shape[1] if len(self.output_shape) == 3 else 1
+            check_members_agree(self._flatten_layers(include_self=False), members)
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:
@@ -186,7 +187,13 @@ class BayesianModel(ObjectiveModel):
         if not self._count_is_given:
             self._find_count(x, arguments.get("validation_split", 0.0))
         self._check_array_targets(y)
-        return super().fit(x, y, *args, **kwargs)
+        annealing = self._annealing
+        try:
+            return super().fit(x, y, *args, **kwargs)
+        finally:
+            # Also after an interrupt, when Keras tells no callback that training has ended.
+            if self._annealing is not annealing:
+                self.set_annealing(annealing)
 
     def _find_count(self, x: Any, validation_split: float) -> None:
         found = count_examples(x, validation_split)
@@ -349,8 +356,9 @@ class BayesianModel(ObjectiveModel):
         if state is not None:
             self.seed_generator.state.assign(state)
         count = int(np.asarray(arrays.pop("num_train_examples", 0)))
-        if count and not self._count_is_given:
+        if count and self._count is None:  # never over an N that was given or just counted
             self._count = count
+            self._forget_functions()
         super().load_own_variables(arrays)
 
 

@@ -153,11 +153,7 @@ def posterior_predictive(
     verbose: int = 0,
 ) -> PosteriorPredictive | PredictiveMoments:
     """See `BayesianModel.posterior_predictive`."""
-    if int(num_samples) != num_samples or num_samples < 1:
-        raise ValueError(
-            "Argument `num_samples` must be a whole number of at least 1. "
-            f"Received: num_samples={num_samples}"
-        )
+    check_num_samples(num_samples)
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(
             "Argument `batch_size` must be a whole number of at least 1. "
@@ -184,6 +180,15 @@ def posterior_predictive(
     if reduce is None:
         return PosteriorPredictive(tf.concat(parts, axis=1), model.likelihood)
     return _concatenate(parts)
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Refuse a number of samples that is not a whole number of at least 1."""
+    if int(num_samples) != num_samples or num_samples < 1:
+        raise ValueError(
+            "Argument `num_samples` must be a whole number of at least 1. "
+            f"Received: num_samples={num_samples}"
+        )
 
 
 def sample_outputs(model: BayesianModel, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -262,9 +267,15 @@ def _batches(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
     """Batches of inputs, and how many there are if that is known."""
     if isinstance(x, tf.data.Dataset):
         count = int(x.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                "Argument `x` must be finite. Received: a dataset that repeats forever"
+            )
         return map(_inputs_of, x), count if count >= 0 else None
     if isinstance(x, keras.utils.PyDataset):
-        return (_inputs_of(x[i]) for i in range(x.num_batches or 0)), x.num_batches
+        if x.num_batches is None:
+            raise ValueError("Argument `x` must be finite. Received: a PyDataset without a length")
+        return (_inputs_of(x[i]) for i in range(x.num_batches)), x.num_batches
     if isinstance(x, Iterator):
         return map(_inputs_of, x), None
     leaves = keras.tree.flatten(x)
