@@ -268,9 +268,7 @@ def _batches(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
     if isinstance(x, tf.data.Dataset):
         count = int(x.cardinality())
         if count == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                "Argument `x` must be finite. Received: a dataset that repeats forever"
-            )
+            raise ValueError("Argument `x` must be finite. Received: a dataset without an end")
         return map(_inputs_of, x), count if count >= 0 else None
     if isinstance(x, keras.utils.PyDataset):
         if x.num_batches is None:
