@@ -74,7 +74,7 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | 
     return likelihood(outputs), likelihood
 
 
-def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> None:
+def check_members_agree(layers: Iterable[keras.layers.Layer], output_shape: Any) -> None:
     """Refuse layers that fold another number of members than the outputs have.
 
     Such a model often runs, and then an example's output depends on its place in the batch.
@@ -82,12 +82,13 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
 
     Args:
         layers: all layers of a model.
-        members: K of the outputs `[batch, K, outputs]`, or 1 for `[batch, outputs]`.
+        output_shape: `[batch, K, outputs]`, or `[batch, outputs]` for one member.
 
     Raises:
         ValueError: naming the layers and their numbers.
     """
     layers = list(layers)
+    members = output_shape[1] if len(output_shape) == 3 else 1
     folding = [v for v in layers if isinstance(v, (TileMembers, SplitMembers))]
     perturbed = [v for v in layers if getattr(v, "ensemble_size", 1) != 1]
     sizes = {v.name: v.ensemble_size for v in [*folding, *perturbed]}

@@ -162,8 +162,7 @@ class ObjectiveModel(keras.Model):
                 "The model has no loss. Call compile(loss='average_nll') or compile(loss="
                 "'mixture_nll') first. Received: loss=None"
             )
-        members = outputs.shape[1] if len(outputs.shape) == 3 else 1
-        check_members_agree(self._flatten_layers(include_self=False), members)
+        check_members_agree(self._flatten_layers(include_self=False), outputs.shape)
         if len(outputs.shape) == 3 and self._stock_names:
             raise ValueError(
                 "Losses and metrics of Keras know no members and cannot be used for outputs "

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
 
 T = TypeVar("T")
 
@@ -66,6 +67,16 @@ def positive(name: str, value: float) -> float:
             f"Argument `{name}` must be a finite number above 0. Received: {name}={value}"
         )
     return number
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int, refused unless a whole number of at least 1."""
+    is_number = isinstance(value, (int, float, np.number))
+    if not is_number or not float(value).is_integer() or value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be a whole number of at least 1. Received: {name}={value}"
+        )
+    return int(value)
 
 
 class Configurable:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from tfp_rank1._registry import whole
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.mixture import PredictiveMixture
-from tfp_rank1.predictive import check_num_samples, sample_outputs
+from tfp_rank1.predictive import sample_outputs
 from tfp_rank1.random import entropy_seed
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def export_predictive(
     served.samples(x, 8, seed=tf.constant([1, 2]))
     ```
     """
-    check_num_samples(num_samples)
+    num_samples = whole("num_samples", num_samples)
     signature = input_signature if input_signature is not None else _signature_of(model)
 
     def serve(x: Any) -> dict[str, tf.Tensor]:

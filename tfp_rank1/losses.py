@@ -112,5 +112,4 @@ class MixtureNLL(NegativeLogLikelihood):
         return -self._mixture(y_pred).log_prob(y_true)
 
 
-ALL: tuple[type[NegativeLogLikelihood], ...] = (AverageNLL, MixtureNLL)
 NAMES = {"average_nll": AverageNLL, "mixture_nll": MixtureNLL}

@@ -136,13 +136,14 @@ class PredictiveMixture:
         Args:
             y: targets `[N]` or `[N, targets]`; integer labels for Categorical.
         """
-        return self._log_prob(self._prepare(y))
+        return self._log_prob(self.prepare_targets(y))
 
     def member_log_prob(self, y: tf.Tensor) -> tf.Tensor:
         """`log p(y | outputs_s)` of every sample, `[S, N]` or `[N, S]`."""
-        return self._member_log_prob(self._prepare(y))
+        return self._member_log_prob(self.prepare_targets(y))
 
-    def _prepare(self, y: tf.Tensor) -> tf.Tensor:
+    def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
+        """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
         return self.likelihood.prepare_targets(y, int(self._outputs.shape[-1]))
 
     def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:

@@ -20,12 +20,13 @@ from tfp_rank1._functional import (
     take_graph,
 )
 from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
-from tfp_rank1._registry import registered
+from tfp_rank1._registry import registered, whole
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import MixtureNLL
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
+from tfp_rank1.random import load_seed_state, save_seed_state
 
 
 @registered
@@ -77,8 +78,7 @@ class BayesianModel(ObjectiveModel):
             inputs, outputs, args = take_graph(args, kwargs)
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
-            members = self.output_shape[1] if len(self.output_shape) == 3 else 1
-            check_members_agree(self._flatten_layers(include_self=False), members)
+            check_members_agree(self._flatten_layers(include_self=False), self.output_shape)
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:
@@ -152,15 +152,13 @@ class BayesianModel(ObjectiveModel):
         Multiplying the step, not the gradient, is what a learning-rate multiplier means for
         Adam as well, and costs O(in + out).
         """
-        scaled = [] if self._factor_multiplier == 1.0 else self._trainable_factors()
+        is_scaled = self._factor_multiplier != 1.0
+        scaled = [v for v in self.factor_variables if v.trainable] if is_scaled else []
         before = [tf.identity(v.value) for v in scaled]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         for variable, old in zip(scaled, before, strict=True):
             step = variable.value - old
             variable.assign(old + self._factor_multiplier * step)
-
-    def _trainable_factors(self) -> list[keras.Variable]:
-        return [v for v in self.factor_variables if v.trainable]
 
     def _log(
         self, objective: Objective, x: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
@@ -241,20 +239,17 @@ class BayesianModel(ObjectiveModel):
     @property
     def factor_variables(self) -> list[keras.Variable]:
         """Variables of all factors and their priors, each once."""
-        return self._by_role("factor_variables")
+        found: dict[int, keras.Variable] = {}
+        for layer in self._flatten_layers(include_self=False):
+            if not isinstance(layer, BayesianModel):  # its layers come by themselves
+                found.update({id(v): v for v in getattr(layer, "factor_variables", [])})
+        return list(found.values())
 
     @property
     def slow_weights(self) -> list[keras.Variable]:
         """All other weights of the model: kernels, point biases, stock layers."""
         factors = {id(v) for v in self.factor_variables}
         return [v for v in self.weights if id(v) not in factors]
-
-    def _by_role(self, role: str) -> list[keras.Variable]:
-        found: dict[int, keras.Variable] = {}
-        for layer in self._flatten_layers(include_self=False):
-            if not isinstance(layer, BayesianModel):  # its layers come by themselves
-                found.update({id(v): v for v in getattr(layer, role, [])})
-        return list(found.values())
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -346,15 +341,12 @@ class BayesianModel(ObjectiveModel):
     def save_own_variables(self, store: Any) -> None:
         """Save the random state of the model and the N that `fit` found."""
         super().save_own_variables(store)
-        store["seed_state"] = self.seed_generator.state
+        save_seed_state(self.seed_generator, store)
         store["num_train_examples"] = np.int64(self.num_train_examples or 0)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
-        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
-        state = arrays.pop("seed_state", None)
-        if state is not None:
-            self.seed_generator.state.assign(state)
+        arrays = load_seed_state(self.seed_generator, store)
         count = int(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # never over an N that was given or just counted
             self._count = count
@@ -363,11 +355,4 @@ class BayesianModel(ObjectiveModel):
 
 
 def _check_count(count: int | None) -> int | None:
-    if count is None:
-        return None
-    if int(count) != count or int(count) < 1:
-        raise ValueError(
-            "Argument `num_train_examples` must be a whole number of at least 1. "
-            f"Received: num_train_examples={count}"
-        )
-    return int(count)
+    return None if count is None else whole("num_train_examples", count)

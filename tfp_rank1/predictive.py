@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfp_rank1._registry import whole
 from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Categorical, Likelihood
 from tfp_rank1.mixture import PredictiveMixture
@@ -153,24 +154,20 @@ def posterior_predictive(
     verbose: int = 0,
 ) -> PosteriorPredictive | PredictiveMoments:
     """See `BayesianModel.posterior_predictive`."""
-    check_num_samples(num_samples)
-    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
-        raise ValueError(
-            "Argument `batch_size` must be a whole number of at least 1. "
-            f"Received: batch_size={batch_size}"
-        )
+    num_samples = whole("num_samples", num_samples)
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else whole("batch_size", batch_size)
     if reduce not in (None, "moments"):
         raise ValueError(
             f"Argument `reduce` must be None or 'moments'. Received: reduce={reduce!r}"
         )
     base = next_seed(model.seed_generator) if seed is None else make_seed(seed)
-    batches, count = _batches(x, batch_size or DEFAULT_BATCH_SIZE)
+    batches, count = _batches(x, batch_size)
     progress = keras.utils.Progbar(count, verbose=verbose) if verbose else None
     parts: list[Any] = []
     first_row = 0
     for index, batch in enumerate(batches):
         first_row = _check_finite(batch, first_row)
-        outputs = _sampler(model, batch, int(num_samples))(batch, fold_in(base, index))
+        outputs = _sampler(model, batch, num_samples)(batch, fold_in(base, index))
         part = PosteriorPredictive(outputs, model.likelihood)
         parts.append(outputs if reduce is None else part.moments())
         if progress is not None:
@@ -180,15 +177,6 @@ def posterior_predictive(
     if reduce is None:
         return PosteriorPredictive(tf.concat(parts, axis=1), model.likelihood)
     return _concatenate(parts)
-
-
-def check_num_samples(num_samples: int) -> None:
-    """Refuse a number of samples that is not a whole number of at least 1."""
-    if int(num_samples) != num_samples or num_samples < 1:
-        raise ValueError(
-            "Argument `num_samples` must be a whole number of at least 1. "
-            f"Received: num_samples={num_samples}"
-        )
 
 
 def sample_outputs(model: BayesianModel, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -72,6 +73,20 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     if replica is not None and replica.num_replicas_in_sync > 1:
         seed = fold_in(seed, replica.replica_id_in_sync_group)
     return seed
+
+
+def save_seed_state(generator: keras.random.SeedGenerator, store: Any) -> None:
+    """Put the generator's state into a Keras weight store, which does not hold it by itself."""
+    store["seed_state"] = generator.state
+
+
+def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[str, Any]:
+    """Restore the generator's state, if it is there; returns what else the store holds."""
+    arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
+    state = arrays.pop("seed_state", None)
+    if state is not None:
+        generator.state.assign(state)
+    return arrays
 
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:

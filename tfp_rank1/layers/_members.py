@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import tensorflow as tf
 from keras import ops
-
-
-def check_members(name: str, ensemble_size: Any) -> int:
-    """`ensemble_size` as an int, refused unless a whole number of at least 1."""
-    is_number = isinstance(ensemble_size, (int, float, np.number))
-    is_whole = is_number and int(ensemble_size) == ensemble_size
-    if not is_whole or ensemble_size < 1:
-        raise ValueError(
-            f"Argument `{name}` must be a whole number of at least 1. "
-            f"Received: {name}={ensemble_size}"
-        )
-    return int(ensemble_size)
 
 
 def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:

@@ -14,10 +14,11 @@ from keras import ops
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1 import posteriors, priors
+from tfp_rank1._registry import whole
 from tfp_rank1.divergence import weigh
 from tfp_rank1.layers._factor import Factor
-from tfp_rank1.layers._members import check_members, check_rows, fold, unfold
-from tfp_rank1.random import fold_in, next_seed
+from tfp_rank1.layers._members import check_rows, fold, unfold
+from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 
 DEFAULT = "default"
 
@@ -143,7 +144,7 @@ class Rank1Mixin:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.ensemble_size = whole("ensemble_size", ensemble_size)
         self.perturbation = _choice("perturbation", perturbation, ("multiplicative", "additive"))
         self.sampling = _choice("sampling", sampling, ("example", "member"))
         self.kl_reduction = _choice("kl_reduction", kl_reduction, ("mean", "sum"))
@@ -343,14 +344,11 @@ class Rank1Mixin:
         The stock layers store kernel and bias only, and Keras stores no generator's state.
         """
         keras.layers.Layer.save_own_variables(self, store)
-        store["seed_state"] = self.seed_generator.state
+        save_seed_state(self.seed_generator, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
-        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
-        state = arrays.pop("seed_state", None)
-        if state is not None:
-            self.seed_generator.state.assign(state)
+        arrays = load_seed_state(self.seed_generator, store)
         keras.layers.Layer.load_own_variables(self, arrays)
 
 

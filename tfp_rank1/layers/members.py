@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._members import check_members, check_rows, unfold
+from tfp_rank1._registry import registered, whole
+from tfp_rank1.layers._members import check_rows, unfold
 
 Shape = tuple[int | None, ...]
 
@@ -19,7 +19,7 @@ class _Members(keras.layers.Layer):
 
     def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.ensemble_size = whole("ensemble_size", ensemble_size)
         self.supports_masking = True
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._members import check_members, check_rows, fold, unfold
+from tfp_rank1._registry import registered, whole
+from tfp_rank1.layers._members import check_rows, fold, unfold
 
 
 @registered
@@ -54,7 +54,7 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
                 "Argument `statistics` must be 'member' or 'shared'. "
                 f"Received: statistics={statistics!r}"
             )
-        self.ensemble_size = check_members("ensemble_size", ensemble_size)
+        self.ensemble_size = whole("ensemble_size", ensemble_size)
         self.statistics = statistics
 
     def build(self, input_shape: Any) -> None:

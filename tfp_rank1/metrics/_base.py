@@ -67,15 +67,10 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        values = self.values(targets(y_true, y_pred, self), self.mixture(y_pred))
+        mixture = self.mixture(y_pred)
+        values = self.values(mixture.prepare_targets(y_true), mixture)
         super().update_state(values, sample_weight)
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         """The value of each example, `[B]`; targets come as `[B, targets]`."""
         raise NotImplementedError
-
-
-def targets(y_true: Any, y_pred: Any, metric: UncertaintyMetric) -> tf.Tensor:
-    """Targets as float32 `[B, targets]`, checked by the likelihood."""
-    mixture = metric.mixture(y_pred)
-    return mixture.likelihood.prepare_targets(y_true, int(mixture.outputs.shape[-1]))

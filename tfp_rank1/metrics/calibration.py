@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1._registry import registered
-from tfp_rank1.metrics._base import UncertaintyMetric, targets
+from tfp_rank1._registry import registered, whole
+from tfp_rank1.metrics._base import UncertaintyMetric
 from tfp_rank1.metrics.probabilistic import confidence_and_correctness
 
 # Cells of the histogram from which equal-mass bins are made.
@@ -49,16 +49,12 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        if int(num_bins) != num_bins or num_bins < 1:
-            raise ValueError(
-                f"Argument `num_bins` must be a whole number of at least 1. Received: {num_bins}"
-            )
         if binning not in ("equal_width", "equal_mass"):
             raise ValueError(
                 "Argument `binning` must be 'equal_width' or 'equal_mass'. "
                 f"Received: binning={binning!r}"
             )
-        self.num_bins = int(num_bins)
+        self.num_bins = whole("num_bins", num_bins)
         self.binning = binning
         self._cells = self.num_bins if binning == "equal_width" else _FINE_CELLS
         # Rows: count, sum of confidence, sum of correctness.
@@ -66,8 +62,9 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: labels `[B]` or `[B, targets]`, logits `[B, K, C]` or `[B, C]`."""
-        y = targets(y_true, y_pred, self)
-        confidence, correct = confidence_and_correctness(y, self.mixture(y_pred))
+        mixture = self.mixture(y_pred)
+        y = mixture.prepare_targets(y_true)
+        confidence, correct = confidence_and_correctness(y, mixture)
         weight = tf.ones_like(confidence)
         if sample_weight is not None:
             weight *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1, 1])

@@ -29,8 +29,7 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     Raises:
         ValueError: for an unknown score, or one that the likelihood does not have.
     """
-    if score not in SCORES:
-        raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
+    _check_score(score)
     if score == "epistemic_variance":
         return tf.reduce_sum(mixture.epistemic_variance(), axis=-1)
     if mixture.likelihood.mean_name != "probs":
@@ -52,6 +51,12 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     return 1.0 - tf.reduce_max(mixture.mean(), axis=-1)
 
 
+def _check_score(score: str) -> str:
+    if score not in SCORES:
+        raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
+    return score
+
+
 class _Separation(UncertaintyMetric):
     """Binary metrics of the score, with label 1 for out-of-distribution.
 
@@ -65,9 +70,7 @@ class _Separation(UncertaintyMetric):
 
     def __init__(self, score: str = "entropy", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if score not in SCORES:
-            raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
-        self.score = score
+        self.score = _check_score(score)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`."""

@@ -10,7 +10,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_rank1._registry import registered
 from tfp_rank1.likelihoods import Categorical, HeteroscedasticNormal, Normal
-from tfp_rank1.metrics._base import MixtureMean, UncertaintyMetric, targets
+from tfp_rank1.metrics._base import MixtureMean, UncertaintyMetric
 from tfp_rank1.mixture import PredictiveMixture, check_level
 
 
@@ -100,7 +100,7 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
                 "Received: likelihood=Categorical"
             )
-        super().update_state(targets(y_true, y_pred, self), mixture.mean(), sample_weight)
+        super().update_state(mixture.prepare_targets(y_true), mixture.mean(), sample_weight)
 
 
 class _Interval(MixtureMean):
