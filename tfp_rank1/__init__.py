@@ -31,8 +31,8 @@ from tfp_rank1 import (  # noqa: E402  the backend is checked first
     priors,
     random,
 )
+from tfp_rank1._mode import posterior_mean  # noqa: E402
 from tfp_rank1._version import __version__  # noqa: E402
-from tfp_rank1.layers._rank1 import posterior_mean  # noqa: E402
 from tfp_rank1.model import BayesianModel  # noqa: E402
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
 

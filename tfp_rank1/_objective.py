@@ -29,7 +29,7 @@ class Objective(NamedTuple):
 class ObjectiveModel(keras.Model):
     """The part of a `BayesianModel` that is configured by `compile` and computes the loss."""
 
-    num_train_examples: int | None
+    num_train_examples: float | None
     _factor_multiplier: float
     _loss_name: str | None
     _annealing: Annealing | None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
-from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.mixture import PredictiveMixture
-from tfp_rank1.predictive import sample_outputs
+from tfp_rank1.predictive import sample_marginals, sample_outputs
 from tfp_rank1.random import entropy_seed
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def export_predictive(
     signature = input_signature if input_signature is not None else _signature_of(model)
 
     def serve(x: Any) -> dict[str, tf.Tensor]:
-        outputs = sample_outputs(model, x, num_samples, entropy_seed())
-        return _answers(PredictiveMixture(model.likelihood, outputs, axis=0))
+        outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
+        return _answers(PredictiveMixture(model.likelihood, outputs, 0, variance))
 
     @tf.function
     def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:

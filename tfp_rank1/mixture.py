@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 
 import tensorflow as tf
+from tensorflow_probability import distributions as tfd
 
-from tfp_rank1.likelihoods import Categorical, Likelihood
+from tfp_rank1.likelihoods import Categorical, Likelihood, Normal
 
 # Halvings of the bracket of a quantile: float32 has no more digits than this.
 _BISECTIONS = 40
@@ -26,16 +27,32 @@ class PredictiveMixture:
         likelihood: how raw outputs become distributions.
         outputs: raw outputs with an axis of S samples, `[S, N, D]` or `[N, S, D]`.
         axis: the axis of the samples, 0 or 1.
+        output_variance: for a Normal likelihood whose last layer is integrated out in closed
+            form: `outputs` are then means, and the raw outputs of sample s are
+            N(outputs_s, output_variance_s). Same shape as `outputs`. Defaults to None: no
+            uncertainty remains once the sample is known.
 
     All results are float32 and have shape `[N, targets]` or `[N]`; `targets` is the number of
     classes for `mean` and the variances of a Categorical likelihood, which are those of the
     one-hot target. Works eagerly, in graphs and under XLA.
     """
 
-    def __init__(self, likelihood: Likelihood, outputs: tf.Tensor, axis: int = 0) -> None:
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        outputs: tf.Tensor,
+        axis: int = 0,
+        output_variance: tf.Tensor | None = None,
+    ) -> None:
         self.likelihood = likelihood
         self.axis = axis
         self._outputs = tf.cast(tf.convert_to_tensor(outputs), tf.float32)
+        self.output_variance = output_variance
+        if output_variance is not None and not isinstance(likelihood, Normal):
+            raise ValueError(
+                "Argument `output_variance` has a closed form for the Normal likelihood only. "
+                f"Received: a {type(likelihood).__name__} likelihood"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -45,7 +62,10 @@ class PredictiveMixture:
     @property
     def outputs(self) -> tf.Tensor:
         """Raw outputs `[N, S, D]`, what the metrics of this package take as `y_pred`."""
-        return self._outputs if self.axis == 1 else tf.transpose(self._outputs, [1, 0, 2])
+        return self._by_example(self._outputs)
+
+    def _by_example(self, values: tf.Tensor) -> tf.Tensor:
+        return values if self.axis == 1 else tf.transpose(values, [1, 0, 2])
 
     def _average(self, values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(values, axis=self.axis)
@@ -65,16 +85,30 @@ class PredictiveMixture:
         return tf.sqrt(self.variance())
 
     def aleatoric_variance(self) -> tf.Tensor:
-        """`E_s Var[y | s]`: the noise in the data, which more data does not reduce."""
+        """Mean of `Var[y | weights]`: the noise in the data, which more data does not reduce."""
         return self._average(self.likelihood.variance(self._outputs))
 
     def epistemic_variance(self) -> tf.Tensor:
-        """`Var_s E[y | s]`: what the model does not know."""
-        return tf.math.reduce_variance(self.likelihood.mean(self._outputs), axis=self.axis)
+        """Variance of `E[y | weights]`: what the model does not know."""
+        between = tf.math.reduce_variance(self.likelihood.mean(self._outputs), axis=self.axis)
+        within = self.output_variance
+        return between if within is None else between + self._average(within)
 
     def member_moments(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance of the target under every sample, in the layout of the outputs."""
+        conditional = self.conditional()
+        if self.output_variance is not None:
+            return conditional.mean(), conditional.variance()
         return self.likelihood.mean(self._outputs), self.likelihood.variance(self._outputs)
+
+    def conditional(self) -> tfd.Distribution:
+        """Distribution of the target under every sample, in the layout of the outputs."""
+        conditional = self.likelihood.distribution(self._outputs)
+        if self.output_variance is None:
+            return conditional
+        return tfd.Normal(
+            conditional.loc, tf.sqrt(tf.square(conditional.scale) + self.output_variance)
+        )
 
     def energy(self) -> tf.Tensor:
         """`-mean_s logsumexp(outputs_s)`, `[N]`: low where some logit is large."""
@@ -147,7 +181,10 @@ class PredictiveMixture:
         return self.likelihood.prepare_targets(y, int(self._outputs.shape[-1]))
 
     def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:
-        return self.likelihood.log_prob(self._outputs, tf.expand_dims(targets, self.axis))
+        targets = tf.expand_dims(targets, self.axis)
+        if self.output_variance is not None:
+            return tf.reduce_sum(self.conditional().log_prob(targets), axis=-1)
+        return self.likelihood.log_prob(self._outputs, targets)
 
     def _log_prob(self, targets: tf.Tensor) -> tf.Tensor:
         log_probs = self._member_log_prob(targets)
@@ -166,8 +203,7 @@ class PredictiveMixture:
         """
         self._require_order("cdf")
         y = self.likelihood.shape_targets(y, int(self._outputs.shape[-1]))
-        conditional = self.likelihood.distribution(self._outputs)
-        return self._average(conditional.cdf(tf.expand_dims(y, self.axis)))
+        return self._average(self.conditional().cdf(tf.expand_dims(y, self.axis)))
 
     def quantile(self, probability: float) -> tf.Tensor:
         """The value y with `P(Y <= y) = probability`, per target, `[N, targets]`.
@@ -234,8 +270,15 @@ class PredictiveMixture:
         index = tf.random.stateless_uniform(
             [shape[0], num_draws], index_seed, maxval=shape[1], dtype=tf.int32
         )
-        chosen = tf.gather(self.outputs, index, batch_dims=1)
-        draws = self.likelihood.distribution(chosen).sample(seed=value_seed)
+        chosen = PredictiveMixture(
+            self.likelihood,
+            tf.gather(self.outputs, index, batch_dims=1),
+            axis=1,
+            output_variance=None
+            if self.output_variance is None
+            else tf.gather(self._by_example(self.output_variance), index, batch_dims=1),
+        )
+        draws = chosen.conditional().sample(seed=value_seed)
         if isinstance(self.likelihood, Categorical):
             draws = draws[..., tf.newaxis]
         return tf.cast(tf.transpose(draws, [1, 0, 2]), tf.float32)

@@ -19,10 +19,10 @@ from tfp_rank1._functional import (
     is_functional_call,
     take_graph,
 )
+from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
 from tfp_rank1._registry import registered, whole
 from tfp_rank1.export import check_exportable, export_predictive
-from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import MixtureNLL
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments, posterior_predictive
@@ -90,7 +90,7 @@ class BayesianModel(ObjectiveModel):
         # Keras saves attributes in alphabetical order; under this name the likelihood comes before
         # the private containers of a Functional model, which hold it as well.
         self._likelihood: Likelihood = likelihoods.get(likelihood)
-        self._count = _check_count(num_train_examples)
+        self._count: float | None = _check_count(num_train_examples)
         self._count_is_given = num_train_examples is not None
         self._annealing: Annealing | None = None
         self._factor_multiplier = 1.0
@@ -109,12 +109,12 @@ class BayesianModel(ObjectiveModel):
         return self._likelihood
 
     @property
-    def num_train_examples(self) -> int | None:
+    def num_train_examples(self) -> float | None:
         """N; None until it is given or found by `fit`. One that is assigned stays."""
         return self._count
 
     @num_train_examples.setter
-    def num_train_examples(self, count: int | None) -> None:
+    def num_train_examples(self, count: float | None) -> None:
         self._count, self._count_is_given = _check_count(count), count is not None
         self._forget_functions()
 
@@ -183,7 +183,7 @@ class BayesianModel(ObjectiveModel):
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self._count_is_given:
-            self._find_count(x, arguments.get("validation_split", 0.0))
+            self._find_count(arguments)
         self._check_array_targets(y)
         annealing = self._annealing
         try:
@@ -193,8 +193,8 @@ class BayesianModel(ObjectiveModel):
             if self._annealing is not annealing:
                 self.set_annealing(annealing)
 
-    def _find_count(self, x: Any, validation_split: float) -> None:
-        found = count_examples(x, validation_split)
+    def _find_count(self, arguments: dict[str, Any]) -> None:
+        found = count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
         if found != self._count:
             self._count = found
             self._forget_functions()
@@ -308,6 +308,18 @@ class BayesianModel(ObjectiveModel):
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 
+    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Raw outputs of one pass, and their variance where a subclass knows it in closed form.
+
+        Args:
+            x: one batch of inputs.
+
+        Returns:
+            Sampled outputs and None; or, where the last layer is integrated out, means and
+            variances of the outputs, given the sample of all layers before it.
+        """
+        return self(x, training=False), None
+
     def export_predictive(
         self, path: str, num_samples: int = 32, input_signature: Any = None
     ) -> None:
@@ -342,17 +354,17 @@ class BayesianModel(ObjectiveModel):
         """Save the random state of the model and the N that `fit` found."""
         super().save_own_variables(store)
         save_seed_state(self.seed_generator, store)
-        store["num_train_examples"] = np.int64(self.num_train_examples or 0)
+        store["num_train_examples"] = np.float64(self.num_train_examples or 0)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
         arrays = load_seed_state(self.seed_generator, store)
-        count = int(np.asarray(arrays.pop("num_train_examples", 0)))
+        count = float(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # never over an N that was given or just counted
-            self._count = count
+            self._count = int(count) if count.is_integer() else count
             self._forget_functions()
         super().load_own_variables(arrays)
 
 
-def _check_count(count: int | None) -> int | None:
+def _check_count(count: float | None) -> int | None:
     return None if count is None else whole("num_train_examples", count)

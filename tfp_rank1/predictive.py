@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
-from tfp_rank1.layers._rank1 import in_posterior_mean
 from tfp_rank1.likelihoods import Categorical, Likelihood
 from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.random import fold_in, make_seed, next_seed, seed_scope
@@ -35,6 +35,9 @@ class PosteriorPredictive(PredictiveMixture):
     Args:
         samples: raw outputs `[S, N, D]`.
         likelihood: what they mean.
+        output_variance: `[S, N, D]` where `samples` are means over the last layer's weights, which
+            are integrated out in closed form (a `bali_keras.BaliModel` with a Normal likelihood).
+            Defaults to None.
 
     Example:
     ```python
@@ -44,12 +47,14 @@ class PosteriorPredictive(PredictiveMixture):
     ```
     """
 
-    def __init__(self, samples: tf.Tensor, likelihood: Likelihood) -> None:
-        super().__init__(likelihood, samples, axis=0)
+    def __init__(
+        self, samples: tf.Tensor, likelihood: Likelihood, output_variance: tf.Tensor | None = None
+    ) -> None:
+        super().__init__(likelihood, samples, axis=0, output_variance=output_variance)
 
     @property
     def samples(self) -> tf.Tensor:
-        """Raw outputs `[S, N, D]`."""
+        """Raw outputs `[S, N, D]`; their means where there is an `output_variance`."""
         return self._outputs
 
     def sample(self, num_draws: int = 1, seed: int | None = None) -> tf.Tensor:
@@ -64,7 +69,10 @@ class PosteriorPredictive(PredictiveMixture):
 
     def distribution(self) -> tfd.MixtureSameFamily:
         """The predictive distribution as a `tfd.MixtureSameFamily`, batch shape `[N]`."""
-        components = self.likelihood.distribution(self.outputs)
+        by_example = self.output_variance
+        if by_example is not None:
+            by_example = self._by_example(by_example)
+        components = PredictiveMixture(self.likelihood, self.outputs, 1, by_example).conditional()
         if not isinstance(self.likelihood, Categorical):
             components = tfd.Independent(components, 1)
         weights = tf.zeros([self._outputs.shape[1], self.num_samples])
@@ -167,16 +175,17 @@ def posterior_predictive(
     first_row = 0
     for index, batch in enumerate(batches):
         first_row = _check_finite(batch, first_row)
-        outputs = _sampler(model, batch, num_samples)(batch, fold_in(base, index))
-        part = PosteriorPredictive(outputs, model.likelihood)
-        parts.append(outputs if reduce is None else part.moments())
+        outputs, variance = _sampler(model, batch, num_samples)(batch, fold_in(base, index))
+        part = PosteriorPredictive(outputs, model.likelihood, variance)
+        parts.append((outputs, variance) if reduce is None else part.moments())
         if progress is not None:
             progress.update(index + 1, finalize=index + 1 == count)
     if not parts:
         raise ValueError("Argument `x` holds no examples. Received: an empty input")
-    if reduce is None:
-        return PosteriorPredictive(tf.concat(parts, axis=1), model.likelihood)
-    return _concatenate(parts)
+    if reduce is not None:
+        return PredictiveMoments(*_concatenate([vars(p).values() for p in parts], axis=0))
+    outputs, variance = _concatenate(parts, axis=1)
+    return PosteriorPredictive(outputs, model.likelihood, variance)
 
 
 def sample_outputs(model: BayesianModel, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -191,24 +200,47 @@ def sample_outputs(model: BayesianModel, x: Any, num_samples: Any, seed: tf.Tens
     One pass gives K samples; the passes are iterations of a graph loop, and within one all
     members go through the same matrix products.
     """
+    return _passes(model, lambda: (model(x, training=False), None), x, num_samples, seed)[0]
+
+
+def sample_marginals(
+    model: BayesianModel, x: Any, num_samples: Any, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """As `sample_outputs`, with the last layer integrated out where the model can.
+
+    Returns:
+        Raw outputs `[S, B, D]` and None; or their means and variances.
+    """
+    return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed)
+
+
+def _passes(
+    model: BayesianModel, one: Any, x: Any, num_samples: Any, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Join the passes `one() -> (outputs, variance or None)` into samples."""
     spec = _output_spec(model, x)
     members = 1 if spec.rank == 2 else int(spec[1])
     passes = -(-num_samples // members)
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
+    has_variance = False
 
     def one_pass(pass_seed: tf.Tensor) -> tf.Tensor:
+        nonlocal has_variance
         with seed_scope(pass_seed):
-            outputs = tf.cast(model(x, training=False), tf.float32)
-        return outputs if spec.rank == 3 else outputs[:, tf.newaxis]
+            outputs, variance = one()
+        has_variance = variance is not None
+        parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
+        joined = tf.concat(parts, axis=-1)
+        return joined if spec.rank == 3 else joined[:, tf.newaxis]
 
-    signature = tf.TensorSpec([None, members, spec[-1]], tf.float32)
-    outputs = tf.map_fn(one_pass, seeds, fn_output_signature=signature)
-    samples = tf.transpose(outputs, [0, 2, 1, 3])
-    shape = tf.shape(samples)
-    samples = tf.reshape(samples, [shape[0] * members, shape[2], spec[-1]])
-    if isinstance(passes, int):
-        samples.set_shape([passes * members, None, spec[-1]])
-    return samples
+    signature = tf.TensorSpec([None, members, None], tf.float32)
+    samples = tf.transpose(tf.map_fn(one_pass, seeds, fn_output_signature=signature), [0, 2, 1, 3])
+    width = spec[-1] * (1 + has_variance)
+    samples = tf.reshape(samples, [passes * members, tf.shape(samples)[2], width])
+    if not has_variance:
+        return samples, None
+    outputs, variance = tf.split(samples, 2, axis=-1)
+    return outputs, variance
 
 
 def _output_spec(model: BayesianModel, x: Any) -> tf.TensorShape:
@@ -244,8 +276,8 @@ def _sampler(model: BayesianModel, x: Any, num_samples: int) -> Any:
         signature = [specs, tf.TensorSpec([2], tf.int32)]
 
         @tf.function(input_signature=signature)
-        def sample(x: Any, seed: tf.Tensor) -> tf.Tensor:
-            return sample_outputs(model, x, num_samples, seed)
+        def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+            return sample_marginals(model, x, num_samples, seed)
 
         functions[key] = sample
     return functions[key]
@@ -302,6 +334,7 @@ def _check_finite(batch: Any, first_row: int) -> int:
     return first_row + rows
 
 
-def _concatenate(parts: list[PredictiveMoments]) -> PredictiveMoments:
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return PredictiveMoments(*(None if c[0] is None else tf.concat(c, axis=0) for c in columns))
+def _concatenate(parts: list[Any], axis: int) -> list[tf.Tensor | None]:
+    """Join the tensors of several tuples place by place; None where there are none."""
+    columns = zip(*parts, strict=True)
+    return [None if c[0] is None else tf.concat(c, axis=axis) for c in columns]

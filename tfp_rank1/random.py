@@ -63,16 +63,21 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     Args:
         generator: the layer's own `keras.random.SeedGenerator`.
     """
-    if _scope.seed is not None:
-        seed = fold_in(_scope.seed, _scope.draws)
-        _scope.draws += 1
-    else:
-        # The generator's state is int64 and TFP takes int32 seeds.
-        seed = tf.cast(tf.math.floormod(generator.next(), _INT32_MAX - 1), tf.int32)
+    seed = shared_seed(generator)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
         seed = fold_in(seed, replica.replica_id_in_sync_group)
     return seed
+
+
+def shared_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """As `next_seed`, but the same on every replica: for draws that go by row (`normal_rows`)."""
+    if _scope.seed is not None:
+        seed = fold_in(_scope.seed, _scope.draws)
+        _scope.draws += 1
+        return seed
+    # The generator's state is int64 and TFP takes int32 seeds.
+    return tf.cast(tf.math.floormod(generator.next(), _INT32_MAX - 1), tf.int32)
 
 
 def save_seed_state(generator: keras.random.SeedGenerator, store: Any) -> None:
@@ -91,7 +96,8 @@ def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[s
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
-    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32))
+    # A named algorithm: "auto_select" is another one under XLA, which would change every seed.
+    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32), alg="philox")
 
 
 def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
@@ -109,12 +115,44 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     """
     count = tf.reduce_prod(tf.stack(shape))
     pairs = (count + 1) // 2
-    bits = tf.random.stateless_uniform([pairs], seed, minval=None, maxval=None, dtype=tf.int32)
-    halves = tf.reshape(tf.cast(tf.bitcast(bits, tf.uint16), tf.float32), [2, pairs])
-    radius = tf.sqrt(-2.0 * tf.math.log((halves[0] + 0.5) / 2.0**16))
-    angle = (halves[1] + 0.5) * (2.0 * math.pi / 2.0**16)
-    z = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
-    return tf.reshape(z[:count], shape)
+    bits = tf.random.stateless_uniform([1, pairs], seed, minval=None, maxval=None, dtype=tf.int32)
+    return tf.reshape(_box_muller(bits)[0, :count], shape)
+
+
+def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Tensor) -> tf.Tensor:
+    """Standard normal numbers `[rows, ...]` in which a row depends on the seed and its index only.
+
+    Rows `first_row, first_row + 1, ...` of one endless table: replicas that hold different rows
+    of a batch draw the same numbers as one device that holds them all; and eager execution,
+    graphs and XLA draw the same. By the counter of the Philox generator, which turns every
+    counter into four random integers without going through those before.
+
+    Args:
+        first_row: index of the first row in the table.
+        shape: `(rows, ...)`, the number of rows static or a scalar tensor, the rest static.
+        seed: int32 `[2]`.
+    """
+    rows, width = shape[0], math.prod(shape[1:])
+    blocks = max(1, math.ceil(width / 8))  # a counter makes four integers, an integer two numbers
+    keys = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    start = tf.cast(first_row, tf.uint64) * blocks
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack([rows, blocks * 4]),
+        key=keys[0],
+        counter=keys[1] + tf.stack([start, tf.zeros_like(start)]),
+        alg=tf.constant(1),  # Philox
+        dtype=tf.int32,
+    )
+    return tf.reshape(_box_muller(bits)[:, :width], shape)
+
+
+def _box_muller(bits: tf.Tensor) -> tf.Tensor:
+    """Normal numbers `[rows, 2 m]` from random int32 `[rows, m]`, each row by itself."""
+    rows, count = tf.unstack(tf.shape(bits))
+    halves = tf.cast(tf.reshape(tf.bitcast(bits, tf.uint16), [rows, 2, count]), tf.float32)
+    radius = tf.sqrt(-2.0 * tf.math.log((halves[:, 0] + 0.5) / 2.0**16))
+    angle = (halves[:, 1] + 0.5) * (2.0 * math.pi / 2.0**16)
+    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=-1)
 
 
 def entropy_seed() -> tf.Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,6 +11,7 @@ from keras import ops
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1 import posteriors, priors
+from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
 from tfp_rank1.divergence import weigh
 from tfp_rank1.layers._factor import Factor
@@ -21,40 +19,6 @@ from tfp_rank1.layers._members import check_rows, fold, unfold
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 
 DEFAULT = "default"
-
-
-class _Mode(threading.local):
-    posterior_mean = False
-
-
-_mode = _Mode()
-
-
-@contextlib.contextmanager
-def posterior_mean() -> Iterator[None]:
-    """Inside the context every layer uses its posterior means instead of drawing samples.
-
-    The median stands in where a family has no mean (Cauchy, HalfCauchy). The methods `predict`,
-    `evaluate` and `fit` of a `BayesianModel` follow the context; a plain `keras.Model` keeps the
-    function it compiled first, so call it directly, `model(x)`.
-
-    Example:
-    ```python
-    with tfp_rank1.posterior_mean():
-        outputs = model(x)                    # deterministic
-    ```
-    """
-    previous = _mode.posterior_mean
-    _mode.posterior_mean = True
-    try:
-        yield
-    finally:
-        _mode.posterior_mean = previous
-
-
-def in_posterior_mean() -> bool:
-    """Whether the context manager is active in this thread."""
-    return _mode.posterior_mean
 
 
 class _KLRegularizer(keras.regularizers.Regularizer):

@@ -1,0 +1,110 @@
+"""What `BaliModel.compile` configures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from bali_keras import schedules
+from bali_keras.posterior import Prior
+from tfp_rank1._registry import positive, whole
+
+DEFAULT_FORGETTING = schedules.Linear(0.1, 0.005)
+DEFAULT_DAMPING = (0.03, 0.001)
+DEFAULT_PRIOR_PRECISION = 0.04
+DEFAULT_TRUST_REGION = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of `BaliModel.compile`, checked; see there."""
+
+    forgetting: schedules.Schedule = DEFAULT_FORGETTING
+    damping: tuple[float, float] = DEFAULT_DAMPING
+    prior_precision: float = DEFAULT_PRIOR_PRECISION
+    prior_row_precision: Any = None
+    temperature: float = 1.0
+    warmup_steps: int = 10
+    trust_region: float | None = DEFAULT_TRUST_REGION
+    factorise_every: int | None = None
+    noise_prior: float = 0.01
+    evaluation_samples: int = 8
+
+    @classmethod
+    def check(cls, **arguments: Any) -> Settings:
+        """Settings from the arguments of `compile`.
+
+        Raises:
+            ValueError: naming the argument, what it must be, and what it is.
+        """
+        values = dict(arguments)
+        values["forgetting"] = schedules.get(values["forgetting"])
+        values["damping"] = _damping(values["damping"])
+        values["prior_row_precision"] = _row_precision(values["prior_row_precision"])
+        for name in ("prior_precision", "temperature", "noise_prior"):
+            values[name] = positive(name, values[name])
+        if values["trust_region"] is not None:
+            values["trust_region"] = positive("trust_region", values["trust_region"])
+        if values["factorise_every"] is not None:
+            values["factorise_every"] = whole("factorise_every", values["factorise_every"])
+        values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
+        if values["warmup_steps"] != 0:
+            values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"])
+        return cls(**values)
+
+    def prior_of(self, layer: keras.layers.Layer) -> Prior:
+        """The prior and damping of one layer."""
+        row = self.prior_row_precision
+        if isinstance(row, Mapping):
+            row = row.get(layer.name)
+        return Prior(self.prior_precision, row, self.damping)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of `compile`, serializable."""
+        config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        config["forgetting"] = keras.saving.serialize_keras_object(self.forgetting)
+        config["damping"] = list(self.damping)
+        config["prior_row_precision"] = _plain(self.prior_row_precision)
+        return config
+
+
+def _damping(damping: Any) -> tuple[float, float]:
+    if isinstance(damping, (int, float)):
+        return positive("damping", damping), DEFAULT_DAMPING[1]
+    if isinstance(damping, (list, tuple)) and len(damping) == 2:
+        relative = float(damping[1])
+        if 0.0 <= relative < float("inf"):
+            return positive("damping", damping[0]), relative
+    raise ValueError(
+        "Argument `damping` must be a number above 0, or two: absolute (above 0) and relative to "
+        f"the mean Fisher information (at least 0). Received: damping={damping!r}"
+    )
+
+
+def _row_precision(value: Any) -> Any:
+    """A number, a symmetric positive definite matrix, either by layer name, or None."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {name: _row_precision(v) for name, v in value.items()}
+    array = np.asarray(value, "float64")
+    if array.ndim == 0:
+        return positive("prior_row_precision", float(array))
+    square = array.ndim == 2 and array.shape[0] == array.shape[1]
+    if not square or not np.allclose(array, array.T) or np.linalg.eigvalsh(array)[0] <= 0.0:
+        raise ValueError(
+            "Argument `prior_row_precision` must be a number above 0, a symmetric positive "
+            "definite matrix [d, d] with a row for the bias, or a dict of these by layer name. "
+            f"Received: an array of shape {array.shape}"
+        )
+    return array.astype("float32")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,254 @@
+"""The base of all BALI layers: from rows of inputs to sampled pre-activations."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+from tensorflow_probability import distributions as tfd
+
+from bali_keras.matrix_normal import row_variance
+from bali_keras.posterior import LayerPosterior
+from bali_keras.recording import Record, Recorder, current_recorder
+from tfp_rank1._mode import in_posterior_mean
+from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
+
+
+class _Marginal(threading.local):
+    layer: BaliLayer | None = None
+    variance: tf.Tensor | None = None
+
+
+_marginal = _Marginal()
+
+
+@contextlib.contextmanager
+def marginal_scope(layer: BaliLayer) -> Iterator[_Marginal]:
+    """Inside the scope `layer` returns its mean and leaves `h' L^-1 h` behind, drawing nothing."""
+    previous = _marginal.layer, _marginal.variance
+    _marginal.layer, _marginal.variance = layer, None
+    try:
+        yield _marginal
+    finally:
+        _marginal.layer, _marginal.variance = previous
+
+
+class BaliLayer(keras.layers.Layer):
+    """A linear map `Z = H W` whose weights have a matrix-normal posterior, then an activation.
+
+        W ~ MN(M, L^-1, V)        z_n | h_n ~ N(M' h_n, (h_n' L^-1 h_n) V)
+
+    Rows h of H are the layer's inputs (patches for a convolution) with a trailing 1 for the
+    bias, which is the last row of W. A `BaliModel` infers the posterior; the layer has no weights
+    for an optimizer. Outside of one it predicts, with samples or, inside
+    `tfp_rank1.posterior_mean()`, with the mean.
+
+    In training every row draws its own pre-activations from their marginal (the local
+    reparameterization): exact for rows that are examples, and of less variance than a draw of
+    weights. Before the first statistics the layer is a point, its initial weights.
+
+    Args:
+        activation: as in Keras. Defaults to None, linear.
+        use_bias: whether h has a trailing 1. Defaults to True.
+        kernel_initializer: where the mean of the kernel starts. Defaults to `"he_normal"`.
+        bias_initializer: where the mean of the bias starts. Defaults to `"zeros"`.
+        sampling: how prediction draws: `"example"` as in training, `"weights"` one matrix W per
+            call, shared by the batch. Defaults to None: `"example"` where an example is one row,
+            else `"weights"`, because rows of one example (positions of a convolution) share W.
+        prior_at_mean: whether the prior is centred on a stored M0 (`bali_keras.convert` sets it)
+            in place of 0. Defaults to False.
+        seed: integer for reproducible draws in prediction. Defaults to None.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    def __init__(
+        self,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "he_normal",
+        bias_initializer: Any = "zeros",
+        sampling: str | None = None,
+        prior_at_mean: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if sampling not in (None, "example", "weights"):
+            raise ValueError(
+                "Argument `sampling` must be None, 'example' or 'weights'. "
+                f"Received: sampling={sampling!r}"
+            )
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.sampling = sampling
+        self.prior_at_mean = prior_at_mean
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    # -- what a subclass provides ---------------------------------------------------------------
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs as rows `[B, ..., fan_in]`, the bias not included."""
+        raise NotImplementedError
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        """Pre-activations `[B, ..., k]` in the layout of the layer's outputs."""
+        raise NotImplementedError
+
+    # -- building -------------------------------------------------------------------------------
+
+    def _build_posterior(self, kernel_shape: tuple[int, ...], num_inputs: int) -> None:
+        """Create the posterior of a kernel whose first `num_inputs` axes are summed over."""
+        self.kernel_shape = tuple(kernel_shape)
+        fan_in = math.prod(kernel_shape[:num_inputs])
+        units = math.prod(kernel_shape[num_inputs:])
+        rows = fan_in + int(self.use_bias)
+
+        def initial_mean(shape: Any, dtype: Any = None) -> tf.Tensor:
+            kernel = self.kernel_initializer(self.kernel_shape, dtype=dtype)
+            kernel = ops.reshape(kernel, (fan_in, units))
+            if not self.use_bias:
+                return kernel
+            return ops.concatenate([kernel, self.bias_initializer((1, units), dtype=dtype)], 0)
+
+        self.posterior_state = LayerPosterior(
+            self, initial_mean, (rows, units), fan_in, self.prior_at_mean
+        )
+        self.built = True
+
+    # -- calling --------------------------------------------------------------------------------
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Activation of sampled pre-activations."""
+        h = self._rows(inputs)
+        if self.use_bias:
+            h = ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
+        recorder = current_recorder()
+        if recorder is not None:
+            z = self._record(h, recorder)
+        else:
+            self._refuse_training(training)
+            z = self._predict(h)
+        outputs = self._arrange(z)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _mean(self, h: tf.Tensor) -> tf.Tensor:
+        return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
+
+    def _record(self, h: tf.Tensor, recorder: Recorder) -> tf.Tensor:
+        """Pre-activations in training, with noise by row, known to the recorder."""
+        mean = self._mean(h)
+        variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
+        z = tf.identity(mean)
+        if not in_posterior_mean():
+            variance = self._row_variance(h)
+            z = self._add_noise(mean, variance, recorder.noise(_shape(mean)))
+        if self.trainable:
+            recorder.watch(z)
+            recorder.record(self, Record(h, mean, z, variance))
+        return z
+
+    def _predict(self, h: tf.Tensor) -> tf.Tensor:
+        if in_posterior_mean():
+            return self._mean(h)
+        if _marginal.layer is self:
+            _marginal.variance = self._row_variance(h)
+            return self._mean(h)
+        if (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights":
+            state = self.posterior_state.matrix_normal()
+            noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
+            return ops.matmul(h, ops.cast(state.perturb(noise), h.dtype))
+        mean = self._mean(h)
+        noise = normal(_shape(mean), next_seed(self.seed_generator))
+        return self._add_noise(mean, self._row_variance(h), noise)
+
+    def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
+        # No gradient: the pull of the variance on the layer below changes no result measurably.
+        factor = tf.cast(tf.convert_to_tensor(self.posterior_state.row_factor), h.dtype)
+        return tf.stop_gradient(row_variance(factor, h))
+
+    def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """`mean + sqrt(variance) A e`."""
+        factor = tf.cast(tf.convert_to_tensor(self.posterior_state.column_factor), mean.dtype)
+        noise = ops.matmul(tf.cast(noise, mean.dtype), ops.transpose(factor))
+        return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
+
+    def _refuse_training(self, training: bool | None) -> None:
+        if training and self.trainable:
+            raise ValueError(
+                f"Layer {self.name!r} learns only in a bali_keras.BaliModel; an optimizer would "
+                "leave it as it is without a word. Use BaliModel(inputs, outputs, likelihood=...)"
+                ", or freeze the layer: layer.trainable = False. Received: training=True"
+            )
+
+    # -- what users read ------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        """Posterior mean of the kernel, in the stock layer's shape."""
+        mean = tf.convert_to_tensor(self.posterior_state.mean)
+        kernel = mean[:-1] if self.use_bias else mean
+        return tf.reshape(kernel, self.kernel_shape)
+
+    @property
+    def bias(self) -> tf.Tensor | None:
+        """Posterior mean of the bias, `[k]`; None without one."""
+        return tf.convert_to_tensor(self.posterior_state.mean)[-1] if self.use_bias else None
+
+    def kl(self) -> tf.Tensor:
+        """KL of the posterior from the prior when it was last computed, scalar, nats."""
+        return tf.convert_to_tensor(self.posterior_state.kl)
+
+    @property
+    def posterior(self) -> tfd.MatrixNormalLinearOperator:
+        """`W ~ MN(M, L^-1, V)` over the kernel as a matrix, its last row the bias.
+
+        Raises:
+            ValueError: before the first statistics.
+        """
+        if not bool(self.posterior_state.has_statistics()):
+            raise ValueError(
+                f"Layer {self.name!r} has no posterior yet: it is a point until a BaliModel with "
+                "it has been fitted. Received: no statistics"
+            )
+        return self.posterior_state.matrix_normal().distribution()
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {
+            **super().get_config(),
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "sampling": self.sampling,
+            "prior_at_mean": self.prior_at_mean,
+            "seed": self.seed,
+        }
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the posterior, its statistics, and the random state."""
+        super().save_own_variables(store)
+        save_seed_state(self.seed_generator, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        super().load_own_variables(load_seed_state(self.seed_generator, store))
+
+
+def _shape(tensor: tf.Tensor) -> tuple[Any, ...]:
+    """Static dimensions where known, scalar tensors elsewhere."""
+    dynamic = tf.unstack(tf.shape(tensor))
+    return tuple(dynamic[i] if n is None else n for i, n in enumerate(tensor.shape))

@@ -1,0 +1,168 @@
+"""Conv1DBali, Conv2DBali and Conv3DBali."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from bali_keras.layers._bali import BaliLayer
+from bali_keras.layers._patches import extract_patches
+from tfp_rank1._registry import registered, whole
+
+
+class _ConvBali(BaliLayer):
+    """The part that does not depend on the number of spatial axes."""
+
+    spatial_rank: int
+    stock: Any
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("groups", 1) != 1:
+            raise ValueError(
+                f"{type(self).__name__} has no groups: each would need a posterior of its own. "
+                "Split the channels and use one layer per group. Received: groups other than 1"
+            )
+        super().__init__(**kwargs)
+        self.filters = whole("filters", filters)
+        # The stock layer reads the arguments as Keras does, and refuses what Keras refuses.
+        stock = self.stock(
+            filters, kernel_size, strides, padding, data_format, dilation_rate, dtype="float32"
+        )
+        self.kernel_size, self.strides = stock.kernel_size, stock.strides
+        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
+        self.data_format = stock.data_format
+        self._output_shape_of = stock.compute_output_shape
+
+    def build(self, input_shape: Any) -> None:
+        """Create the posterior."""
+        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        if channels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a channel axis of known size. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        self._build_posterior((*self.kernel_size, channels, self.filters), self.spatial_rank + 1)
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.data_format == "channels_first":
+            inputs = ops.moveaxis(inputs, 1, -1)
+        return extract_patches(
+            inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding
+        )
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the stock layer."""
+        return self._output_shape_of(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+        }
+
+
+@registered
+class Conv1DBali(_ConvBali):
+    """`keras.layers.Conv1D` with a matrix-normal posterior over its kernel.
+
+        z_p = [patch_p, 1]' W,   W ~ MN(M, L^-1, V),   L = L0 + N * average over examples of
+                                                              sum_p patch_p patch_p'
+
+    Every position is a row with the same W; an example contributes all of its positions.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, data_format, dilation_rate: as in the stock layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, steps, channels]`, or `[B, channels, steps]` if channels come first.
+
+    Raises:
+        ValueError: for `groups` other than 1, and for what the stock layer refuses.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 1
+    stock = keras.layers.Conv1D
+
+
+@registered
+class Conv2DBali(_ConvBali):
+    """`keras.layers.Conv2D` with a matrix-normal posterior over its kernel.
+
+        z_p = [patch_p, 1]' W,   W ~ MN(M, L^-1, V),   L = L0 + N * average over examples of
+                                                              sum_p patch_p patch_p'
+
+    Every position is a row with the same W; an example contributes all of its positions.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, data_format, dilation_rate: as in the stock layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, height, width, channels]`, or `[B, channels, height, width]`.
+
+    Raises:
+        ValueError: for `groups` other than 1, and for what the stock layer refuses.
+
+    Example:
+    ```python
+    h = bali_keras.layers.Conv2DBali(16, 3, strides=2, activation="relu")(inputs)
+    ```
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 2
+    stock = keras.layers.Conv2D
+
+
+@registered
+class Conv3DBali(_ConvBali):
+    """`keras.layers.Conv3D` with a matrix-normal posterior over its kernel.
+
+        z_p = [patch_p, 1]' W,   W ~ MN(M, L^-1, V),   L = L0 + N * average over examples of
+                                                              sum_p patch_p patch_p'
+
+    Every position is a row with the same W; an example contributes all of its positions.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, data_format, dilation_rate: as in the stock layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, depth, height, width, channels]`, or with channels first.
+
+    Raises:
+        ValueError: for `groups` other than 1, and for what the stock layer refuses.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 3
+    stock = keras.layers.Conv3D

@@ -1,0 +1,133 @@
+"""EinsumDenseBali."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from bali_keras.layers._bali import BaliLayer
+from tfp_rank1._registry import registered
+
+
+@registered
+class EinsumDenseBali(BaliLayer):
+    """`keras.layers.EinsumDense` with a matrix-normal posterior over its kernel.
+
+    The kernel's axes that are summed over are the rows of W, those that appear in the output its
+    columns. A kernel axis that is in inputs and outputs alike (a kernel per head or position) has
+    no such form and is refused.
+
+    Args:
+        equation: as in the stock layer, for example `"abc,cd->abd"` or `"...x,xy->...y"`.
+        output_shape: as in the stock layer, without the batch axis.
+        bias_axes: all output axes of the kernel, in any order (or None: no bias).
+        **kwargs: as for `BaliLayer`, but for `use_bias`.
+
+    Raises:
+        ValueError: for an equation or bias axes of another form.
+
+    Example:
+    ```python
+    h = EinsumDenseBali("abc,cde->abde", (None, 4, 16), bias_axes="de")(inputs)
+    ```
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    def __init__(
+        self, equation: str, output_shape: Any, bias_axes: str | None = None, **kwargs: Any
+    ) -> None:
+        kwargs.pop("use_bias", None)  # of a config; it follows from bias_axes
+        super().__init__(use_bias=bias_axes is not None, **kwargs)
+        self.equation, self.bias_axes = equation, bias_axes
+        # The stock layer reads the equation as Keras does, and refuses what Keras refuses.
+        self._stock = keras.layers.EinsumDense(equation, output_shape, bias_axes=bias_axes)
+        self.partial_output_shape = output_shape
+
+    def build(self, input_shape: Any) -> None:
+        """Create the posterior."""
+        stock = keras.layers.EinsumDense(
+            self.equation, self.partial_output_shape, bias_axes=self.bias_axes
+        )
+        stock.build(input_shape)
+        sizes = dict(zip(self._letters()[1], stock.kernel.shape, strict=True))
+        summed, kept = self._kernel_axes()
+        self._input_shape_of_rows = [sizes[a] for a in summed]
+        self._output_shape_of_rows = [sizes[a] for a in kept]
+        # The kernel in the stock layer's order of axes is a transpose of rows x columns.
+        self._build_posterior(
+            tuple(sizes[a] for a in summed) + tuple(sizes[a] for a in kept), len(summed)
+        )
+
+    def _letters(self) -> tuple[str, str, str]:
+        """Axes of inputs, kernel and outputs; an ellipsis becomes one axis, "0"."""
+        left, output = self.equation.replace(" ", "").replace("...", "0").split("->")
+        inputs, kernel = left.split(",")
+        return inputs, kernel, output
+
+    def _kernel_axes(self) -> tuple[str, str]:
+        inputs, kernel, output = self._letters()
+        summed = "".join(a for a in inputs if a in kernel and a not in output)
+        kept = "".join(a for a in output if a in kernel and a not in inputs)
+        if len(summed) + len(kept) != len(kernel) or not summed or not kept:
+            raise ValueError(
+                "EinsumDenseBali needs a kernel whose axes are either summed over or new in the "
+                f"output, for example 'abc,cd->abd'. Received: equation={self.equation!r}"
+            )
+        if self.bias_axes is not None and set(self.bias_axes) != set(kept):
+            raise ValueError(
+                f"Argument `bias_axes` must name all output axes of the kernel, {kept!r}, or be "
+                f"None: the bias is a row of W. Received: bias_axes={self.bias_axes!r}"
+            )
+        return summed, kept
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        letters = self._expand(self._letters()[0], len(inputs.shape))
+        summed, _ = self._kernel_axes()
+        rest = [i for i, a in enumerate(letters) if a not in summed]
+        x = ops.transpose(inputs, [*rest, *(letters.index(a) for a in summed)])
+        shape = ops.shape(x)[: len(rest)]
+        return ops.reshape(x, (*shape, math.prod(self._input_shape_of_rows)))
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        inputs, _, output = self._letters()
+        summed, kept = self._kernel_axes()
+        rest = len(z.shape) - 1
+        input_letters = self._expand(inputs, rest + len(summed))
+        layout = [a for a in input_letters if a not in summed] + list(kept)
+        z = ops.reshape(z, (*ops.shape(z)[:-1], *self._output_shape_of_rows))
+        target = self._expand(output, len(layout))
+        return ops.transpose(z, [layout.index(a) for a in target])
+
+    @staticmethod
+    def _expand(letters: str, rank: int) -> list[str]:
+        """Axis names, the ellipsis written out as "0", "1", ..."""
+        named = len(letters.replace("0", ""))
+        ellipsis = [str(i) for i in range(rank - named)]
+        return [name for a in letters for name in (ellipsis if a == "0" else [a])]
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        """Posterior mean of the kernel, in the stock layer's order of axes."""
+        summed, kept = self._kernel_axes()
+        order = [(summed + kept).index(a) for a in self._letters()[1]]
+        return tf.transpose(super().kernel, order)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the stock layer."""
+        return self._stock.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        config = super().get_config()
+        del config["use_bias"]
+        return {
+            **config,
+            "equation": self.equation,
+            "output_shape": self.partial_output_shape,
+            "bias_axes": self.bias_axes,
+        }

@@ -1,0 +1,221 @@
+"""The matrix-normal family: conversions, samples, marginals, divergence. Pure algebra, no Keras.
+
+    W ~ MN(M, L^-1, V)       p(W) = exp(-1/2 tr(V^-1 (W - M)' L (W - M))) / normalizer
+
+W `[d, k]`, mean M `[d, k]`, row precision L `[d, d]`, column covariance V `[k, k]`. As a vector,
+rows of W one after the other, W is normal with covariance `L^-1 (x) V` (Kronecker product).
+
+Everything goes through two upper triangular factors, `L^-1 = R R'` and `V = A A'`, so that
+variances cannot become negative and samples and marginals are matrix products. All functions keep
+the dtype they are given, float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+
+class NaturalParameters(NamedTuple):
+    """A matrix normal by its natural parameters.
+
+    Attributes:
+        row_precision: L, `[d, d]`.
+        linear: L M, `[d, k]`.
+        column_precision: V^-1, `[k, k]`.
+    """
+
+    row_precision: tf.Tensor
+    linear: tf.Tensor
+    column_precision: tf.Tensor
+
+
+class MatrixNormal(NamedTuple):
+    """A matrix normal by its mean and the factors of its two covariances.
+
+    Attributes:
+        mean: M, `[d, k]`.
+        row_factor: R with `L^-1 = R R'`, `[d, d]`, upper triangular.
+        column_factor: A with `V = A A'`, `[k, k]`, upper triangular.
+
+    Example:
+    ```python
+    q = MatrixNormal.from_natural(NaturalParameters(L, L @ M, tf.linalg.inv(V)))
+    q.sample(10, seed=(1, 2))                # [10, d, k]
+    q.row_variance(h)                        # Var[h' W] = row_variance * V
+    ```
+    """
+
+    mean: tf.Tensor
+    row_factor: tf.Tensor
+    column_factor: tf.Tensor
+
+    # -- conversions ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_natural(cls, natural: NaturalParameters) -> MatrixNormal:
+        """Mean form of natural parameters; one Cholesky factorisation of each matrix."""
+        row_factor = inverse_factor(natural.row_precision)
+        mean = solve(row_factor, natural.linear)
+        return cls(mean, row_factor, inverse_factor(natural.column_precision))
+
+    def natural(self) -> NaturalParameters:
+        """Natural parameters."""
+        row_precision = precision(self.row_factor)
+        linear = tf.matmul(row_precision, self.mean)
+        return NaturalParameters(row_precision, linear, precision(self.column_factor))
+
+    def row_covariance(self) -> tf.Tensor:
+        """`L^-1`, `[d, d]`."""
+        return tf.matmul(self.row_factor, self.row_factor, transpose_b=True)
+
+    def column_covariance(self) -> tf.Tensor:
+        """`V`, `[k, k]`."""
+        return tf.matmul(self.column_factor, self.column_factor, transpose_b=True)
+
+    def distribution(self) -> tfd.MatrixNormalLinearOperator:
+        """The same as a TFP distribution, event shape `[d, k]`."""
+        return tfd.MatrixNormalLinearOperator(
+            loc=self.mean,
+            scale_row=_operator(self.row_factor),
+            scale_column=_operator(self.column_factor),
+        )
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def sample(self, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        """`M + R E A'` with standard normal E, `[num_samples, d, k]`.
+
+        Args:
+            num_samples: at least 1.
+            seed: int32 `[2]`.
+        """
+        shape = tf.concat([[num_samples], tf.shape(self.mean)], axis=0)
+        noise = tf.random.stateless_normal(shape, seed, dtype=self.mean.dtype)
+        return self.perturb(noise)
+
+    def perturb(self, noise: tf.Tensor) -> tf.Tensor:
+        """`M + R E A'` for given standard normal E `[..., d, k]`."""
+        right = tf.matmul(noise, tf.cast(self.column_factor, noise.dtype), transpose_b=True)
+        return self.mean + tf.matmul(self.row_factor, right)
+
+    def row_variance(self, h: tf.Tensor) -> tf.Tensor:
+        """`h' L^-1 h` of rows `[..., d]`, `[...]`: `h' W` has covariance `row_variance * V`."""
+        return row_variance(self.row_factor, h)
+
+    def log_prob(self, w: tf.Tensor) -> tf.Tensor:
+        """`log p(W)` of `[..., d, k]`, `[...]`, nats.
+
+        -1/2 [ |R^-1 (W - M) A'^-1|^2 + d k log 2 pi + k log|L^-1| + d log|V| ]
+        """
+        d, k = self._size()
+        quadratic = tf.reduce_sum(tf.square(self._whiten(w - self.mean)), axis=[-2, -1])
+        constant = d * k * tf.constant(math.log(2.0 * math.pi), self.mean.dtype)
+        return -0.5 * (quadratic + constant + self._log_volume())
+
+    def kl_divergence(self, prior: MatrixNormal) -> tf.Tensor:
+        """`KL(self || prior)`, scalar, nats.
+
+            1/2 [ tr(L0 L^-1) tr(V0^-1 V) + tr(V0^-1 (M - M0)' L0 (M - M0)) - d k
+                  + k (log|L| - log|L0|) + d (log|V0| - log|V|) ]
+
+        Args:
+            prior: `MN(M0, L0^-1, V0)` of the same shape.
+        """
+        d, k = self._size()
+        rows = tf.reduce_sum(tf.square(upper_solve(prior.row_factor, self.row_factor)))
+        columns = tf.reduce_sum(tf.square(upper_solve(prior.column_factor, self.column_factor)))
+        shift = tf.reduce_sum(tf.square(prior._whiten(self.mean - prior.mean)))
+        volume = prior._log_volume() - self._log_volume()
+        return 0.5 * (rows * columns + shift - d * k + volume)
+
+    def _size(self) -> tuple[tf.Tensor, tf.Tensor]:
+        d, k = tf.unstack(tf.cast(tf.shape(self.mean), self.mean.dtype))
+        return d, k
+
+    def _whiten(self, x: tf.Tensor) -> tf.Tensor:
+        """`A^-1 (R^-1 X)'` of `[..., d, k]`: standard normal entries if X + M is a sample."""
+        left = upper_solve(self.row_factor, x)
+        return upper_solve(self.column_factor, tf.linalg.matrix_transpose(left))
+
+    def _log_volume(self) -> tf.Tensor:
+        """`log |L^-1 (x) V| = k log|L^-1| + d log|V|`."""
+        d, k = self._size()
+        return 2.0 * (k * log_diagonal(self.row_factor) + d * log_diagonal(self.column_factor))
+
+
+def product(a: NaturalParameters, b: NaturalParameters) -> NaturalParameters:
+    """The normalized product of two matrix normals with one column covariance.
+
+    Row precisions and linear terms add; that is what a Bayesian update is. With different column
+    covariances a product is not a matrix normal: `a`'s is taken, and the caller sees to it that
+    `b` has the same.
+    """
+    return NaturalParameters(
+        a.row_precision + b.row_precision, a.linear + b.linear, a.column_precision
+    )
+
+
+def damp(matrix: tf.Tensor, absolute: float, relative: float) -> tf.Tensor:
+    """`X + (absolute + relative tr(X) / k) I`: bounded away from singular.
+
+    Args:
+        matrix: X `[k, k]`, positive semidefinite.
+        absolute: added whatever the scale of X.
+        relative: added in units of the mean eigenvalue of X.
+    """
+    size = tf.cast(tf.shape(matrix)[-1], matrix.dtype)
+    added = absolute + relative * tf.linalg.trace(matrix) / size
+    return add_diagonal(matrix, added)
+
+
+def add_diagonal(matrix: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """`X + value I`, value a scalar or `[d]`."""
+    diagonal = tf.linalg.diag_part(matrix)
+    return tf.linalg.set_diag(matrix, diagonal + tf.cast(value, matrix.dtype))
+
+
+def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
+    """R, upper triangular, with `X^-1 = R R'`: `R = C'^-1` of the Cholesky factor `X = C C'`.
+
+    NaN if X is not positive definite; TensorFlow raises nothing there.
+    """
+    cholesky = tf.linalg.cholesky(matrix)
+    identity = tf.eye(tf.shape(matrix)[-1], dtype=matrix.dtype)
+    return tf.transpose(tf.linalg.triangular_solve(cholesky, identity))
+
+
+def solve(factor: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`X^-1 B = R (R' B)` for `X^-1 = R R'`."""
+    return tf.matmul(factor, tf.matmul(factor, right, transpose_a=True))
+
+
+def precision(factor: tf.Tensor) -> tf.Tensor:
+    """`X = R'^-1 R^-1` from an upper triangular R with `X^-1 = R R'`."""
+    inverse = upper_solve(factor, tf.eye(tf.shape(factor)[-1], dtype=factor.dtype))
+    return tf.matmul(inverse, inverse, transpose_a=True)
+
+
+def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
+    """`h' R R' h` of rows h `[..., d]`, `[...]`."""
+    return tf.reduce_sum(tf.square(tf.matmul(h, row_factor)), axis=-1)
+
+
+def log_diagonal(factor: tf.Tensor) -> tf.Tensor:
+    """`log |det R|` of a triangular R."""
+    return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factor))))
+
+
+def upper_solve(upper: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`R^-1 B` for upper triangular R `[n, n]` and B `[..., n, m]`."""
+    shape = tf.concat([tf.shape(right)[:-2], tf.shape(upper)], axis=0)
+    return tf.linalg.triangular_solve(tf.broadcast_to(upper, shape), right, lower=False)
+
+
+def _operator(upper: tf.Tensor) -> tf.linalg.LinearOperator:
+    """An upper triangular matrix as the adjoint of a lower triangular operator."""
+    lower = tf.linalg.LinearOperatorLowerTriangular(tf.transpose(upper), is_non_singular=True)
+    return lower.adjoint()

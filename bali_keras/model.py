@@ -1,0 +1,284 @@
+"""BaliModel: a train step without an optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bali_keras import _settings
+from bali_keras._inference import HEALTH, InferenceModel
+from bali_keras._settings import Settings
+from bali_keras.layers._bali import marginal_scope
+from tfp_rank1._counting import count_examples
+from tfp_rank1._mode import in_posterior_mean
+from tfp_rank1._registry import registered
+from tfp_rank1.predictive import sample_outputs
+from tfp_rank1.random import next_seed
+
+
+@registered
+class BaliModel(InferenceModel):
+    """A Keras model whose BALI layers are inferred, layer by layer, without an optimizer.
+
+    Each step moves the pre-activations of every layer along the back-propagated gradient of the
+    log-likelihood, `y_n = M' h_n + V g_n`, and updates the layer's exact posterior given these
+    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.posterior`. Layers of other kinds are
+    trained by `optimizer` in the same step. With one linear layer and a Normal likelihood of
+    known noise this is conjugate Bayesian linear regression, exactly.
+
+    `fit` logs what `BayesianModel` logs (`kl` in nats per example, over the BALI layers) and
+
+        rate        rho of the step
+        step_kl     KL between the posteriors after and before the step of the means, nats per
+                    training example; the trust region bounds it
+        condition   largest condition number of the layers' row precisions (a lower bound)
+        refused     fraction of the epoch's batches whose update was refused because a number was
+                    not finite; everything is then as before the batch
+
+    Args:
+        *args, **kwargs: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or
+            a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs `[B, D]`.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. The scale of `Normal()` is
+            learned in closed form.
+        num_train_examples: N. Defaults to None: every `fit` counts its data, with their
+            `sample_weight` if that is an array.
+
+    Example:
+    ```python
+    h = inputs = keras.Input((8,))
+    h = bk.layers.DenseBali(50, activation="relu")(h)
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(1)(h), likelihood=r1.likelihoods.Normal())
+    model.compile()
+    model.fit(x, y, batch_size=64, epochs=100)
+    model.posterior_predictive(x_test).stddev()
+    ```
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    # -- compile --------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        loss: Any = "average_nll",
+        *,
+        forgetting: Any = _settings.DEFAULT_FORGETTING,
+        damping: Any = _settings.DEFAULT_DAMPING,
+        prior_precision: float = _settings.DEFAULT_PRIOR_PRECISION,
+        prior_row_precision: Any = None,
+        temperature: float = 1.0,
+        warmup_steps: int = 10,
+        trust_region: float | None = _settings.DEFAULT_TRUST_REGION,
+        factorise_every: int | None = None,
+        noise_prior: float = 0.01,
+        evaluation_samples: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        """Configure inference. The defaults are meant for regression and classification alike.
+
+        Args:
+            optimizer: for the weights that are not BALI layers'. Defaults to None: there are none.
+            loss: `"average_nll"` (default), or any loss of Keras, whose value per example is taken
+                for a negative log-likelihood in nats. With a loss of Keras F is the empirical
+                Fisher information (from the data's labels), else the true one.
+            forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
+                `Linear(0.1, 0.005)` over each `fit`.
+            damping: what is added to the Fisher information, `V^-1 = F + (a + r tr(F) / k) I`:
+                `a`, or `(a, r)`. Bounds V. Defaults to (0.03, 0.001).
+            prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
+                a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
+                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to 0.04.
+            prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
+                matrix `[d, d]` (the bias is the last row), or a dict of either by layer name.
+                Defaults to None.
+            temperature: T; N is divided by it. Above 1 widens the posterior. Defaults to 1.
+            warmup_steps: steps of the model's life that only gather statistics. Defaults to 10.
+            trust_region: bound of `step_kl`, nats per training example, by which a step of the
+                hidden layers is shortened; None for none. Defaults to 0.05.
+            factorise_every: steps between two factorisations of the covariances. Defaults to None:
+                1 for small layers, else so that they cost about a tenth of the other work; and
+                always at the end of `fit`.
+            noise_prior: strength of the prior on a learned noise scale, in examples whose
+                residual is the likelihood's `initial_scale`. Defaults to 0.01.
+            evaluation_samples: samples of the predictive in `evaluate` and validation. Defaults
+                to 8; 1 for losses and metrics of Keras.
+            **kwargs: as for `BayesianModel.compile` (`metrics`, `run_eagerly`, `jit_compile`, ...).
+
+        Raises:
+            ValueError: for a value out of range.
+        """
+        self._settings = Settings.check(
+            forgetting=forgetting,
+            damping=damping,
+            prior_precision=prior_precision,
+            prior_row_precision=prior_row_precision,
+            temperature=temperature,
+            warmup_steps=warmup_steps,
+            trust_region=trust_region,
+            factorise_every=factorise_every,
+            noise_prior=noise_prior,
+            evaluation_samples=evaluation_samples,
+        )
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`."""
+        config = super().get_compile_config()
+        return config and {**config, **self._settings.get_config()}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was, with the optimizer's state ready to be loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.optimizer_variables)
+
+    # -- fit and evaluate -----------------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Infer; as `keras.Model.fit`, after finding N and looking at array targets.
+
+        A forgetting schedule over the length of the fit counts from epoch 0, so that a fit that
+        is resumed with `initial_epoch` goes on where it stopped.
+
+        Raises:
+            ValueError: if N is neither given nor found, if the schedule needs the number of
+                steps and it cannot be told, or targets lie outside the support.
+        """
+        bound = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        batch_size = _batch_size(x, arguments["batch_size"])
+        if batch_size != self._batch_size:
+            self._batch_size = batch_size
+            self._forget_functions()
+        length = _FitLength(self, arguments["initial_epoch"])
+        given = arguments["callbacks"]
+        if isinstance(given, keras.callbacks.CallbackList):
+            given.append(length)
+        else:
+            given = [*(given if isinstance(given, (list, tuple)) else [given] if given else [])]
+            arguments["callbacks"] = [length, *given]
+        del arguments["self"]
+        return super().fit(**arguments)
+
+    def _find_count(self, arguments: dict[str, Any]) -> None:
+        super()._find_count(arguments)
+        weights = _array_weights(arguments)
+        if weights is not None and self.num_train_examples is not None:
+            total = float(
+                np.sum(
+                    weights[
+                        : count_examples(arguments["x"], arguments.get("validation_split") or 0.0)
+                    ]
+                )
+            )
+            if total != self._count:
+                self._count = total
+                self._forget_functions()
+
+    def factorise(self) -> bool:
+        """Recompute the covariances from the present statistics; `fit` ends with it.
+
+        Returns:
+            False if a factorisation failed; that layer's is then as before.
+        """
+        count = self._required_count() / self._settings.temperature
+        flags = [
+            v.posterior_state.factorise(
+                tf.constant(count, tf.float32),
+                self._settings.prior_of(v),
+                self._noise_variance(v),
+            )
+            for v in self.bali_layers
+            if v.trainable
+        ]
+        return all(bool(f) for f in flags)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        count = self._settings.evaluation_samples
+        if self._stock_names or in_posterior_mean() or count == 1:
+            outputs = self(x, training=False)
+        else:
+            samples = sample_outputs(self, x, count, next_seed(self.seed_generator))
+            outputs = tf.transpose(samples, [1, 0, 2])
+        objective = self.objective(y, outputs, sample_weight, training=False)
+        logs = self._log(objective, x, y, outputs, sample_weight)
+        return {name: value for name, value in logs.items() if name not in HEALTH}
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Outputs of one pass; the output layer of a Normal likelihood is integrated out.
+
+        Args:
+            x: one batch of inputs.
+
+        Returns:
+            Mean and variance of the outputs, `[B, D]`, given the sample of the layers before; or
+            sampled outputs and None.
+        """
+        layer = self._exact_layer
+        if layer is None or in_posterior_mean():
+            return self(x, training=False), None
+        with marginal_scope(layer) as marginal:
+            mean = tf.cast(self(x, training=False), tf.float32)
+            row_variance = tf.cast(marginal.variance, tf.float32)
+        columns = layer.posterior_state.matrix_normal().column_covariance()
+        return mean, row_variance[:, tf.newaxis] * tf.linalg.diag_part(columns)
+
+
+class _FitLength(keras.callbacks.Callback):
+    """Tells the model which steps belong to the present fit."""
+
+    def __init__(self, model: BaliModel, initial_epoch: int) -> None:
+        super().__init__()
+        self._bali, self._initial_epoch = model, initial_epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Set the first and last step."""
+        model, steps = self._bali, self.params.get("steps")
+        if steps is None:
+            if model._settings.forgetting.needs_length:
+                raise ValueError(
+                    "The forgetting schedule falls over the length of the fit, which cannot be "
+                    "told from this data. Pass steps_per_epoch= to fit, or a schedule with a "
+                    "length, schedules.Linear(0.1, 0.005, steps=...), or a constant rate, "
+                    "forgetting=0.02. Received: data of unknown length"
+                )
+            return
+        first = int(model._updates.numpy()) + 1 - self._initial_epoch * steps
+        model._first_step.assign(first)
+        model._last_step.assign(first + self.params["epochs"] * steps - 1)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Bring the covariances up to date."""
+        if int(self._bali._updates.numpy()) > self._bali._settings.warmup_steps:
+            self._bali.factorise()
+
+
+def _batch_size(x: Any, batch_size: int | None) -> int:
+    """Examples per step, for the cost of a step; 32 where it cannot be told."""
+    if isinstance(x, tf.data.Dataset):
+        static = keras.tree.flatten(x.element_spec)[0].shape
+        return int(static[0]) if len(static) and static[0] is not None else 32
+    return batch_size or 32
+
+
+def _array_weights(arguments: dict[str, Any]) -> np.ndarray | None:
+    """Weight of every example, from arrays; None if all are 1."""
+    sample_weight, class_weight = arguments.get("sample_weight"), arguments.get("class_weight")
+    weights = None
+    if sample_weight is not None and hasattr(sample_weight, "__array__"):
+        weights = np.asarray(sample_weight, "float64").reshape(len(sample_weight), -1)[:, 0]
+    if class_weight is not None and hasattr(arguments.get("y"), "__array__"):
+        labels = np.asarray(arguments["y"]).reshape(-1)
+        by_class = np.array([class_weight[int(label)] for label in labels], "float64")
+        weights = by_class if weights is None else weights * by_class
+    return weights

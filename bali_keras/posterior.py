@@ -1,0 +1,251 @@
+"""The posterior of one layer: its variables, and how they follow the statistics.
+
+With H the layer's inputs (rows h_n, a trailing 1 for the bias), G the gradients of the
+log-likelihood at its pre-activations, and averages over examples that forget at rate rho,
+
+    S <- average of h_n h_n'        F <- average of s_n s_n'        (s: scores, see `fisher`)
+
+    V^-1 = F + damping        L = L0 + N S        N: training examples / temperature
+
+Pseudo-targets are the pre-activations moved along the gradient, `y_n = M' h_n + V g_n`. The
+posterior given targets would have the natural parameter `L M = L0 M0 + N T`, `T` the average of
+`h_n y_n'`. Its moving average, written as a step of M,
+
+    M <- M + rho L^-1 [ N / B H' G V - L0 (M - M0) ]
+
+needs no memory for T and stays right while L^-1 is a few steps old: the bracket alone decides
+where M comes to rest, which is where the gradient of the log-posterior vanishes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from bali_keras.matrix_normal import (
+    MatrixNormal,
+    add_diagonal,
+    damp,
+    inverse_factor,
+    log_diagonal,
+    solve,
+)
+from bali_keras.statistics import (
+    Accumulation,
+    BatchSums,
+    WeightedAverage,
+    all_finite,
+    keep,
+    state_variable,
+)
+
+# Added to L in units of its mean diagonal: float32 cannot tell smaller eigenvalues from rounding.
+# It bounds the condition number of the factorisation, and does not enter the fixed point.
+JITTER = 1e-6
+
+
+class Prior(NamedTuple):
+    """What the compiled model says about a layer's prior and noise.
+
+    Attributes:
+        weight_precision: precision a priori of one weight, in units of fan-in; see
+            `BaliModel.compile`.
+        row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive it.
+        damping: absolute and relative part of what is added to F.
+    """
+
+    weight_precision: float
+    row_precision: Any
+    damping: tuple[float, float]
+
+
+class Step(NamedTuple):
+    """A step of M at rate 1.
+
+    Attributes:
+        move: `L^-1 A`, `[d, k]`, with A the bracket of the module's equation.
+        kl: `1/2 tr(V^-1 A' L^-1 A)`, scalar: KL in nats between the posteriors after and before.
+    """
+
+    move: tf.Tensor
+    kl: tf.Tensor
+
+
+class LayerPosterior:
+    """Variables and updates of `W ~ MN(M, L^-1, V)`.
+
+    Args:
+        layer: the Keras layer that owns the variables.
+        initial_mean: M at the start, an initializer for `[d, k]`.
+        size: `(d, k)`, the bias row included in d.
+        fan_in: inputs of one unit, the bias not counted.
+        prior_at_mean: whether the prior is centred on a stored M0; else M0 = 0.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        initial_mean: Any,
+        size: tuple[int, int],
+        fan_in: int,
+        prior_at_mean: bool,
+    ) -> None:
+        d, k = size
+        self.size, self.fan_in = size, fan_in
+        self.mean = state_variable(layer, "mean", (d, k), initial_mean)
+        self.prior_mean = state_variable(layer, "prior_mean", (d, k)) if prior_at_mean else None
+        # Zero: a point, until there are statistics.
+        self.row_factor = state_variable(layer, "row_factor", (d, d))
+        self.column_factor = state_variable(layer, "column_factor", (k, k))
+        self.column_precision = state_variable(layer, "column_precision", (k, k))
+        self.prior_row_precision = state_variable(layer, "prior_row_precision", ())
+        self.kl = state_variable(layer, "kl", ())
+        self.inputs = WeightedAverage(layer, "inputs", (d, d))
+        self.fisher = WeightedAverage(layer, "fisher", (k, k))
+        self.targets = Accumulation(layer, "targets")
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def matrix_normal(self) -> MatrixNormal:
+        """The posterior, with zero factors before the first statistics."""
+        return MatrixNormal(
+            *map(tf.convert_to_tensor, (self.mean, self.row_factor, self.column_factor))
+        )
+
+    def has_statistics(self) -> tf.Tensor:
+        """Whether the covariance has been computed at least once, boolean scalar."""
+        return self.row_factor[0, 0] > 0.0
+
+    def offset(self) -> tf.Tensor:
+        """`M - M0`, `[d, k]`."""
+        mean = tf.convert_to_tensor(self.mean)
+        return mean if self.prior_mean is None else mean - self.prior_mean
+
+    def condition(self) -> tf.Tensor:
+        """A lower bound of the condition number of L: `(max diag R / min diag R)^2`."""
+        diagonal = tf.linalg.diag_part(self.row_factor)
+        ratio = tf.math.divide_no_nan(tf.reduce_max(diagonal), tf.reduce_min(diagonal))
+        return tf.square(ratio)
+
+    def prior_times(self, prior: Prior, right: tf.Tensor) -> tf.Tensor:
+        """`L0 B`."""
+        if _is_matrix(prior.row_precision):
+            return tf.matmul(_matrix(prior.row_precision, self.size[0]), right)
+        return self.prior_row_precision * right
+
+    def _log_det_prior(self, prior: Prior) -> tf.Tensor:
+        if _is_matrix(prior.row_precision):
+            return tf.linalg.logdet(_matrix(prior.row_precision, self.size[0]))
+        return self.size[0] * tf.math.log(self.prior_row_precision)
+
+    # -- updating -------------------------------------------------------------------------------
+
+    def collect(self, sums: BatchSums, rate: tf.Tensor, accept: tf.Tensor) -> None:
+        """Take the sums of a batch into the moving averages."""
+        self.inputs.update(sums.moment, sums.examples, rate, accept)
+        self.fisher.update(sums.fisher, sums.rows, rate, accept)
+
+    def factorise(
+        self, num_examples: tf.Tensor, prior: Prior, noise_variance: Any = None
+    ) -> tf.Tensor:
+        """Recompute V, L0 and the factor of L^-1 from the averages.
+
+        Args:
+            num_examples: N, divided by the temperature.
+            prior: of the layer.
+            noise_variance: `[k]` for the output layer of a Normal likelihood, whose V is the
+                observation noise itself; None for V from the Fisher information.
+
+        Returns:
+            Boolean scalar: False where a factorisation failed, and then everything is as before.
+        """
+        if noise_variance is None:
+            column_precision = damp(self.fisher.value(), *prior.damping)
+            column_factor = inverse_factor(column_precision)
+        else:
+            column_precision = tf.linalg.diag(1.0 / noise_variance)
+            column_factor = tf.linalg.diag(tf.sqrt(noise_variance))
+        row_precision, prior_row_precision = self._row_precision(
+            num_examples, prior, tf.linalg.trace(column_precision)
+        )
+        row_factor = inverse_factor(row_precision)
+        accept = all_finite((row_factor, column_factor, prior_row_precision))
+        keep(self.prior_row_precision, prior_row_precision, accept)
+        keep(self.row_factor, row_factor, accept)
+        keep(self.column_factor, column_factor, accept)
+        keep(self.column_precision, column_precision, accept)
+        keep(self.kl, self._kl_divergence(prior), accept)
+        return accept
+
+    def _kl_divergence(self, prior: Prior) -> tf.Tensor:
+        """`KL(MN(M, L^-1, V) || MN(M0, L0^-1, V))`, scalar, nats.
+
+        1/2 [ k tr(L0 L^-1) + tr(V^-1 (M - M0)' L0 (M - M0)) - d k + k (log|L| - log|L0|) ]
+        """
+        d, k = self.size
+        offset, factor = self.offset(), tf.convert_to_tensor(self.row_factor)
+        pulled = tf.matmul(offset, self.prior_times(prior, offset), transpose_a=True)
+        trace = tf.reduce_sum(factor * self.prior_times(prior, factor))
+        volume = -2.0 * log_diagonal(factor) - self._log_det_prior(prior)
+        shift = tf.reduce_sum(pulled * self.column_precision)
+        return 0.5 * (k * trace + shift - d * k + k * volume)
+
+    def _row_precision(
+        self, num_examples: tf.Tensor, prior: Prior, trace: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`L = L0 + N S`, and the number l with `L0 = l I`.
+
+        From a precision of weights: `L0^-1 (x) V` has variances `V_jj / l`, on average
+        `1 / weight_precision` for `l = weight_precision k / tr(V^-1)` (harmonic mean of V).
+        """
+        d, k = self.size
+        data = num_examples * self.inputs.value()
+        data = add_diagonal(data, JITTER * tf.linalg.trace(data) / d)
+        if _is_matrix(prior.row_precision):
+            return data + _matrix(prior.row_precision, d), tf.zeros(())
+        if prior.row_precision is not None:
+            number = tf.constant(float(prior.row_precision), tf.float32)
+        else:
+            number = prior.weight_precision * self.fan_in * k / trace
+        return add_diagonal(data, number), number
+
+    def step(
+        self, sums: BatchSums, num_examples: tf.Tensor, prior: Prior, holds_shifts: bool
+    ) -> Step:
+        """The step of M at rate 1 for one batch.
+
+        Args:
+            sums: of the batch.
+            num_examples: N, divided by the temperature.
+            prior: of the layer.
+            holds_shifts: whether `sums.cross` holds whole shifts `y - M' h` in place of gradients.
+        """
+        shift = sums.cross
+        if not holds_shifts:
+            factor = tf.convert_to_tensor(self.column_factor)
+            shift = tf.matmul(shift, tf.matmul(factor, factor, transpose_b=True))
+        share = tf.math.divide_no_nan(num_examples, sums.examples)
+        bracket = share * shift - self.prior_times(prior, self.offset())
+        move = solve(tf.convert_to_tensor(self.row_factor), bracket)
+        kl = tf.reduce_sum(tf.matmul(move, bracket, transpose_a=True) * self.column_precision)
+        return Step(move, 0.5 * kl)
+
+    def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
+        """`M <- M + rate move`."""
+        keep(self.mean, self.mean + rate * step.move, accept)
+
+
+def _is_matrix(row_precision: Any) -> bool:
+    return row_precision is not None and len(getattr(row_precision, "shape", ())) == 2
+
+
+def _matrix(row_precision: Any, d: int) -> tf.Tensor:
+    matrix = tf.convert_to_tensor(row_precision, tf.float32)
+    if matrix.shape != (d, d):
+        raise ValueError(
+            f"A matrix `prior_row_precision` must be [{d}, {d}], one row per input and one for "
+            f"the bias. Received: shape {matrix.shape}"
+        )
+    return matrix

@@ -1,0 +1,85 @@
+"""Records what goes into and comes out of every BALI layer in one forward pass."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+from tfp_rank1.random import fold_in, normal_rows
+
+if TYPE_CHECKING:
+    from bali_keras.layers._bali import BaliLayer
+
+
+class Record(NamedTuple):
+    """One call of one layer on a batch; rows may be laid out over several axes.
+
+    Attributes:
+        inputs: H with its trailing 1, `[B, ..., d]`.
+        mean: `H M`, `[B, ..., k]`.
+        outputs: the pre-activations that went on, mean plus noise, `[B, ..., k]`.
+        variance: `h' L^-1 h`, `[B, ...]`.
+    """
+
+    inputs: tf.Tensor
+    mean: tf.Tensor
+    outputs: tf.Tensor
+    variance: tf.Tensor
+
+
+class _Active(threading.local):
+    recorder: Recorder | None = None
+
+
+_active = _Active()
+
+
+class Recorder:
+    """A context in which BALI layers record their calls and draw their noise by row.
+
+    Args:
+        tape: the active `tf.GradientTape`; every recorded pre-activation is watched.
+        seed: int32 `[2]` of the step, the same on all replicas.
+        first_row: index in the global batch of the first example of this replica.
+
+    Example:
+    ```python
+    with tf.GradientTape() as tape, Recorder(tape, seed) as recorder:
+        loss = loss_of(model(x, training=True))
+    recorder.records[layer]                       # list of `Record`, one per call
+    ```
+    """
+
+    def __init__(
+        self, tape: tf.GradientTape, seed: tf.Tensor, first_row: int | tf.Tensor = 0
+    ) -> None:
+        self.records: dict[BaliLayer, list[Record]] = {}
+        self._tape, self._seed, self._first_row = tape, seed, first_row
+        self._draws = 0
+
+    def __enter__(self) -> Recorder:
+        self._previous, _active.recorder = _active.recorder, self
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _active.recorder = self._previous
+
+    def noise(self, shape: tuple[Any, ...]) -> tf.Tensor:
+        """Standard normal numbers `[B, ...]`; an example's depend on its place in the batch."""
+        self._draws += 1
+        return normal_rows(self._first_row, shape, fold_in(self._seed, self._draws))
+
+    def watch(self, outputs: tf.Tensor) -> None:
+        """Make gradients with respect to pre-activations available."""
+        self._tape.watch(outputs)
+
+    def record(self, layer: BaliLayer, record: Record) -> None:
+        """Add one call."""
+        self.records.setdefault(layer, []).append(record)
+
+
+def current_recorder() -> Recorder | None:
+    """The recorder of the innermost active context of this thread."""
+    return _active.recorder

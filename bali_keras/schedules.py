@@ -1,0 +1,134 @@
+"""Forgetting schedules: how fast the moving averages of a BALI layer forget.
+
+A schedule gives the rate rho of every step,
+
+    S <- (1 - rho) S + rho S_batch
+
+so an average remembers about `1 / rho` batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1._registry import Configurable, registered, whole
+
+
+class Progress(NamedTuple):
+    """Where training stands.
+
+    Attributes:
+        step: number of the step that is being made, from 1, over the life of the model.
+        first: number of the first step of the present `fit`.
+        last: number of its last step; 0 while its length is unknown.
+    """
+
+    step: tf.Tensor
+    first: tf.Tensor
+    last: tf.Tensor
+
+
+class Schedule(Configurable):
+    """Base class of the schedules; a subclass maps `Progress` to a rate in (0, 1]."""
+
+    # Whether the schedule must know how many steps `fit` will make.
+    needs_length: bool = False
+
+    def __call__(self, progress: Progress) -> tf.Tensor:
+        """The rate, float32 scalar."""
+        raise NotImplementedError
+
+
+@registered
+class Constant(Schedule):
+    """`rho = rate`: what adapts to a stream whose source drifts.
+
+    Args:
+        rate: in (0, 1]. At 1 every step forgets all earlier batches.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = check_rate("rate", rate)
+
+    def __call__(self, progress: Progress) -> tf.Tensor:
+        """The rate, float32 scalar."""
+        return tf.constant(self.rate, tf.float32)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {"rate": self.rate}
+
+
+@registered
+class Linear(Schedule):
+    """`rho` falls on a line from `start` to `end`, and stays there.
+
+    Args:
+        start: rate of the first step, in (0, 1]. Defaults to 0.1.
+        end: rate of the last step, in (0, start]. Defaults to 0.005.
+        steps: length of the line in steps, from the first step of the model's life. Defaults to
+            None: the line is as long as the present `fit`, and every `fit` starts it anew.
+    """
+
+    def __init__(self, start: float = 0.1, end: float = 0.005, steps: int | None = None) -> None:
+        self.start, self.end = check_rate("start", start), check_rate("end", end)
+        if self.end > self.start:
+            raise ValueError(
+                f"Argument `end` must not exceed `start`. Received: start={start}, end={end}"
+            )
+        self.steps = None if steps is None else whole("steps", steps)
+        self.needs_length = steps is None
+
+    def __call__(self, progress: Progress) -> tf.Tensor:
+        """The rate, float32 scalar."""
+        if self.steps is None:
+            done, length = progress.step - progress.first, progress.last - progress.first
+        else:
+            done, length = progress.step - 1, tf.constant(self.steps, progress.step.dtype)
+        fraction = tf.cast(done, tf.float32) / tf.cast(tf.maximum(length, 1), tf.float32)
+        return self.start + (self.end - self.start) * tf.clip_by_value(fraction, 0.0, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {"start": self.start, "end": self.end, "steps": self.steps}
+
+
+@registered
+class Averaging(Schedule):
+    """`rho = 1 / t` at step t: every example seen so far weighs the same, nothing is forgotten.
+
+    For one linear layer with known noise, and `warmup_steps=0`, one pass over the data in any
+    split into batches gives the posterior of all data at once.
+    """
+
+    def __call__(self, progress: Progress) -> tf.Tensor:
+        """The rate, float32 scalar."""
+        return 1.0 / tf.cast(tf.maximum(progress.step, 1), tf.float32)
+
+
+def get(forgetting: Any) -> Schedule:
+    """A schedule from a number (`Constant`), a schedule, or its serialized config.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(forgetting, dict):
+        forgetting = keras.saving.deserialize_keras_object(forgetting)
+    if isinstance(forgetting, Schedule):
+        return forgetting
+    if isinstance(forgetting, (int, float)) and not isinstance(forgetting, bool):
+        return Constant(check_rate("forgetting", forgetting))
+    raise ValueError(
+        "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "
+        f"example schedules.Linear(0.1, 0.005). Received: forgetting={forgetting!r}"
+    )
+
+
+def check_rate(name: str, value: float) -> float:
+    """`value` as a float, refused unless in (0, 1]."""
+    if not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"Argument `{name}` must be in (0, 1]. Received: {name}={value}")
+    return float(value)

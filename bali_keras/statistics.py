@@ -1,0 +1,128 @@
+"""Moving averages of per-example sums, each carrying its own weight."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+
+class WeightedAverage:
+    """A moving average of what examples contribute, which knows how much it has seen.
+
+        A <- (1 - rho) A + rho sum_n w_n a_n
+        w <- (1 - rho) w + rho sum_n w_n            value = A / w
+
+    The weight cures the cold start (after the first batch the value is that batch's average),
+    makes a short last batch count for the examples it has, and an example of weight 2 count as
+    two. Float32 whatever the dtype policy: in half precision small contributions vanish.
+
+    Args:
+        layer: the Keras layer that owns the variables, `<name>_total` and `<name>_weight`.
+        name: of the average.
+        shape: of A.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, name: str, shape: tuple[int, ...]) -> None:
+        self.total = state_variable(layer, f"{name}_total", shape)
+        self.weight = state_variable(layer, f"{name}_weight", ())
+
+    def update(
+        self, total: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, accept: tf.Tensor
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            total: `sum_n w_n a_n` over the batch, and over all replicas.
+            weight: `sum_n w_n`, scalar.
+            rate: rho, scalar in (0, 1].
+            accept: boolean scalar; False leaves the average as it is.
+        """
+        # Like the batch, so that a batch whose examples all have weight 0 changes nothing.
+        rate = tf.where(weight > 0.0, rate, 0.0)
+        keep(self.total, (1.0 - rate) * self.total + rate * total, accept)
+        keep(self.weight, (1.0 - rate) * self.weight + rate * weight, accept)
+
+    def value(self) -> tf.Tensor:
+        """`A / w`; 0 before the first batch."""
+        return tf.math.divide_no_nan(tf.convert_to_tensor(self.total), self.weight)
+
+
+class Accumulation:
+    """The weight alone of a moving average whose value is kept in another form.
+
+    The mean of a posterior is the average of the natural parameter `H'Y`, times a matrix. Its
+    step towards the newest batch is that batch's share in the average.
+
+    Args:
+        layer: the Keras layer that owns the variable, `<name>_weight`.
+        name: of the average.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, name: str) -> None:
+        self.weight = state_variable(layer, f"{name}_weight", ())
+
+    def share(self, weight: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        """`rho sum w / ((1 - rho) w + rho sum w)`: rho, corrected for the cold start."""
+        return tf.math.divide_no_nan(rate * weight, (1.0 - rate) * self.weight + rate * weight)
+
+    def update(self, weight: tf.Tensor, rate: tf.Tensor, accept: tf.Tensor) -> None:
+        """As `WeightedAverage.update`."""
+        rate = tf.where(weight > 0.0, rate, 0.0)
+        keep(self.weight, (1.0 - rate) * self.weight + rate * weight, accept)
+
+
+class BatchSums(NamedTuple):
+    """What one batch contributes to the natural parameters of one layer.
+
+    Attributes:
+        moment: `sum_n w_n h_n h_n'`, `[d, d]`.
+        cross: `sum_n h_n (w_n g_n)'`, `[d, k]`; g are the gradients of the log-likelihood.
+        fisher: `sum_n w_n s_n s_n'`, `[k, k]`; s are the gradients that estimate the Fisher.
+        examples: `sum_n w_n`, scalar.
+        rows: the same over rows; an example has several (positions of a convolution).
+    """
+
+    moment: tf.Tensor
+    cross: tf.Tensor
+    fisher: tf.Tensor
+    examples: tf.Tensor
+    rows: tf.Tensor
+
+
+def sum_over_replicas(sums: Any) -> Any:
+    """Sum a structure of tensors over the replicas of a `tf.distribute` strategy.
+
+    Must run unconditionally: a collective inside `tf.cond` fails.
+    """
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return sums
+    flat = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.nest.flatten(sums))
+    return tf.nest.pack_sequence_as(sums, flat)
+
+
+def state_variable(
+    layer: keras.layers.Layer, name: str, shape: tuple[int, ...], initializer: Any = "zeros"
+) -> keras.Variable:
+    """A float32 variable that no optimizer touches and no dtype policy casts."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        initializer=initializer,
+        dtype="float32",
+        trainable=False,
+        autocast=False,
+    )
+
+
+def keep(variable: keras.Variable, value: tf.Tensor, accept: tf.Tensor) -> None:
+    """Assign `value` if `accept`; a refused value, which may be NaN, leaves no trace."""
+    variable.assign(tf.where(accept, value, variable))
+
+
+def all_finite(values: Any) -> tf.Tensor:
+    """Whether every number of a structure of tensors is finite, boolean scalar."""
+    flags = [tf.reduce_all(tf.math.is_finite(v)) for v in tf.nest.flatten(values)]
+    return tf.reduce_all(tf.stack(flags))

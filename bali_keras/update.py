@@ -1,0 +1,201 @@
+"""One update of all layers of a net from one batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from bali_keras.posterior import LayerPosterior, Prior, Step
+from bali_keras.recording import Record
+from bali_keras.statistics import BatchSums, all_finite
+
+
+class LayerUpdate(NamedTuple):
+    """One layer and what the batch says about it.
+
+    Attributes:
+        state: the layer's posterior.
+        prior: its prior and damping.
+        sums: of the batch, over all replicas.
+        noise_variance: `[k]` for the output layer of a Normal likelihood, whose targets are the
+            labels; None for all others.
+    """
+
+    state: LayerPosterior
+    prior: Prior
+    sums: BatchSums
+    noise_variance: tf.Tensor | None
+
+
+class Health(NamedTuple):
+    """What tells whether inference is well, scalars.
+
+    Attributes:
+        step_kl: KL between the posteriors after and before the step of the means, summed over
+            layers, in nats per training example.
+        condition: largest condition number (a lower bound) of the layers' row precisions.
+        accepted: False if the batch was refused.
+    """
+
+    step_kl: tf.Tensor
+    condition: tf.Tensor
+    accepted: tf.Tensor
+
+
+def batch_sums(
+    records: list[Record],
+    gradients: list[tf.Tensor],
+    scores: list[tf.Tensor],
+    weights: tf.Tensor | None,
+    noise_variance: tf.Tensor | None,
+) -> BatchSums:
+    """Sums over the rows of one layer; several calls of a shared layer are more rows.
+
+    Args:
+        records: one per call of the layer.
+        gradients: `w_n g_n` per call, `[B, ..., k]`.
+        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`.
+        weights: `[B]`, or None for 1.
+        noise_variance: as in `LayerUpdate`. The sums then hold whole shifts, `y - M' h`, in place
+            of gradients: pseudo-targets are the labels whatever noise the forward pass drew.
+    """
+    inputs = _rows([r.inputs for r in records])
+    cross = _rows(gradients)
+    weight = _row_weights(records, weights)
+    weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
+    if noise_variance is not None:
+        noise = _rows([r.outputs - r.mean for r in records])
+        cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
+    scores_rows = _rows(scores)
+    examples = tf.shape(records[0].inputs)[0]
+    return BatchSums(
+        moment=tf.matmul(inputs, weighted, transpose_a=True),
+        cross=tf.matmul(inputs, cross, transpose_a=True),
+        fisher=tf.matmul(scores_rows, scores_rows, transpose_a=True),
+        examples=tf.cast(examples, tf.float32) if weights is None else tf.reduce_sum(weights),
+        rows=tf.cast(tf.shape(inputs)[0], tf.float32) if weight is None else tf.reduce_sum(weight),
+    )
+
+
+def _rows(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """Tensors `[B, ..., n]` as rows `[R, n]`, float32."""
+    flat = [tf.reshape(tf.cast(t, tf.float32), [-1, t.shape[-1]]) for t in tensors]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
+
+
+def _row_weights(records: list[Record], weights: tf.Tensor | None) -> tf.Tensor | None:
+    """The weight of every row: that of its example."""
+    if weights is None:
+        return None
+    per_call = []
+    for record in records:
+        shape = tf.shape(record.inputs)[:-1]
+        ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
+        spread = tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
+        per_call.append(tf.reshape(tf.broadcast_to(spread, shape), [-1]))
+    return tf.concat(per_call, axis=0)
+
+
+def update(
+    layers: list[LayerUpdate],
+    num_examples: tf.Tensor,
+    rate: tf.Tensor,
+    moving: tf.Tensor,
+    factorising: tf.Tensor,
+    trust_region: float | None,
+) -> Health:
+    """Update statistics, factorisations and means of all layers; all of it or none.
+
+    Args:
+        layers: what the batch says about each layer.
+        num_examples: N, divided by the temperature.
+        rate: rho.
+        moving: boolean scalar; False only gathers statistics (warm-up).
+        factorising: boolean scalar; whether to recompute covariances.
+        trust_region: bound of `Health.step_kl` over the layers that are not outputs of a Normal
+            likelihood (those are exact at any rate); the step is shortened to it. None: no bound.
+    """
+    accept = all_finite([layer.sums for layer in layers])
+    for layer in layers:
+        layer.state.collect(layer.sums, rate, accept)
+    factorised = tf.cond(
+        accept & factorising,
+        lambda: tf.reduce_all(tf.stack([_factorise(layer, num_examples) for layer in layers])),
+        lambda: tf.constant(True),
+    )
+    accept &= factorised
+    shares = [layer.state.targets.share(layer.sums.examples, rate) for layer in layers]
+    steps = [
+        layer.state.step(
+            layer.sums, num_examples, layer.prior, holds_shifts=layer.noise_variance is not None
+        )
+        for layer in layers
+    ]
+    scale = _scale(layers, steps, shares, num_examples, trust_region)
+    finite = all_finite(steps)
+    step_kl = tf.zeros(())
+    for layer, step, share in zip(layers, steps, shares, strict=True):
+        length = share if layer.noise_variance is not None else share * scale
+        layer.state.move(step, length, accept & finite & moving)
+        layer.state.targets.update(layer.sums.examples, rate, accept & finite)
+        step_kl += tf.square(length) * step.kl / num_examples
+    condition = tf.reduce_max(tf.stack([layer.state.condition() for layer in layers]))
+    accept &= finite
+    return Health(tf.where(accept & moving, step_kl, 0.0), condition, accept)
+
+
+def _factorise(layer: LayerUpdate, num_examples: tf.Tensor) -> tf.Tensor:
+    return layer.state.factorise(num_examples, layer.prior, layer.noise_variance)
+
+
+def _scale(
+    layers: list[LayerUpdate],
+    steps: list[Step],
+    shares: list[tf.Tensor],
+    num_examples: tf.Tensor,
+    trust_region: float | None,
+) -> tf.Tensor:
+    """`min(1, sqrt(bound / KL))`: the KL of a step grows with the square of its length."""
+    bounded = [
+        tf.square(share) * step.kl / num_examples
+        for layer, step, share in zip(layers, steps, shares, strict=True)
+        if layer.noise_variance is None
+    ]
+    if trust_region is None or not bounded:
+        return tf.ones(())
+    kl = tf.maximum(tf.add_n(bounded), 1e-30)
+    return tf.minimum(1.0, tf.sqrt(trust_region / kl))
+
+
+def is_factorising(step: tf.Tensor, warmup_steps: int, every: int) -> tf.Tensor:
+    """Whether a step recomputes the covariances.
+
+    Every `every` steps, and at steps 0, 1, 2, 4, 8, ... after the warm-up, when the statistics
+    change fastest.
+
+    Args:
+        step: number of the step, from 1.
+        warmup_steps: steps that only gather statistics.
+        every: at least 1.
+    """
+    since = step - warmup_steps - 1
+    early = tf.equal(tf.bitwise.bitwise_and(since, since - 1), 0) & (since < every)
+    return (since >= 0) & (tf.equal(since % every, 0) | early)
+
+
+def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
+    """Steps between factorisations, so that they cost a tenth of the rest of a step.
+
+    Factorising a layer takes about `d^3 + k^3` multiplications, the rest of a step about
+    `B (2 d^2 + 3 d k + k^2)`. Below a million it is free.
+
+    Args:
+        sizes: (d, k) of every layer.
+        batch_size: B.
+    """
+    factorising = sum(d**3 + k**3 for d, k in sizes)
+    if factorising < 1_000_000:
+        return 1
+    step = batch_size * sum(2 * d * d + 3 * d * k + k * k for d, k in sizes)
+    return max(1, min(50, round(10 * factorising / step)))

@@ -1,0 +1,41 @@
+"""Whether layers draw samples or use the means of their posteriors."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class _Mode(threading.local):
+    posterior_mean = False
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def posterior_mean() -> Iterator[None]:
+    """Inside the context every layer uses its posterior means instead of drawing samples.
+
+    The median stands in where a family has no mean (Cauchy, HalfCauchy). The methods `predict`,
+    `evaluate` and `fit` of a `BayesianModel` follow the context; a plain `keras.Model` keeps the
+    function it compiled first, so call it directly, `model(x)`.
+
+    Example:
+    ```python
+    with tfp_rank1.posterior_mean():
+        outputs = model(x)                    # deterministic
+    ```
+    """
+    previous = _mode.posterior_mean
+    _mode.posterior_mean = True
+    try:
+        yield
+    finally:
+        _mode.posterior_mean = previous
+
+
+def in_posterior_mean() -> bool:
+    """Whether the context manager is active in this thread."""
+    return _mode.posterior_mean
