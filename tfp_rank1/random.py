@@ -96,8 +96,10 @@ def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[s
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
-    # A named algorithm: "auto_select" is another one under XLA, which would change every seed.
-    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32), alg="philox")
+    # A named algorithm: "auto_select" is another one under XLA. No sign: XLA extends it otherwise.
+    # Either would make every later seed another one there.
+    folded = tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32), alg="philox")
+    return tf.bitwise.bitwise_and(folded, _INT32_MAX)
 
 
 def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,194 @@
+"""Inference against exact objects, and the same result however it is executed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from bali_case import Reference, conjugate, linear_data, net, posteriors
+
+import bali_keras as bk
+import tfp_rank1 as r1
+
+EXACT = {"warmup_steps": 0, "prior_row_precision": 3.0, "factorise_every": 1}
+
+
+def fitted(model, x, y, batch_size, epochs=1, compile_arguments=None, **kwargs):
+    model.compile(**(compile_arguments or {}))
+    model.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, **kwargs)
+    return model
+
+
+def test_one_full_batch_step_is_conjugate_regression():
+    x, y = linear_data()
+    model = fitted(net(), x, y, len(x), compile_arguments={"forgetting": 1.0, **EXACT})
+    mean, row_covariance = conjugate(x, y, 3.0)
+    posterior = model.bali_layers[0].posterior
+    np.testing.assert_allclose(posterior.mean(), mean, atol=1e-5)
+    state = model.bali_layers[0].posterior_state.matrix_normal()
+    np.testing.assert_allclose(state.row_covariance(), row_covariance, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(state.column_covariance(), 0.09 * np.eye(2), rtol=1e-5)
+    h = np.c_[x, np.ones(len(x))]
+    epistemic = 0.09 * np.einsum("nd,de,ne->n", h, row_covariance, h)[:, None]
+    p = model.posterior_predictive(x, num_samples=2)
+    np.testing.assert_allclose(p.mean(), h @ mean, atol=1e-5)
+    np.testing.assert_allclose(p.epistemic_variance(), epistemic + np.zeros((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(p.variance(), 0.09 + epistemic + np.zeros((1, 2)), rtol=1e-4)
+    expected = -0.5 * np.sum(
+        (y - h @ mean) ** 2 / (0.09 + epistemic) + np.log(2 * np.pi * (0.09 + epistemic)), axis=1
+    )
+    np.testing.assert_allclose(p.log_prob(y), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 60])
+def test_streaming_averages_do_not_depend_on_the_split(batch_size):
+    x, y = linear_data()
+    arguments = {"forgetting": bk.schedules.Averaging(), **EXACT}
+    model = fitted(net(), x, y, batch_size, compile_arguments=arguments)
+    mean, row_covariance = conjugate(x, y, 3.0)
+    state = model.bali_layers[0].posterior_state.matrix_normal()
+    np.testing.assert_allclose(state.mean, mean, atol=2e-5)
+    np.testing.assert_allclose(state.row_covariance(), row_covariance, rtol=1e-4, atol=1e-7)
+
+
+def test_matrix_prior_and_prior_mean():
+    x, y = linear_data()
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(4, 4))
+    precision = (a @ a.T + np.eye(4)).astype("float32")
+    inputs = keras.Input((3,))
+    layer = bk.layers.DenseBali(2, prior_at_mean=True)
+    model = bk.BaliModel(inputs, layer(inputs), likelihood=r1.likelihoods.Normal(scale=0.3))
+    prior_mean = rng.normal(size=(4, 2)).astype("float32")
+    layer.posterior_state.prior_mean.assign(prior_mean)
+    arguments = {**EXACT, "forgetting": 1.0, "prior_row_precision": precision}
+    fitted(model, x, y, len(x), compile_arguments=arguments)
+    h = np.c_[x, np.ones(len(x))].astype("float64")
+    row = precision + h.T @ h
+    expected = np.linalg.solve(row, precision @ prior_mean + h.T @ y)
+    np.testing.assert_allclose(layer.posterior.mean(), expected, atol=1e-5)
+
+
+def test_kl_is_that_of_the_matrix_normals():
+    x, y = linear_data()
+    model = fitted(net(), x, y, len(x), compile_arguments={"forgetting": 1.0, **EXACT})
+    model.factorise()
+    q = model.bali_layers[0].posterior_state.matrix_normal()
+    prior = bk.matrix_normal.MatrixNormal(
+        tf.zeros((4, 2)), tf.eye(4) / np.sqrt(3.0), q.column_factor
+    )
+    np.testing.assert_allclose(model.bali_layers[0].kl(), q.kl_divergence(prior), rtol=1e-4)
+
+
+def test_deep_linear_net_equals_the_moving_average_form():
+    """The step of the mean is the moving average of natural parameters, written differently."""
+    x, y = linear_data(rows=40)
+    model = net(hidden=(4,))
+    arguments = {**EXACT, "forgetting": 0.3, "damping": (0.5, 0.0), "trust_region": None}
+    reference = Reference(model, 3.0, 0.5, 0.3, len(x))
+    with r1.posterior_mean():
+        fitted(model, x, y, 10, epochs=2, compile_arguments=arguments)
+    for _ in range(2):
+        for start in range(0, 40, 10):
+            reference.step(x[start : start + 10], y[start : start + 10], 0.3)
+    for layer, mean, row, fisher in zip(
+        model.bali_layers, reference.means, reference.rows, reference.fishers, strict=True
+    ):
+        state = layer.posterior_state
+        np.testing.assert_allclose(state.mean, mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(state.fisher.value(), fisher, rtol=1e-4, atol=1e-5)
+        covariance = state.matrix_normal().row_covariance()
+        np.testing.assert_allclose(covariance, np.linalg.inv(row), rtol=1e-4, atol=2e-6)
+
+
+def test_weight_two_is_seeing_the_example_twice():
+    x, y = linear_data(rows=20)
+    weights = np.where(np.arange(20) < 5, 2.0, 1.0).astype("float32")
+    arguments = {"forgetting": bk.schedules.Averaging(), **EXACT}
+    weighted = fitted(net(), x, y, 4, compile_arguments=arguments, sample_weight=weights)
+    assert weighted.num_train_examples == 25.0
+    doubled = np.r_[x, x[:5]], np.r_[y, y[:5]]
+    repeated = fitted(net(), *doubled, 4, compile_arguments=arguments)
+    for a, b in zip(posteriors(weighted)[0], posteriors(repeated)[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_weight_zero_is_not_seeing_the_example():
+    x, y = linear_data(rows=20)
+    weights = np.where(np.arange(20) < 8, 0.0, 1.0).astype("float32")
+    arguments = {"forgetting": bk.schedules.Averaging(), **EXACT}
+    weighted = fitted(net(), x, y, 4, compile_arguments=arguments, sample_weight=weights)
+    mean, _ = conjugate(x[8:], y[8:], 3.0)
+    np.testing.assert_allclose(weighted.bali_layers[0].posterior.mean(), mean, atol=2e-5)
+
+
+def test_learned_noise_has_the_closed_form():
+    """One layer, full batches: sigma^2 = RSS / (N - effective parameters), up to its prior."""
+    x, y = linear_data(rows=400, outputs=1, noise=0.3)
+    model = net(outputs=1, likelihood=r1.likelihoods.Normal())
+    arguments = {**EXACT, "forgetting": 1.0, "prior_row_precision": 1e-3, "noise_prior": 1e-6}
+    fitted(model, x, y, len(x), epochs=60, compile_arguments=arguments)
+    mean, _ = conjugate(x, y, 1e-3)
+    residuals = y - np.c_[x, np.ones(400)] @ mean
+    expected = np.sum(residuals**2) / (400 - 4)
+    np.testing.assert_allclose(model.likelihood.scale, [np.sqrt(expected)], rtol=1e-3)
+
+
+def execution(how, strategy=None):
+    """Three epochs of a net with noise in its forward pass, executed in one way."""
+    x, y = linear_data(rows=44)
+    labels = (y[:, 0] > 0).astype("int32")
+    keras.utils.set_random_seed(3)
+
+    def build():
+        model = net(hidden=(8,), activation="relu", likelihood="categorical")
+        for layer in model.bali_layers:
+            mean = layer.posterior_state.mean
+            mean.assign(np.random.default_rng(0).normal(size=mean.shape) * 0.5)
+        model.seed_generator.state.assign([5, 0])
+        model.compile(
+            warmup_steps=2, run_eagerly=how == "eager", jit_compile=how == "xla", factorise_every=2
+        )
+        return model
+
+    if strategy is None:
+        model = build()
+    else:
+        with strategy.scope():
+            model = build()
+    model.fit(x, labels, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    return posteriors(model)
+
+
+@pytest.mark.parametrize("how", ["eager", "xla", "replicas"])
+def test_every_execution_gives_the_same_posterior(how, strategy):
+    """Also with sampled pre-activations and scores, and a short last batch (44 = 5 * 8 + 4)."""
+    expected = execution("graph")
+    found = execution(how, strategy if how == "replicas" else None)
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert np.abs(b).max() > 0
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_local_reparameterization_has_the_moments_of_the_posterior():
+    """Pre-activations in training are those of weights drawn from the Kronecker covariance."""
+    x, y = linear_data()
+    model = fitted(net(), x, y, len(x), compile_arguments={"forgetting": 1.0, **EXACT})
+    layer, state = model.bali_layers[0], model.bali_layers[0].posterior_state.matrix_normal()
+    repeated = tf.repeat(x[:2], 20_000, axis=0)
+    with tf.GradientTape() as tape, bk.recording.Recorder(tape, tf.constant([1, 2])) as recorder:
+        local = np.reshape(layer(repeated, training=True), [2, 20_000, 2])
+    assert len(recorder.records[layer]) == 1
+    weights = state.sample(20_000, (3, 4))
+    h = np.c_[x[:2], np.ones(2)].astype("float32")
+    drawn = np.einsum("nd,sdk->nsk", h, weights)
+    for i in range(2):
+        variance = float(state.row_variance(h)[i]) * np.array(state.column_covariance())
+        for draws in (local[i], drawn[i]):
+            tolerance = 5 * np.sqrt(np.diag(variance)[:, None] * np.diag(variance) * 2 / 20_000)
+            assert (np.abs(np.cov(draws.T) - variance) < tolerance).all()
+            np.testing.assert_allclose(
+                draws.mean(0),
+                h[i] @ np.array(state.mean),
+                atol=5 * np.sqrt(variance.max() / 20_000),
+            )
