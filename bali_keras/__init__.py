@@ -20,7 +20,16 @@ from tfp_rank1._backend import require_tensorflow
 require_tensorflow("bali_keras")
 
 from bali_keras import layers, matrix_normal, recording, schedules  # noqa: E402  backend first
+from bali_keras.convert import convert  # noqa: E402
 from bali_keras.model import BaliModel  # noqa: E402
 from tfp_rank1._version import __version__  # noqa: E402
 
-__all__ = ["BaliModel", "__version__", "layers", "matrix_normal", "recording", "schedules"]
+__all__ = [
+    "BaliModel",
+    "__version__",
+    "convert",
+    "layers",
+    "matrix_normal",
+    "recording",
+    "schedules",
+]

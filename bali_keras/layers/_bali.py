@@ -200,6 +200,10 @@ class BaliLayer(keras.layers.Layer):
         kernel = mean[:-1] if self.use_bias else mean
         return tf.reshape(kernel, self.kernel_shape)
 
+    def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+        """A kernel in the stock layer's shape as `[fan_in, k]`."""
+        return tf.reshape(kernel, [self.posterior_state.fan_in, -1])
+
     @property
     def bias(self) -> tf.Tensor | None:
         """Posterior mean of the bias, `[k]`; None without one."""

@@ -37,13 +37,14 @@ class _ConvBali(BaliLayer):
         super().__init__(**kwargs)
         self.filters = whole("filters", filters)
         # The stock layer reads the arguments as Keras does, and refuses what Keras refuses.
-        stock = self.stock(
-            filters, kernel_size, strides, padding, data_format, dilation_rate, dtype="float32"
-        )
+        self._arguments = (filters, kernel_size, strides, padding, data_format, dilation_rate)
+        stock = self._stock()
         self.kernel_size, self.strides = stock.kernel_size, stock.strides
         self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
         self.data_format = stock.data_format
-        self._output_shape_of = stock.compute_output_shape
+
+    def _stock(self) -> Any:
+        return self.stock(*self._arguments, dtype="float32")
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
@@ -67,7 +68,7 @@ class _ConvBali(BaliLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""
-        return self._output_shape_of(input_shape)
+        return self._stock().compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""

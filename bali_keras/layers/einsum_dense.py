@@ -44,18 +44,20 @@ class EinsumDenseBali(BaliLayer):
         kwargs.pop("use_bias", None)  # of a config; it follows from bias_axes
         super().__init__(use_bias=bias_axes is not None, **kwargs)
         self.equation, self.bias_axes = equation, bias_axes
-        # The stock layer reads the equation as Keras does, and refuses what Keras refuses.
-        self._stock = keras.layers.EinsumDense(equation, output_shape, bias_axes=bias_axes)
         self.partial_output_shape = output_shape
+        self.kernel_axes()
+
+    def _stock(self) -> keras.layers.EinsumDense:
+        """The stock layer reads the equation as Keras does, and refuses what Keras refuses."""
+        shape = self.partial_output_shape
+        return keras.layers.EinsumDense(self.equation, shape, bias_axes=self.bias_axes)
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
-        stock = keras.layers.EinsumDense(
-            self.equation, self.partial_output_shape, bias_axes=self.bias_axes
-        )
+        stock = self._stock()
         stock.build(input_shape)
         sizes = dict(zip(self._letters()[1], stock.kernel.shape, strict=True))
-        summed, kept = self._kernel_axes()
+        summed, kept = self.kernel_axes()
         self._input_shape_of_rows = [sizes[a] for a in summed]
         self._output_shape_of_rows = [sizes[a] for a in kept]
         # The kernel in the stock layer's order of axes is a transpose of rows x columns.
@@ -69,7 +71,12 @@ class EinsumDenseBali(BaliLayer):
         inputs, kernel = left.split(",")
         return inputs, kernel, output
 
-    def _kernel_axes(self) -> tuple[str, str]:
+    def kernel_axes(self) -> tuple[str, str]:
+        """The kernel's axes that are summed over, and those that are kept.
+
+        Raises:
+            ValueError: for an equation or bias axes that W cannot represent.
+        """
         inputs, kernel, output = self._letters()
         summed = "".join(a for a in inputs if a in kernel and a not in output)
         kept = "".join(a for a in output if a in kernel and a not in inputs)
@@ -87,7 +94,7 @@ class EinsumDenseBali(BaliLayer):
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
         letters = self._expand(self._letters()[0], len(inputs.shape))
-        summed, _ = self._kernel_axes()
+        summed, _ = self.kernel_axes()
         rest = [i for i, a in enumerate(letters) if a not in summed]
         x = ops.transpose(inputs, [*rest, *(letters.index(a) for a in summed)])
         shape = ops.shape(x)[: len(rest)]
@@ -95,7 +102,7 @@ class EinsumDenseBali(BaliLayer):
 
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
         inputs, _, output = self._letters()
-        summed, kept = self._kernel_axes()
+        summed, kept = self.kernel_axes()
         rest = len(z.shape) - 1
         input_letters = self._expand(inputs, rest + len(summed))
         layout = [a for a in input_letters if a not in summed] + list(kept)
@@ -113,13 +120,22 @@ class EinsumDenseBali(BaliLayer):
     @property
     def kernel(self) -> tf.Tensor:
         """Posterior mean of the kernel, in the stock layer's order of axes."""
-        summed, kept = self._kernel_axes()
-        order = [(summed + kept).index(a) for a in self._letters()[1]]
-        return tf.transpose(super().kernel, order)
+        return tf.transpose(super().kernel, self._order())
+
+    def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+        """A kernel in the stock layer's order of axes as `[fan_in, k]`."""
+        order = self._order()
+        inverse = [order.index(i) for i in range(len(order))]
+        return super().as_matrix(tf.transpose(kernel, inverse))
+
+    def _order(self) -> list[int]:
+        """Where the stock kernel's axes are among those summed over, then those kept."""
+        own = "".join(self.kernel_axes())
+        return [own.index(a) for a in self._letters()[1]]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""
-        return self._stock.compute_output_shape(input_shape)
+        return self._stock().compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""

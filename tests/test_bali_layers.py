@@ -1,0 +1,217 @@
+"""BALI layers: the stock map, its posterior, persistence, precision, XLA."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from bali_keras.layers._patches import extract_patches
+
+L, K = bk.layers, keras.layers
+
+CASES = {
+    "dense": (lambda **a: L.DenseBali(4, **a), lambda: K.Dense(4), (5,)),
+    "dense_rows": (lambda **a: L.DenseBali(4, **a), lambda: K.Dense(4), (3, 5)),
+    "conv1d_causal": (
+        lambda **a: L.Conv1DBali(4, 3, padding="causal", dilation_rate=2, **a),
+        lambda: K.Conv1D(4, 3, padding="causal", dilation_rate=2),
+        (9, 2),
+    ),
+    "conv2d": (lambda **a: L.Conv2DBali(4, 3, **a), lambda: K.Conv2D(4, 3), (6, 7, 2)),
+    "conv2d_same_strided": (
+        lambda **a: L.Conv2DBali(4, (3, 2), strides=(2, 3), padding="same", **a),
+        lambda: K.Conv2D(4, (3, 2), strides=(2, 3), padding="same"),
+        (7, 8, 2),
+    ),
+    "conv2d_dilated": (
+        lambda **a: L.Conv2DBali(4, 2, dilation_rate=(2, 3), padding="same", **a),
+        lambda: K.Conv2D(4, 2, dilation_rate=(2, 3), padding="same"),
+        (7, 8, 2),
+    ),
+    "conv3d": (
+        lambda **a: L.Conv3DBali(2, 2, strides=2, padding="same", **a),
+        lambda: K.Conv3D(2, 2, strides=2, padding="same"),
+        (4, 5, 4, 2),
+    ),
+    "einsum": (
+        lambda **a: L.EinsumDenseBali("abc,cde->abde", (None, 2, 3), bias_axes="de", **a),
+        lambda: K.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        (5, 4),
+    ),
+    "einsum_ellipsis": (
+        lambda **a: L.EinsumDenseBali("...x,yx->...y", 3, bias_axes="y", **a),
+        lambda: K.EinsumDense("...x,yx->...y", 3, bias_axes="y"),
+        (5, 4),
+    ),
+    "einsum_two_summed": (
+        lambda **a: L.EinsumDenseBali("abcd,cde->abe", (None, 3), **a),
+        lambda: K.EinsumDense("abcd,cde->abe", (None, 3)),
+        (5, 2, 3),
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    make, stock, shape = CASES[request.param]
+    return make, stock, np.random.default_rng(0).normal(size=(6, *shape)).astype("float32")
+
+
+def with_posterior(layer, x):
+    """The layer, built, with a posterior that is not a point."""
+    layer.build(x.shape)
+    state = layer.posterior_state
+    d, k = state.size
+    rng = np.random.default_rng(1)
+    state.row_factor.assign(np.triu(rng.normal(size=(d, d))) * 0.1 + 0.3 * np.eye(d))
+    state.column_factor.assign(np.triu(rng.normal(size=(k, k))) * 0.1 + 0.3 * np.eye(k))
+    return layer
+
+
+def model_of(layer, x):
+    inputs = keras.Input(x.shape[1:])
+    return keras.Model(inputs, layer(inputs))
+
+
+def test_the_mean_is_the_stock_layer(case):
+    make, stock, x = case
+    layer, plain = make(), stock()
+    model = model_of(layer, x)
+    expected = plain(x)
+    mean = layer.as_matrix(tf.convert_to_tensor(plain.kernel))
+    if layer.use_bias:
+        plain.bias.assign(np.random.default_rng(2).normal(size=plain.bias.shape))
+        expected = plain(x)
+        mean = tf.concat([mean, tf.reshape(plain.bias, [1, -1])], axis=0)
+    layer.posterior_state.mean.assign(mean)
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), expected, atol=1e-5)
+    np.testing.assert_array_equal(layer.kernel, plain.kernel)
+    static = zip(model.output_shape[1:], expected.shape[1:], strict=True)
+    assert all(ours in (None, theirs) for ours, theirs in static)
+    # Before the first statistics the layer is a point.
+    np.testing.assert_allclose(model(x), expected, atol=1e-4)
+
+
+def test_config_and_persistence(case, tmp_path):
+    make, _, x = case
+    layer = with_posterior(make(activation="tanh"), x)
+    assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+    model = model_of(layer, x)
+    model.save(tmp_path / "model.keras")
+    expected = model(x)
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), expected)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(clone(x), model(x))
+
+
+@pytest.mark.parametrize("sampling", ["example", "weights"])
+def test_samples_have_the_marginal_moments(case, sampling):
+    make, _, x = case
+    layer = with_posterior(make(sampling=sampling), x)
+    model = model_of(layer, x)
+    draw = tf.function(lambda: model(x))
+    draws = np.stack([draw() for _ in range(1500)])
+    with r1.posterior_mean():
+        mean = np.array(model(x))
+    h = layer._rows(tf.constant(x))
+    h = tf.concat([h, tf.ones_like(h[..., :1])], -1) if layer.use_bias else h
+    columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
+    rows = layer.posterior_state.matrix_normal().row_variance(h)
+    variance = np.array(layer._arrange(rows[..., tf.newaxis] * columns))
+    assert np.abs((draws.mean(0) - mean) / np.sqrt(variance / 1500)).max() < 5.5
+    assert np.abs(draws.var(0) / variance - 1).max() < 5.5 * np.sqrt(2 / 1500)
+
+
+def test_seeds_xla_and_precision(case):
+    make, _, x = case
+    model = model_of(with_posterior(make(), x), x)
+    with r1.random.seed_scope(r1.random.make_seed(3)):
+        first = model(x)
+    with r1.random.seed_scope(r1.random.make_seed(3)):
+        np.testing.assert_array_equal(model(x), first)
+    assert not np.array_equal(model(x), model(x))
+    with r1.posterior_mean():
+        compiled = tf.function(lambda: model(x), jit_compile=True)()
+        np.testing.assert_allclose(compiled, model(x), atol=1e-5)
+    half = model_of(with_posterior(make(dtype="mixed_bfloat16"), x), x)
+    assert half(x).dtype == "bfloat16"
+    assert all(v.dtype == "float32" for v in half.layers[-1].weights)
+    with r1.posterior_mean():
+        expected = model(x)
+        half.set_weights(model.get_weights())
+        np.testing.assert_allclose(tf.cast(half(x), tf.float32), expected, atol=0.1, rtol=0.1)
+
+
+def test_weights_are_shared_by_the_rows_of_an_example():
+    """Rows of one example share W, so equal rows must draw equal pre-activations."""
+    x = np.ones((2, 3, 5), "float32")
+    default = with_posterior(L.DenseBali(4), x)(x)
+    np.testing.assert_allclose(default[:, :1] + np.zeros((1, 3, 1)), default, atol=1e-6)
+    local = with_posterior(L.DenseBali(4, sampling="example"), x)(x)
+    assert np.abs(local[:, 0] - local[:, 1]).max() > 1e-3
+
+
+def test_channels_first_is_channels_last():
+    x = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype("float32")
+    last = L.Conv2DBali(4, 3, strides=2, padding="same")
+    first = L.Conv2DBali(4, 3, strides=2, padding="same", data_format="channels_first")
+    last.build(x.shape)
+    first.build((2, 3, 6, 7))
+    first.set_weights(last.get_weights())
+    with r1.posterior_mean():
+        np.testing.assert_allclose(
+            np.moveaxis(first(np.moveaxis(x, -1, 1)), 1, -1), last(x), atol=1e-5
+        )
+
+
+def test_patches_of_unknown_size():
+    signature = [tf.TensorSpec([None, None, None, 2])]
+
+    @tf.function(input_signature=signature)
+    def patches(x):
+        return extract_patches(x, (3, 3), (2, 2), (1, 1), "same")
+
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 2)).astype("float32")
+    expected = tf.image.extract_patches(x, [1, 3, 3, 1], [1, 2, 2, 1], [1, 1, 1, 1], "SAME")
+    np.testing.assert_array_equal(patches(x), expected)
+
+
+def test_a_plain_model_predicts_but_does_not_train():
+    x = np.ones((4, 3), "float32")
+    model = keras.Sequential([keras.Input((3,)), L.DenseBali(2), K.Dense(1)])
+    assert model.predict(x, verbose=0).shape == (4, 1)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"learns only in a bali_keras\.BaliModel"):
+        model.fit(x, np.ones(4), verbose=0)
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    assert np.isfinite(model.fit(x, np.ones(4), verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L.DenseBali(0), "units"),
+        (lambda: L.DenseBali(2, sampling="row"), "sampling"),
+        (lambda: L.Conv2DBali(2, 3, groups=2), "groups"),
+        (lambda: L.Conv2DBali(2, 3, padding="full"), "padding"),
+        (lambda: L.EinsumDenseBali("ab,abc->abc", (2, 3)), "summed over or new"),
+        (lambda: L.EinsumDenseBali("abc,cde->abde", (None, 2, 3), bias_axes="e"), "bias_axes"),
+        (lambda: L.DenseBali(2).build((None, None)), "known size"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_no_posterior_before_statistics():
+    layer = L.DenseBali(2)
+    layer.build((None, 3))
+    with pytest.raises(ValueError, match="no posterior yet"):
+        _ = layer.posterior
