@@ -14,8 +14,25 @@ from bali_keras.layers._bali import BaliLayer
 from bali_keras.noise import LearnedNoise
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
-from bali_keras.statistics import Accumulation, all_finite, sum_over_replicas
-from bali_keras.update import Health, LayerUpdate, batch_sums, is_factorising, period, update
+from bali_keras.statistics import (
+    Accumulation,
+    BatchSums,
+    Moments,
+    all_finite,
+    sum_over_replicas,
+)
+from bali_keras.update import (
+    Health,
+    LayerUpdate,
+    cross_sum,
+    is_collecting,
+    is_factorising,
+    moments,
+    no_moments,
+    period,
+    stride,
+    update,
+)
 from tfp_rank1._objective import Objective
 from tfp_rank1.likelihoods import Normal
 from tfp_rank1.losses import NegativeLogLikelihood
@@ -77,8 +94,8 @@ class InferenceModel(BayesianModel):
             if self.optimizer is not None:
                 scaled = self.optimizer.scale_loss(scaled)
         self._learn_output_layer(recorder, outputs)
-        sums = self._sums(recorder, tape, (log_prob, score), weights)
         step, rate = self._next_step()
+        sums = self._sums(recorder, tape, (log_prob, score), weights, step)
         health = self._infer(sums, step, rate, self._residuals(recorder, y, outputs, weights))
         self._optimize(tape, scaled, health.accepted)
         self._updates.assign(step)
@@ -115,11 +132,12 @@ class InferenceModel(BayesianModel):
         return tf.reduce_sum(root * tf.reduce_sum(outputs * tf.stop_gradient(scores), axis=-1))
 
     def _sums(
-        self, recorder: Recorder, tape: tf.GradientTape, targets: Any, weights: Any
+        self, recorder: Recorder, tape: tf.GradientTape, targets: Any, weights: Any, step: tf.Tensor
     ) -> list[Any]:
         """Sums over the batch and all replicas, one per trained layer."""
         layers = self._trained_layers(recorder)
-        outputs = [[r.outputs for r in recorder.records[layer]] for layer in layers]
+        records = [recorder.records[layer] for layer in layers]
+        outputs = [[r.outputs for r in calls] for calls in records]
         log_prob, score = targets
         gradients = tape.gradient(log_prob, outputs)
         for layer, found in zip(layers, gradients, strict=True):
@@ -129,15 +147,33 @@ class InferenceModel(BayesianModel):
                     "cannot be inferred. Connect it, or freeze it: layer.trainable = False. "
                     "Received: no gradient"
                 )
-        if score is not None:
-            scores = tape.gradient(score, outputs)
+
+        def collect() -> list[Moments]:
+            if score is not None:
+                scores = tape.gradient(score, outputs)
+            else:
+                scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), gradients)
+            return [moments(r, s, weights) for r, s in zip(records, scores, strict=True)]
+
+        every = self._factorise_every(layers)
+        if stride(every) == 1 or not layers:
+            collected = collect()
         else:
-            scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), gradients)
-        sums = [
-            batch_sums(recorder.records[v], g, s, weights, self._noise_variance(v))
-            for v, g, s in zip(layers, gradients, scores, strict=True)
+            collected = tf.cond(
+                is_collecting(step, self._settings.warmup_steps, every),
+                collect,
+                lambda: [no_moments(v.posterior_state.size) for v in layers],
+            )
+        crosses = [
+            cross_sum(r, g, weights, self._noise_variance(v))
+            for v, r, g in zip(layers, records, gradients, strict=True)
         ]
+        sums = [BatchSums(*c, m) for c, m in zip(crosses, collected, strict=True)]
         return sum_over_replicas(sums)
+
+    def _factorise_every(self, layers: list[BaliLayer]) -> int:
+        sizes = [v.posterior_state.size for v in layers]
+        return self._settings.factorise_every or period(sizes, self._batch_size or 32)
 
     def _trained_layers(self, recorder: Recorder) -> list[BaliLayer]:
         layers = [layer for layer in self.bali_layers if layer.trainable]
@@ -167,9 +203,7 @@ class InferenceModel(BayesianModel):
         if not layers:
             zero = tf.zeros(())
             return Health(zero, zero, all_finite(residuals or [zero]))
-        every = settings.factorise_every or period(
-            [v.posterior_state.size for v in layers], self._batch_size or 32
-        )
+        every = self._factorise_every(layers)
         updates = [
             LayerUpdate(v.posterior_state, settings.prior_of(v), s, self._noise_variance(v))
             for v, s in zip(layers, sums, strict=True)
@@ -178,10 +212,18 @@ class InferenceModel(BayesianModel):
             updates,
             count / settings.temperature,
             rate,
+            self._collecting_rate(step, rate, every),
             step > settings.warmup_steps,
             is_factorising(step, settings.warmup_steps, every),
             settings.trust_region,
         )
+
+    def _collecting_rate(self, step: tf.Tensor, rate: tf.Tensor, every: int) -> tf.Tensor:
+        """`1 - (1 - rho)^m` where only each m-th step collects: the memory in steps is the same."""
+        if stride(every) == 1:
+            return rate
+        strided = 1.0 - tf.pow(1.0 - rate, float(stride(every)))
+        return tf.where(step <= self._settings.warmup_steps + every, rate, strided)
 
     def _required_count(self) -> float:
         if self.num_train_examples is None:

@@ -13,9 +13,9 @@ from bali_keras import schedules
 from bali_keras.posterior import Prior
 from tfp_rank1._registry import positive, whole
 
-DEFAULT_FORGETTING = schedules.Linear(0.1, 0.005)
-DEFAULT_DAMPING = (0.03, 0.001)
-DEFAULT_PRIOR_PRECISION = 0.04
+DEFAULT_FORGETTING = schedules.Linear(0.05, 0.001)
+DEFAULT_DAMPING = (0.02, 0.001)
+DEFAULT_PRIOR_PRECISION = 0.02
 DEFAULT_TRUST_REGION = 0.05
 
 

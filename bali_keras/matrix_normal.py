@@ -200,8 +200,14 @@ def precision(factor: tf.Tensor) -> tf.Tensor:
 
 
 def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
-    """`h' R R' h` of rows h `[..., d]`, `[...]`."""
-    return tf.reduce_sum(tf.square(tf.matmul(h, row_factor)), axis=-1)
+    """`h' R R' h` of rows h `[..., d]` and R upper triangular, `[...]`.
+
+    Half of R's columns meet only half of its rows: a quarter of the product is saved.
+    """
+    half = row_factor.shape[0] // 2
+    left = tf.matmul(h[..., :half], row_factor[:half, :half])
+    right = tf.matmul(h, row_factor[:, half:])
+    return tf.reduce_sum(tf.square(left), -1) + tf.reduce_sum(tf.square(right), -1)
 
 
 def log_diagonal(factor: tf.Tensor) -> tf.Tensor:

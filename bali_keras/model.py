@@ -87,12 +87,12 @@ class BaliModel(InferenceModel):
                 for a negative log-likelihood in nats. With a loss of Keras F is the empirical
                 Fisher information (from the data's labels), else the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
-                `Linear(0.1, 0.005)` over each `fit`.
+                `Linear(0.05, 0.001)` over each `fit`.
             damping: what is added to the Fisher information, `V^-1 = F + (a + r tr(F) / k) I`:
-                `a`, or `(a, r)`. Bounds V. Defaults to (0.03, 0.001).
+                `a`, or `(a, r)`. Bounds V. Defaults to (0.02, 0.001).
             prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
-                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to 0.04.
+                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to 0.02.
             prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
                 matrix `[d, d]` (the bias is the last row), or a dict of either by layer name.
                 Defaults to None.
@@ -249,7 +249,7 @@ class _FitLength(keras.callbacks.Callback):
                 raise ValueError(
                     "The forgetting schedule falls over the length of the fit, which cannot be "
                     "told from this data. Pass steps_per_epoch= to fit, or a schedule with a "
-                    "length, schedules.Linear(0.1, 0.005, steps=...), or a constant rate, "
+                    "length, schedules.Linear(0.05, 0.001, steps=...), or a constant rate, "
                     "forgetting=0.02. Received: data of unknown length"
                 )
             return

@@ -30,7 +30,6 @@ from bali_keras.matrix_normal import (
     damp,
     inverse_factor,
     log_diagonal,
-    solve,
 )
 from bali_keras.statistics import (
     Accumulation,
@@ -99,7 +98,10 @@ class LayerPosterior:
         # Zero: a point, until there are statistics.
         self.row_factor = state_variable(layer, "row_factor", (d, d))
         self.column_factor = state_variable(layer, "column_factor", (k, k))
-        self.column_precision = state_variable(layer, "column_precision", (k, k))
+        # Products that every step needs and only a factorisation changes.
+        self.row_covariance = state_variable(layer, "row_covariance", (d, d))
+        self.column_covariance = state_variable(layer, "column_covariance", (k, k))
+        self.pull = state_variable(layer, "pull", (d, k))
         self.prior_row_precision = state_variable(layer, "prior_row_precision", ())
         self.kl = state_variable(layer, "kl", ())
         self.inputs = WeightedAverage(layer, "inputs", (d, d))
@@ -144,8 +146,9 @@ class LayerPosterior:
 
     def collect(self, sums: BatchSums, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """Take the sums of a batch into the moving averages."""
-        self.inputs.update(sums.moment, sums.examples, rate, accept)
-        self.fisher.update(sums.fisher, sums.rows, rate, accept)
+        moments = sums.moments
+        self.inputs.update(moments.inputs, moments.examples, rate, accept)
+        self.fisher.update(moments.fisher, moments.rows, rate, accept)
 
     def factorise(
         self, num_examples: tf.Tensor, prior: Prior, noise_variance: Any = None
@@ -174,8 +177,12 @@ class LayerPosterior:
         accept = all_finite((row_factor, column_factor, prior_row_precision))
         keep(self.prior_row_precision, prior_row_precision, accept)
         keep(self.row_factor, row_factor, accept)
+        keep(self.row_covariance, tf.matmul(row_factor, row_factor, transpose_b=True), accept)
         keep(self.column_factor, column_factor, accept)
-        keep(self.column_precision, column_precision, accept)
+        covariance = tf.matmul(column_factor, column_factor, transpose_b=True)
+        keep(self.column_covariance, covariance, accept)
+        pull = tf.matmul(self.prior_times(prior, self.offset()), column_precision)
+        keep(self.pull, pull, accept)
         keep(self.kl, self._kl_divergence(prior), accept)
         return accept
 
@@ -185,11 +192,10 @@ class LayerPosterior:
         1/2 [ k tr(L0 L^-1) + tr(V^-1 (M - M0)' L0 (M - M0)) - d k + k (log|L| - log|L0|) ]
         """
         d, k = self.size
-        offset, factor = self.offset(), tf.convert_to_tensor(self.row_factor)
-        pulled = tf.matmul(offset, self.prior_times(prior, offset), transpose_a=True)
+        factor = tf.convert_to_tensor(self.row_factor)
         trace = tf.reduce_sum(factor * self.prior_times(prior, factor))
         volume = -2.0 * log_diagonal(factor) - self._log_det_prior(prior)
-        shift = tf.reduce_sum(pulled * self.column_precision)
+        shift = tf.reduce_sum(self.offset() * self.pull)
         return 0.5 * (k * trace + shift - d * k + k * volume)
 
     def _row_precision(
@@ -222,15 +228,18 @@ class LayerPosterior:
             prior: of the layer.
             holds_shifts: whether `sums.cross` holds whole shifts `y - M' h` in place of gradients.
         """
-        shift = sums.cross
-        if not holds_shifts:
-            factor = tf.convert_to_tensor(self.column_factor)
-            shift = tf.matmul(shift, tf.matmul(factor, factor, transpose_b=True))
         share = tf.math.divide_no_nan(num_examples, sums.examples)
-        bracket = share * shift - self.prior_times(prior, self.offset())
-        move = solve(tf.convert_to_tensor(self.row_factor), bracket)
-        kl = tf.reduce_sum(tf.matmul(move, bracket, transpose_a=True) * self.column_precision)
-        return Step(move, 0.5 * kl)
+        gradient, shift = share * sums.cross, share * sums.cross
+        covariance = tf.convert_to_tensor(self.column_covariance)
+        if holds_shifts:  # V is diagonal
+            gradient = gradient / tf.linalg.diag_part(covariance)
+        else:
+            shift = tf.matmul(shift, covariance)
+        bracket = shift - self.prior_times(prior, self.offset())
+        move = tf.matmul(self.row_covariance, bracket)
+        # A V^-1 without a product: its second part is as old as the last factorisation.
+        kl = 0.5 * tf.reduce_sum(move * (gradient - self.pull))
+        return Step(move, tf.nn.relu(kl))
 
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """`M <- M + rate move`."""

@@ -73,22 +73,35 @@ class Accumulation:
         keep(self.weight, (1.0 - rate) * self.weight + rate * weight, accept)
 
 
-class BatchSums(NamedTuple):
-    """What one batch contributes to the natural parameters of one layer.
+class Moments(NamedTuple):
+    """What one batch contributes to the covariances of one layer.
 
     Attributes:
-        moment: `sum_n w_n h_n h_n'`, `[d, d]`.
-        cross: `sum_n h_n (w_n g_n)'`, `[d, k]`; g are the gradients of the log-likelihood.
+        inputs: `sum_n w_n h_n h_n'`, `[d, d]`.
         fisher: `sum_n w_n s_n s_n'`, `[k, k]`; s are the gradients that estimate the Fisher.
         examples: `sum_n w_n`, scalar.
         rows: the same over rows; an example has several (positions of a convolution).
     """
 
-    moment: tf.Tensor
-    cross: tf.Tensor
+    inputs: tf.Tensor
     fisher: tf.Tensor
     examples: tf.Tensor
     rows: tf.Tensor
+
+
+class BatchSums(NamedTuple):
+    """What one batch contributes to the natural parameters of one layer.
+
+    Attributes:
+        cross: `sum_n h_n (w_n g_n)'`, `[d, k]`; g are the gradients of the log-likelihood. For the
+            output layer of a Normal likelihood `sum_n w_n h_n (y_n - M' h_n)'`.
+        examples: `sum_n w_n`, scalar.
+        moments: for the covariances; all zero in a step that does not collect them.
+    """
+
+    cross: tf.Tensor
+    examples: tf.Tensor
+    moments: Moments
 
 
 def sum_over_replicas(sums: Any) -> Any:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from bali_keras.posterior import LayerPosterior, Prior, Step
 from bali_keras.recording import Record
-from bali_keras.statistics import BatchSums, all_finite
+from bali_keras.statistics import BatchSums, Moments, all_finite
 
 
 class LayerUpdate(NamedTuple):
@@ -43,39 +43,56 @@ class Health(NamedTuple):
     accepted: tf.Tensor
 
 
-def batch_sums(
+def cross_sum(
     records: list[Record],
     gradients: list[tf.Tensor],
-    scores: list[tf.Tensor],
     weights: tf.Tensor | None,
     noise_variance: tf.Tensor | None,
-) -> BatchSums:
-    """Sums over the rows of one layer; several calls of a shared layer are more rows.
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`BatchSums.cross` and `BatchSums.examples` of one layer, of this replica.
+
+    Several calls of a shared layer are more rows.
 
     Args:
         records: one per call of the layer.
         gradients: `w_n g_n` per call, `[B, ..., k]`.
+        weights: `[B]`, or None for 1.
+        noise_variance: as in `LayerUpdate`: pseudo-targets are then the labels, whatever noise
+            the forward pass drew.
+    """
+    cross = _rows(gradients)
+    if noise_variance is not None:
+        noise, weight = _rows([r.outputs - r.mean for r in records]), _row_weights(records, weights)
+        cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
+    examples = tf.shape(records[0].inputs)[0]
+    total = tf.cast(examples, tf.float32) if weights is None else tf.reduce_sum(weights)
+    return tf.matmul(_rows([r.inputs for r in records]), cross, transpose_a=True), total
+
+
+def moments(records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor | None) -> Moments:
+    """`BatchSums.moments` of one layer, of this replica.
+
+    Args:
+        records: one per call of the layer.
         scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`.
         weights: `[B]`, or None for 1.
-        noise_variance: as in `LayerUpdate`. The sums then hold whole shifts, `y - M' h`, in place
-            of gradients: pseudo-targets are the labels whatever noise the forward pass drew.
     """
-    inputs = _rows([r.inputs for r in records])
-    cross = _rows(gradients)
+    inputs, scores_rows = _rows([r.inputs for r in records]), _rows(scores)
     weight = _row_weights(records, weights)
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
-    if noise_variance is not None:
-        noise = _rows([r.outputs - r.mean for r in records])
-        cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
-    scores_rows = _rows(scores)
     examples = tf.shape(records[0].inputs)[0]
-    return BatchSums(
-        moment=tf.matmul(inputs, weighted, transpose_a=True),
-        cross=tf.matmul(inputs, cross, transpose_a=True),
+    return Moments(
+        inputs=tf.matmul(inputs, weighted, transpose_a=True),
         fisher=tf.matmul(scores_rows, scores_rows, transpose_a=True),
         examples=tf.cast(examples, tf.float32) if weights is None else tf.reduce_sum(weights),
         rows=tf.cast(tf.shape(inputs)[0], tf.float32) if weight is None else tf.reduce_sum(weight),
     )
+
+
+def no_moments(size: tuple[int, int]) -> Moments:
+    """Zeros, for a step that collects none."""
+    d, k = size
+    return Moments(tf.zeros((d, d)), tf.zeros((k, k)), tf.zeros(()), tf.zeros(()))
 
 
 def _rows(tensors: list[tf.Tensor]) -> tf.Tensor:
@@ -101,6 +118,7 @@ def update(
     layers: list[LayerUpdate],
     num_examples: tf.Tensor,
     rate: tf.Tensor,
+    collecting_rate: tf.Tensor,
     moving: tf.Tensor,
     factorising: tf.Tensor,
     trust_region: float | None,
@@ -111,6 +129,7 @@ def update(
         layers: what the batch says about each layer.
         num_examples: N, divided by the temperature.
         rate: rho.
+        collecting_rate: rho of the averages of moments, larger if few steps collect them.
         moving: boolean scalar; False only gathers statistics (warm-up).
         factorising: boolean scalar; whether to recompute covariances.
         trust_region: bound of `Health.step_kl` over the layers that are not outputs of a Normal
@@ -118,7 +137,7 @@ def update(
     """
     accept = all_finite([layer.sums for layer in layers])
     for layer in layers:
-        layer.state.collect(layer.sums, rate, accept)
+        layer.state.collect(layer.sums, collecting_rate, accept)
     factorised = tf.cond(
         accept & factorising,
         lambda: tf.reduce_all(tf.stack([_factorise(layer, num_examples) for layer in layers])),
@@ -168,6 +187,17 @@ def _scale(
     return tf.minimum(1.0, tf.sqrt(trust_region / kl))
 
 
+def is_collecting(step: tf.Tensor, warmup_steps: int, factorise_every: int) -> tf.Tensor:
+    """Whether a step collects moments: every `stride`, and all while the net changes fastest."""
+    since = step - warmup_steps - 1
+    return (since < factorise_every) | tf.equal(since % stride(factorise_every), 0)
+
+
+def stride(factorise_every: int) -> int:
+    """Steps between collections of moments: two collections per factorisation."""
+    return max(1, factorise_every // 2)
+
+
 def is_factorising(step: tf.Tensor, warmup_steps: int, every: int) -> tf.Tensor:
     """Whether a step recomputes the covariances.
 
@@ -187,8 +217,9 @@ def is_factorising(step: tf.Tensor, warmup_steps: int, every: int) -> tf.Tensor:
 def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
     """Steps between factorisations, so that they cost a tenth of the rest of a step.
 
-    Factorising a layer takes about `d^3 + k^3` multiplications, the rest of a step about
-    `B (2 d^2 + 3 d k + k^2)`. Below a million it is free.
+    Factorising a layer takes about `2 (d^3 + k^3)` multiplications, at half the speed of a matrix
+    product, the rest of a step about `B (2 d^2 + 4 d k + 2 k^2) + d^2 k`. Below a million it is
+    free. At most 20: statistics at the start change faster than that.
 
     Args:
         sizes: (d, k) of every layer.
@@ -197,5 +228,6 @@ def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
     factorising = sum(d**3 + k**3 for d, k in sizes)
     if factorising < 1_000_000:
         return 1
-    step = batch_size * sum(2 * d * d + 3 * d * k + k * k for d, k in sizes)
-    return max(1, min(50, round(10 * factorising / step)))
+    rows = sum(2 * d * d + 4 * d * k + 2 * k * k for d, k in sizes)
+    step = batch_size * rows + sum(d * d * k for d, k in sizes)
+    return max(1, min(20, round(10 * 4 * factorising / step)))

@@ -173,7 +173,8 @@ class BaliLayer(keras.layers.Layer):
         return self._add_noise(mean, self._row_variance(h), noise)
 
     def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
-        # No gradient: the pull of the variance on the layer below changes no result measurably.
+        # No gradient: the variance's pull on the layers below costs a product per layer and
+        # changed no result.
         factor = tf.cast(tf.convert_to_tensor(self.posterior_state.row_factor), h.dtype)
         return tf.stop_gradient(row_variance(factor, h))
 
