@@ -205,7 +205,12 @@ class InferenceModel(BayesianModel):
             return Health(zero, zero, all_finite(residuals or [zero]))
         every = self._factorise_every(layers)
         updates = [
-            LayerUpdate(v.posterior_state, settings.prior_of(v), s, self._noise_variance(v))
+            LayerUpdate(
+                v.posterior_state,
+                settings.prior_of(v, self._required_count()),
+                s,
+                self._noise_variance(v),
+            )
             for v, s in zip(layers, sums, strict=True)
         ]
         return update(

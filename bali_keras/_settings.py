@@ -13,8 +13,10 @@ from bali_keras import schedules
 from bali_keras.posterior import Prior
 from tfp_rank1._registry import positive, whole
 
-DEFAULT_FORGETTING = schedules.Linear(0.05, 0.001)
-DEFAULT_DAMPING = (0.02, 0.001)
+DEFAULT_FORGETTING = schedules.Linear(0.07, 0.001)
+# The fewer examples, the less a Fisher information estimated from them can be trusted: from 0.02
+# for 60,000 examples to 0.1 for 100.
+DAMPING_SCALE, DAMPING_POWER, RELATIVE_DAMPING = 0.3, -0.25, 0.001
 DEFAULT_PRIOR_PRECISION = 0.02
 DEFAULT_TRUST_REGION = 0.05
 
@@ -24,7 +26,7 @@ class Settings:
     """Arguments of `BaliModel.compile`, checked; see there."""
 
     forgetting: schedules.Schedule = DEFAULT_FORGETTING
-    damping: tuple[float, float] = DEFAULT_DAMPING
+    damping: tuple[float, float] | None = None
     prior_precision: float = DEFAULT_PRIOR_PRECISION
     prior_row_precision: Any = None
     temperature: float = 1.0
@@ -43,7 +45,8 @@ class Settings:
         """
         values = dict(arguments)
         values["forgetting"] = schedules.get(values["forgetting"])
-        values["damping"] = _damping(values["damping"])
+        if values["damping"] is not None:
+            values["damping"] = _damping(values["damping"])
         values["prior_row_precision"] = _row_precision(values["prior_row_precision"])
         for name in ("prior_precision", "temperature", "noise_prior"):
             values[name] = positive(name, values[name])
@@ -56,25 +59,28 @@ class Settings:
             values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"])
         return cls(**values)
 
-    def prior_of(self, layer: keras.layers.Layer) -> Prior:
-        """The prior and damping of one layer."""
+    def prior_of(self, layer: keras.layers.Layer, num_examples: float) -> Prior:
+        """The prior and damping of one layer, for N examples."""
         row = self.prior_row_precision
         if isinstance(row, Mapping):
             row = row.get(layer.name)
-        return Prior(self.prior_precision, row, self.damping)
+        damping = self.damping
+        if damping is None:
+            damping = DAMPING_SCALE * num_examples**DAMPING_POWER, RELATIVE_DAMPING
+        return Prior(self.prior_precision, row, damping)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of `compile`, serializable."""
         config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         config["forgetting"] = keras.saving.serialize_keras_object(self.forgetting)
-        config["damping"] = list(self.damping)
+        config["damping"] = None if self.damping is None else list(self.damping)
         config["prior_row_precision"] = _plain(self.prior_row_precision)
         return config
 
 
 def _damping(damping: Any) -> tuple[float, float]:
     if isinstance(damping, (int, float)):
-        return positive("damping", damping), DEFAULT_DAMPING[1]
+        return positive("damping", damping), RELATIVE_DAMPING
     if isinstance(damping, (list, tuple)) and len(damping) == 2:
         relative = float(damping[1])
         if 0.0 <= relative < float("inf"):

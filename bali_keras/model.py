@@ -68,7 +68,7 @@ class BaliModel(InferenceModel):
         loss: Any = "average_nll",
         *,
         forgetting: Any = _settings.DEFAULT_FORGETTING,
-        damping: Any = _settings.DEFAULT_DAMPING,
+        damping: Any = None,
         prior_precision: float = _settings.DEFAULT_PRIOR_PRECISION,
         prior_row_precision: Any = None,
         temperature: float = 1.0,
@@ -87,9 +87,10 @@ class BaliModel(InferenceModel):
                 for a negative log-likelihood in nats. With a loss of Keras F is the empirical
                 Fisher information (from the data's labels), else the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
-                `Linear(0.05, 0.001)` over each `fit`.
+                `Linear(0.07, 0.001)` over each `fit`.
             damping: what is added to the Fisher information, `V^-1 = F + (a + r tr(F) / k) I`:
-                `a`, or `(a, r)`. Bounds V. Defaults to (0.02, 0.001).
+                `a`, or `(a, r)`. Bounds V. Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for a
+                hundred examples to 0.02 for 60,000, and `r = 0.001`.
             prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
                 layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to 0.02.
@@ -191,7 +192,7 @@ class BaliModel(InferenceModel):
         flags = [
             v.posterior_state.factorise(
                 tf.constant(count, tf.float32),
-                self._settings.prior_of(v),
+                self._settings.prior_of(v, self._required_count()),
                 self._noise_variance(v),
             )
             for v in self.bali_layers
@@ -249,7 +250,7 @@ class _FitLength(keras.callbacks.Callback):
                 raise ValueError(
                     "The forgetting schedule falls over the length of the fit, which cannot be "
                     "told from this data. Pass steps_per_epoch= to fit, or a schedule with a "
-                    "length, schedules.Linear(0.05, 0.001, steps=...), or a constant rate, "
+                    "length, schedules.Linear(0.07, 0.001, steps=...), or a constant rate, "
                     "forgetting=0.02. Received: data of unknown length"
                 )
             return

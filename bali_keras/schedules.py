@@ -67,13 +67,13 @@ class Linear(Schedule):
     """`rho` falls on a line from `start` to `end`, and stays there.
 
     Args:
-        start: rate of the first step, in (0, 1]. Defaults to 0.05.
+        start: rate of the first step, in (0, 1]. Defaults to 0.07.
         end: rate of the last step, in (0, start]. Defaults to 0.001.
         steps: length of the line in steps, from the first step of the model's life. Defaults to
             None: the line is as long as the present `fit`, and every `fit` starts it anew.
     """
 
-    def __init__(self, start: float = 0.05, end: float = 0.001, steps: int | None = None) -> None:
+    def __init__(self, start: float = 0.07, end: float = 0.001, steps: int | None = None) -> None:
         self.start, self.end = check_rate("start", start), check_rate("end", end)
         if self.end > self.start:
             raise ValueError(
@@ -123,7 +123,7 @@ def get(forgetting: Any) -> Schedule:
         return Constant(check_rate("forgetting", forgetting))
     raise ValueError(
         "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "
-        f"example schedules.Linear(0.05, 0.001). Received: forgetting={forgetting!r}"
+        f"example schedules.Linear(0.07, 0.001). Received: forgetting={forgetting!r}"
     )
 
 

@@ -2,9 +2,10 @@
 
     python -m examples.quickstart
 
-1. Handwritten digits: a deterministic net and a rank-1 Bayesian net of the same size, compared
-   in accuracy, negative log-likelihood, calibration, and the detection of scrambled images.
-2. A 1-D regression with a gap in the data, where the rank-1 net's error bars open.
+1. Handwritten digits: a deterministic net, a rank-1 Bayesian net and a BALI net of the same size,
+   compared in accuracy, negative log-likelihood, calibration, and the detection of scrambled
+   images.
+2. A 1-D regression with a gap in the data, where the Bayesian nets' error bars open.
 3. Export to a SavedModel, loaded and asked in a process that knows nothing of this package.
 
 Writes `quickstart_output/quickstart.png` and `quickstart_output/served/`.
@@ -37,6 +38,7 @@ import tensorflow as tf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.small import Split, load_digits, shuffle_blocks, sine_with_gap
 
@@ -46,12 +48,16 @@ SAMPLES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table: how to build, compile and ask a classifier."""
+    """A row of the table: how to build, compile and ask a classifier.
+
+    `effort` is the fraction of the epochs it gets: BALI needs few iterations.
+    """
 
     name: str
     build: Callable[[], r1.BayesianModel]
     compile: Callable[[r1.BayesianModel], None]
     samples: int
+    effort: float = 1.0
 
 
 def build_deterministic() -> r1.BayesianModel:
@@ -74,6 +80,15 @@ def build_classifier() -> r1.BayesianModel:
     return r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
 
 
+def build_bali_classifier() -> bk.BaliModel:
+    """The same net with BALI layers, all at their defaults."""
+    x = inputs = keras.Input((64,))
+    x = bk.layers.DenseBali(128, activation="relu")(x)
+    x = bk.layers.DenseBali(128, activation="relu")(x)
+    outputs = bk.layers.DenseBali(10)(x)
+    return bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
+
+
 def build_regressor() -> r1.BayesianModel:
     """1 - 64 - 64 - 1 with learned noise and a wide prior, for functions that vary freely."""
     wide = {
@@ -91,15 +106,31 @@ def build_regressor() -> r1.BayesianModel:
     return r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Normal(initial_scale=0.3))
 
 
+def build_bali_regressor() -> bk.BaliModel:
+    """1 - 64 - 64 - 1 with learned noise; biases spread, so that the kinks of the ReLUs do."""
+    spread = {"bias_initializer": keras.initializers.RandomNormal(stddev=1.0)}
+    x = inputs = keras.Input((1,))
+    x = bk.layers.DenseBali(64, activation="relu", **spread)(x)
+    x = bk.layers.DenseBali(64, activation="relu", **spread)(x)
+    outputs = bk.layers.DenseBali(1)(x)
+    return bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Normal())
+
+
 def compile_with_adam(model: r1.BayesianModel) -> None:
     """Adam at its usual rate, for every method."""
     model.compile(keras.optimizers.Adam(1e-3))
+
+
+def compile_bali(model: r1.BayesianModel) -> None:
+    """No optimizer and no learning rate."""
+    model.compile()
 
 
 # Another method is one more line here.
 METHODS = (
     Method("deterministic", build_deterministic, compile_with_adam, 1),
     Method("rank-1", build_classifier, compile_with_adam, SAMPLES),
+    Method("BALI", build_bali_classifier, compile_bali, SAMPLES, effort=0.3),
 )
 
 
@@ -130,6 +161,7 @@ def train_classifier(
     model = method.build()
     method.compile(model)
     start = time.perf_counter()
+    epochs = max(1, round(method.effort * epochs))
     callbacks = [FitProgress(progress, f"digits, {method.name}", epochs)]
     model.fit(
         data.x_train, data.y_train, batch_size=32, epochs=epochs, verbose=0, callbacks=callbacks
@@ -157,10 +189,17 @@ def score(
 
 
 def run_digits(epochs: int, seed: int, axes: Any) -> tuple[Table, r1.BayesianModel, np.ndarray]:
-    """Train and compare all methods; returns the table, the rank-1 model and test images."""
+    """Train and compare all methods; returns the table, the rank-1 model and test images.
+
+    Args:
+        epochs: of a method with effort 1.
+        seed: of the split and the start.
+        axes: for the calibration, the ROC, and the entropies of each Bayesian method.
+    """
     data = load_digits(seed)
     scrambled = shuffle_blocks(data.x_test, seed)
-    rows = []
+    calibration, roc, *histograms = axes
+    rows, models = [], {}
     with progress_bar() as progress:
         for method in METHODS:
             keras.utils.set_random_seed(seed)
@@ -168,13 +207,16 @@ def run_digits(epochs: int, seed: int, axes: Any) -> tuple[Table, r1.BayesianMod
             inside = model.posterior_predictive(data.x_test, num_samples=method.samples)
             outside = model.posterior_predictive(scrambled, num_samples=method.samples)
             rows.append((method.name, score(data.y_test, inside, outside), seconds))
-            r1.plots.reliability_diagram(data.y_test, inside, ax=axes[0], label=method.name)
-            r1.plots.ood_roc(inside, outside, ax=axes[1], label=method.name)
-    r1.plots.ood_histogram(inside, outside, ax=axes[2])
-    axes[0].set_title("digits: calibration")
-    axes[1].set_title("digits against scrambled digits")
-    axes[2].set_title("entropy, rank-1")
-    return comparison_table(rows), model, data.x_test
+            models[method.name] = model
+            r1.plots.reliability_diagram(data.y_test, inside, ax=calibration, label=method.name)
+            r1.plots.ood_roc(inside, outside, ax=roc, label=method.name)
+            if method.samples > 1:
+                ax = histograms.pop(0)
+                r1.plots.ood_histogram(inside, outside, ax=ax)
+                ax.set_title(f"entropy, {method.name}")
+    calibration.set_title("digits: calibration")
+    roc.set_title("digits against scrambled digits")
+    return comparison_table(rows), models["rank-1"], data.x_test
 
 
 def comparison_table(rows: list[tuple[str, dict[str, float], float]]) -> Table:
@@ -187,22 +229,41 @@ def comparison_table(rows: list[tuple[str, dict[str, float], float]]) -> Table:
     return table
 
 
-def run_regression(epochs: int, seed: int, ax: Any) -> tuple[float, float]:
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """How to build, compile and train a regression net."""
+
+    name: str
+    build: Callable[[], r1.BayesianModel]
+    compile: Callable[[r1.BayesianModel], None]
+    anneals: bool = False
+    effort: float = 1.0
+
+
+REGRESSIONS = (
+    Regression(
+        "rank-1", build_regressor, lambda m: m.compile(keras.optimizers.Adam(3e-3)), anneals=True
+    ),
+    Regression("BALI", build_bali_regressor, compile_bali),
+)
+
+
+def run_regression(method: Regression, epochs: int, seed: int, ax: Any) -> tuple[float, float]:
     """Fit the sine with a gap; returns the epistemic stddev on the data and in the gap."""
     keras.utils.set_random_seed(seed)
     x, y = sine_with_gap(160, seed)
-    model = build_regressor()
-    model.compile(keras.optimizers.Adam(3e-3))
+    model = method.build()
+    method.compile(model)
+    epochs = max(1, round(method.effort * epochs))
     with progress_bar() as progress:
-        callbacks = [
-            FitProgress(progress, "regression, rank-1", epochs),
-            r1.callbacks.KLAnnealing(epochs=epochs / 2),
-        ]
+        callbacks: list[Any] = [FitProgress(progress, f"regression, {method.name}", epochs)]
+        if method.anneals:
+            callbacks.append(r1.callbacks.KLAnnealing(epochs=epochs / 2))
         model.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=callbacks)
     grid = np.linspace(-7.0, 7.0, 281, dtype="float32")[:, np.newaxis]
-    predictive = model.posterior_predictive(grid, num_samples=256, seed=seed)
+    predictive = model.posterior_predictive(grid, num_samples=256, seed=seed, batch_size=512)
     r1.plots.predictive_band(grid, predictive, data=(x, y), ax=ax)
-    ax.set(title="regression with a gap, rank-1", ylim=(-3, 3))
+    ax.set(title=f"regression with a gap, {method.name}", ylim=(-3, 3))
     epistemic = np.sqrt(np.ravel(predictive.epistemic_variance()))
     position = np.abs(grid[:, 0])
     on_data = epistemic[(position > 2.5) & (position < 4.5)].mean()
@@ -237,14 +298,17 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
 
-    table, model, images = run_digits(
-        arguments.epochs, arguments.seed, (axes[0, 0], axes[0, 1], axes[1, 0])
-    )
+    digits_axes = (axes[0, 0], axes[1, 0], axes[0, 1], axes[1, 1])
+    table, model, images = run_digits(arguments.epochs, arguments.seed, digits_axes)
     rich.print(table)
-    on_data, in_gap = run_regression(arguments.regression_epochs, arguments.seed, axes[1, 1])
-    rich.print(f"Epistemic standard deviation: {on_data:.3f} on the data, {in_gap:.3f} in the gap")
+    for method, ax in zip(REGRESSIONS, axes[:, 2], strict=True):
+        spread = run_regression(method, arguments.regression_epochs, arguments.seed, ax)
+        rich.print(
+            f"Epistemic standard deviation, {method.name}: {spread[0]:.3f} on the data, "
+            f"{spread[1]:.3f} in the gap"
+        )
     figure.savefig(arguments.out / "quickstart.png", dpi=110)
 
     model.export_predictive(str(arguments.out / "served"), num_samples=SAMPLES)
