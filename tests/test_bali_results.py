@@ -12,6 +12,7 @@ from shared_data import UCI, images, mean_and_error, uci_split
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from examples.benchmark.mean_field import MeanFieldDense
 
 pytestmark = pytest.mark.slow
 
@@ -211,3 +212,67 @@ def test_ten_times_more_or_less_gives_no_nan(what, times):
     assert np.isfinite(list(history.values())).all()
     p = model.posterior_predictive(x_test, num_samples=8, batch_size=2000)
     print(f"\n{what} x {times}: MNIST NLL after 3 epochs {-np.mean(p.log_prob(y_test)):.3f}")
+
+
+class Clock(TestCurve):
+    """Also the seconds of training alone, and the steps, after every epoch."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds, self.elapsed = [], 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.elapsed += time.perf_counter() - self._start
+        self.seconds.append(self.elapsed)
+        super().on_epoch_end(epoch, logs)
+
+
+def mean_field_best(x, y, x_test, y_test, hidden, outputs, likelihood, batch_size, epochs):
+    """The best test NLL of Bayes by Backprop over learning rates, with its step and seconds."""
+    found = []
+    for rate in (1e-3, 3e-3, 1e-2):
+        keras.utils.set_random_seed(0)
+        model = mlp(x.shape[1], hidden, outputs, MeanFieldDense, r1.BayesianModel, likelihood())
+        model.compile(keras.optimizers.Adam(rate))
+        clock = Clock(x_test, y_test, samples=32)
+        model.fit(
+            x, y, batch_size=batch_size, epochs=epochs, verbose=0,
+            callbacks=[clock, r1.callbacks.KLAnnealing(epochs=epochs / 4)],
+        )  # fmt: skip
+        best = int(np.argmin(clock.values))
+        found.append((clock.values[best], best + 1, clock.seconds[best], rate))
+    return min(found)
+
+
+@pytest.mark.parametrize("name", ["concrete", "energy", "mnist"])
+def test_few_iterations(name):
+    """Steps and seconds to the best test NLL that mean-field inference ever reaches."""
+    if name == "mnist":
+        x, y, x_test, y_test = images(name)
+        task = (x, y, x_test, y_test, (100, 100), 10, lambda: r1.likelihoods.Categorical())
+        batch_size, epochs, ours = 250, 20, 10
+    else:
+        x, y, x_test, y_test, _ = uci_split(name, 0)
+        task = (x, y, x_test, y_test, (50,), 1, lambda: r1.likelihoods.Normal())
+        batch_size, epochs, ours = 32, 400, 70
+    target, epoch, seconds, rate = mean_field_best(*task, batch_size, epochs)
+    keras.utils.set_random_seed(0)
+    model = bali(x.shape[1], task[4], task[5], task[6]())
+    clock = Clock(x_test, y_test, samples=32)
+    model.fit(x, y, batch_size=batch_size, epochs=ours, verbose=0, callbacks=[clock])
+    reached = np.flatnonzero(np.array(clock.values) <= target)
+    print(
+        f"\n{name}: mean-field's best NLL {target:.4f} after {epoch} epochs, {seconds:.1f} s "
+        f"(rate {rate})"
+    )
+    assert len(reached), min(clock.values)
+    first = int(reached[0])
+    print(
+        f"BALI gets there after {first + 1} of {ours} epochs, {clock.seconds[first]:.1f} s: "
+        f"{epoch / (first + 1):.1f} times fewer steps, "
+        f"{seconds / clock.seconds[first]:.1f} times fewer seconds; at its end NLL "
+        f"{clock.values[-1]:.4f}"
+    )
+    assert first + 1 < epoch

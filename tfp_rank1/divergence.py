@@ -12,7 +12,9 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -153,3 +155,19 @@ def weigh(kl: tf.Tensor, kl_weight: float | None, layer_name: str) -> tf.Tensor:
             f"Received: kl_weight={kl_weight}"
         )
     return kl_weight * kl if scope is None else scope.add(kl)
+
+
+class KLRegularizer(keras.regularizers.Regularizer):
+    """Hangs the layer's KL on one of its variables.
+
+    Keras evaluates regularizers once per variable and asks no questions about the argument.
+    That counts the KL once for a shared layer, inside an RNN's loop and under XLA, where
+    `add_loss` would count it per call. Created anew in `build`, never serialized.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __call__(self, variable: Any) -> tf.Tensor:
+        layer = self._layer
+        return weigh(layer.kl(), layer.kl_weight, layer.name)

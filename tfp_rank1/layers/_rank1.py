@@ -13,28 +13,12 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import posteriors, priors
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
-from tfp_rank1.divergence import weigh
+from tfp_rank1.divergence import KLRegularizer
 from tfp_rank1.layers._factor import Factor
 from tfp_rank1.layers._members import check_rows, fold, unfold
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 
 DEFAULT = "default"
-
-
-class _KLRegularizer(keras.regularizers.Regularizer):
-    """Hangs the layer's KL on one of its variables.
-
-    Keras evaluates regularizers once per variable and asks no questions about the argument.
-    That counts the KL once for a shared layer, inside an RNN's loop and under XLA, where
-    `add_loss` would count it per call. Created anew in `build`, never serialized.
-    """
-
-    def __init__(self, layer: Rank1Mixin) -> None:
-        self._layer = layer
-
-    def __call__(self, variable: Any) -> tf.Tensor:
-        layer = self._layer
-        return weigh(layer.kl(), layer.kl_weight, layer.name)
 
 
 class Rank1Mixin:
@@ -176,7 +160,7 @@ class Rank1Mixin:
         regularized = [f for f in self._factors() if f.prior is not None]
         if regularized:
             owner = next(iter(regularized[0].posterior_variables.values()))
-            owner.regularizer = _KLRegularizer(self)
+            owner.regularizer = KLRegularizer(self)
 
     def _factors(self) -> list[Factor]:
         bias = [self.bias_factor] if self.bias_factor is not None and self.use_bias else []
