@@ -69,7 +69,7 @@ class BaliModel(InferenceModel):
         *,
         forgetting: Any = _settings.DEFAULT_FORGETTING,
         damping: Any = None,
-        prior_precision: float = _settings.DEFAULT_PRIOR_PRECISION,
+        prior_precision: float | None = None,
         prior_row_precision: Any = None,
         temperature: float = 1.0,
         warmup_steps: int = 10,
@@ -93,7 +93,7 @@ class BaliModel(InferenceModel):
                 hundred examples to 0.02 for 60,000, and `r = 0.001`.
             prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
-                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to 0.02.
+                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: `p = 0.3 N^(-1/4)`.
             prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
                 matrix `[d, d]` (the bias is the last row), or a dict of either by layer name.
                 Defaults to None.
