@@ -10,7 +10,8 @@ import bali_keras
 import tfp_rank1 as r1
 
 MODULES = [r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses,
-           r1.callbacks, r1.plots, r1.random, r1.initializers, bali_keras]  # fmt: skip
+           r1.callbacks, r1.plots, r1.random, r1.initializers, bali_keras, bali_keras.layers,
+           bali_keras.matrix_normal, bali_keras.schedules, bali_keras.recording]  # fmt: skip
 
 
 def public_members():

@@ -245,3 +245,46 @@ def test_other_errors():
         mixture.quantile(1.0)
     with pytest.raises(ValueError, match="`level` must lie strictly between 0 and 1"):
         mixture.credible_interval(1.5)
+
+
+def test_rows_of_noise_depend_on_seed_and_index_only():
+    seed = r1.random.make_seed(3)
+    table = r1.random.normal_rows(0, (20, 3, 5), seed)
+    np.testing.assert_array_equal(r1.random.normal_rows(12, (8, 3, 5), seed), table[12:])
+    compiled = tf.function(
+        lambda first: r1.random.normal_rows(first, (8, 3, 5), seed), jit_compile=True
+    )
+    np.testing.assert_allclose(compiled(tf.constant(12)), table[12:], atol=1e-5)
+    assert not np.array_equal(r1.random.normal_rows(0, (20, 3, 5), r1.random.make_seed(4)), table)
+
+
+def test_rows_of_noise_are_independent_standard_normal():
+    z = np.reshape(r1.random.normal_rows(5, (4000, 25), r1.random.make_seed(0)), [4000, 25])
+    assert abs(z.mean()) < 5 / np.sqrt(z.size)
+    assert abs(z.var() - 1) < 5 * np.sqrt(2 / z.size)
+    assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / z.size)
+    columns, rows = np.corrcoef(z.T) - np.eye(25), np.corrcoef(z[:200]) - np.eye(200)
+    assert np.abs(columns).max() < 5 / np.sqrt(4000)
+    assert np.abs(rows).max() < 6 / np.sqrt(25)
+
+
+def test_integrated_outputs_are_a_wider_normal():
+    """Outputs that are normal given the sample: every answer against many sampled outputs."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(3, 4, 2)).astype("float32")
+    variance = rng.uniform(0.1, 0.5, size=(3, 4, 2)).astype("float32")
+    likelihood = r1.likelihoods.Normal(scale=0.3)
+    exact = r1.PosteriorPredictive(mean, likelihood, variance)
+    spread = mean + np.sqrt(variance) * rng.normal(size=(20_000, 3, 4, 2)).astype("float32")
+    sampled = r1.PosteriorPredictive(spread.reshape(-1, 4, 2), likelihood)
+    y = mean.mean(0)  # not in a tail, where sampling is poor
+    for name in ("mean", "variance", "aleatoric_variance", "epistemic_variance"):
+        np.testing.assert_allclose(getattr(exact, name)(), getattr(sampled, name)(), atol=0.02)
+    np.testing.assert_allclose(exact.log_prob(y), sampled.log_prob(y), atol=0.05)
+    np.testing.assert_allclose(exact.cdf(y), sampled.cdf(y), atol=0.01)
+    np.testing.assert_allclose(exact.quantile(0.9), sampled.quantile(0.9), atol=0.03)
+    np.testing.assert_allclose(exact.distribution().log_prob(y), exact.log_prob(y), rtol=1e-5)
+    draws = exact.sample(20_000, seed=1)
+    np.testing.assert_allclose(np.var(draws, axis=0), exact.variance(), rtol=0.06)
+    with pytest.raises(ValueError, match="Normal likelihood only"):
+        r1.PosteriorPredictive(mean, r1.likelihoods.Poisson(), variance)
