@@ -19,6 +19,7 @@ from bali_keras.statistics import (
     BatchSums,
     Moments,
     all_finite,
+    keep,
     sum_over_replicas,
 )
 from bali_keras.update import (
@@ -37,6 +38,7 @@ from tfp_rank1._objective import Objective
 from tfp_rank1.likelihoods import Normal
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
+from tfp_rank1.predictive import _Samplers
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
 HEALTH = ("rate", "step_kl", "condition", "refused")
@@ -81,6 +83,7 @@ class InferenceModel(BayesianModel):
         weights = _example_weights(sample_weight)
         if not self.built:
             self(x, training=False)  # Keras builds by a trial run, which must not be recorded
+        before = [(v, tf.identity(v.value)) for v in self._other_variables()]
         first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
         seed = shared_seed(self.seed_generator)
         with tf.GradientTape(persistent=True) as tape:
@@ -96,8 +99,13 @@ class InferenceModel(BayesianModel):
         self._learn_output_layer(recorder, outputs)
         step, rate = self._next_step()
         sums = self._sums(recorder, tape, (log_prob, score), weights, step)
-        health = self._infer(sums, step, rate, self._residuals(recorder, y, outputs, weights))
-        self._optimize(tape, scaled, health.accepted)
+        broken = tf.cast(~tf.math.is_finite(objective.loss), tf.float32)
+        finite = tf.equal(sum_over_replicas(broken), 0.0)
+        residuals = self._residuals(recorder, y, outputs, weights)
+        health = self._infer(sums, step, rate, residuals, finite)
+        self._optimize(tape, scaled)
+        for variable, old in before:
+            keep(variable, variable.value, health.accepted, old)
         self._updates.assign(step)
         self._refused.assign_add(tf.cast(~health.accepted, tf.int64))
         self._track_health(rate, health)
@@ -192,7 +200,9 @@ class InferenceModel(BayesianModel):
         first, last = map(tf.convert_to_tensor, (self._first_step, self._last_step))
         return step, self._settings.forgetting(Progress(step, first, last))
 
-    def _infer(self, sums: list[Any], step: tf.Tensor, rate: tf.Tensor, residuals: Any) -> Health:
+    def _infer(
+        self, sums: list[Any], step: tf.Tensor, rate: tf.Tensor, residuals: Any, finite: tf.Tensor
+    ) -> Health:
         """Update the noise, then all layers."""
         settings, layers = self._settings, [v for v in self.bali_layers if v.trainable]
         count = tf.constant(float(self._required_count()), tf.float32)
@@ -202,7 +212,7 @@ class InferenceModel(BayesianModel):
             noise.update(squares, examples, count, rate)
         if not layers:
             zero = tf.zeros(())
-            return Health(zero, zero, all_finite(residuals or [zero]))
+            return Health(zero, zero, finite & all_finite(residuals or [zero]))
         every = self._factorise_every(layers)
         updates = [
             LayerUpdate(
@@ -221,6 +231,7 @@ class InferenceModel(BayesianModel):
             step > settings.warmup_steps,
             is_factorising(step, settings.warmup_steps, every),
             settings.trust_region,
+            finite,
         )
 
     def _collecting_rate(self, step: tf.Tensor, rate: tf.Tensor, every: int) -> tf.Tensor:
@@ -247,6 +258,7 @@ class InferenceModel(BayesianModel):
             for layer, records in recorder.records.items():
                 if len(records) == 1 and records[0].outputs is outputs:
                     self._exact_layer = layer
+                    self._samplers = _Samplers()  # those of before draw the layer's outputs
 
     def _noise_variance(self, layer: BaliLayer) -> tf.Tensor | None:
         """`[k]` for the output layer of a Normal likelihood, else None."""
@@ -287,10 +299,18 @@ class InferenceModel(BayesianModel):
     @property
     def optimizer_variables(self) -> list[keras.Variable]:
         """Trainable weights that are not inferred: those the optimizer trains."""
-        rho = getattr(self._likelihood, "rho", None) if self._is_nll() else None
+        rho = getattr(self._likelihood, "rho", None)  # learned in closed form
         return [v for v in self.trainable_variables if v is not rho]
 
-    def _optimize(self, tape: tf.GradientTape, loss: tf.Tensor, accept: tf.Tensor) -> None:
+    def _other_variables(self) -> list[keras.Variable]:
+        """What a step changes beside the BALI layers: weights, moving statistics, slots, noise."""
+        inferred = {id(v) for layer in self.bali_layers for v in layer.weights}
+        counters = (self._updates, self._refused, self._first_step, self._last_step)
+        inferred |= {id(v) for v in counters}
+        slots = [] if self.optimizer is None else self.optimizer.variables
+        return [v for v in [*self.weights, *slots] if id(v) not in inferred]
+
+    def _optimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
         variables = self.optimizer_variables
         if not variables:
             return
@@ -301,9 +321,6 @@ class InferenceModel(BayesianModel):
                 f"optimizer=None and {[v.path for v in variables]}"
             )
         gradients = tape.gradient(loss, [v.value for v in variables])
-        gradients = [
-            None if g is None else tf.where(accept, g, tf.zeros_like(g)) for g in gradients
-        ]
         self._apply_gradients(gradients, variables)
 
     # -- what is logged -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,8 +56,25 @@ class Settings:
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
         if values["warmup_steps"] != 0:
-            values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"])
+            try:
+                values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"])
+            except ValueError as error:
+                raise ValueError(str(error).replace("at least 1", "at least 0")) from error
         return cls(**values)
+
+    def check_names(self, layers: list[keras.layers.Layer]) -> None:
+        """Refuse a `prior_row_precision` for a layer that is not there.
+
+        Raises:
+            ValueError: with the names that are.
+        """
+        names = [layer.name for layer in layers]
+        given = self.prior_row_precision
+        unknown = [n for n in given if n not in names] if isinstance(given, Mapping) else []
+        if unknown:
+            raise ValueError(
+                f"Argument `prior_row_precision` names layers of {names} only. Received: {unknown}"
+            )
 
     def prior_of(self, layer: keras.layers.Layer, num_examples: float) -> Prior:
         """The prior and damping of one layer, for N examples."""
@@ -78,7 +96,7 @@ class Settings:
 
 
 def _damping(damping: Any) -> tuple[float, float]:
-    if isinstance(damping, (int, float)):
+    if isinstance(damping, numbers.Real):
         return positive("damping", damping), RELATIVE_DAMPING
     if isinstance(damping, (list, tuple)) and len(damping) == 2:
         relative = float(damping[1])
@@ -96,7 +114,8 @@ def _row_precision(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return {name: _row_precision(v) for name, v in value.items()}
-    array = np.asarray(value, "float64")
+    is_text = isinstance(value, str)  # which NumPy would parse
+    array = np.asarray(np.nan if is_text else value, "float64")
     if array.ndim == 0:
         return positive("prior_row_precision", float(array))
     square = array.ndim == 2 and array.shape[0] == array.shape[1]

@@ -75,6 +75,8 @@ def convert(
         if id(layer) not in pairs:
             new = _bali_layer(layer, prior_at_kernels)
             if new is None:
+                if layer is last:
+                    _check_raw(layer, likelihood)
                 new = type(layer).from_config(layer.get_config())
             elif layer is last:
                 new.activation = _raw_activation(new.activation, likelihood)
@@ -138,6 +140,21 @@ def _last_layer(model: keras.Model) -> Any:
     while isinstance(operation, keras.Model):
         operation = operation.outputs[0]._keras_history.operation
     return operation
+
+
+def _check_raw(layer: Any, likelihood: Likelihood) -> None:
+    """Refuse a last layer that cannot be converted and gives probabilities."""
+    activation = getattr(layer, "activation", None)
+    squashes = isinstance(layer, keras.layers.Softmax) or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    )
+    if squashes and likelihood.mean_name == "probs":
+        raise ValueError(
+            f"The likelihood {type(likelihood).__name__} takes raw outputs, and the model's last "
+            f"layer gives probabilities. Convert keras.Model(model.inputs, the outputs before "
+            f"layer {layer.name!r}). Received: a last layer of type {type(layer).__name__}"
+        )
 
 
 def _raw_activation(activation: Any, likelihood: Likelihood) -> Any:

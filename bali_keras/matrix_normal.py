@@ -179,13 +179,21 @@ def add_diagonal(matrix: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
-    """R, upper triangular, with `X^-1 = R R'`: `R = C'^-1` of the Cholesky factor `X = C C'`.
+    """R, upper triangular, with `X^-1 = R R'`.
 
-    NaN if X is not positive definite; TensorFlow raises nothing there.
+    With D the inverse root of X's diagonal, `D X D = C C'` (Cholesky) and `R = D C'^-1`: rows of
+    very different scales, such as unscaled features, cost no precision.
+
+    Args:
+        matrix: X `[n, n]`, symmetric positive definite.
+
+    Returns:
+        R; NaN if X is not positive definite: TensorFlow raises nothing there.
     """
-    cholesky = tf.linalg.cholesky(matrix)
+    scale = tf.math.rsqrt(tf.linalg.diag_part(matrix))
+    cholesky = tf.linalg.cholesky(matrix * scale[:, tf.newaxis] * scale)
     identity = tf.eye(tf.shape(matrix)[-1], dtype=matrix.dtype)
-    return tf.transpose(tf.linalg.triangular_solve(cholesky, identity))
+    return scale[:, tf.newaxis] * tf.transpose(tf.linalg.triangular_solve(cholesky, identity))
 
 
 def solve(factor: tf.Tensor, right: tf.Tensor) -> tf.Tensor:

@@ -6,14 +6,13 @@ import inspect
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from bali_keras import _settings
 from bali_keras._inference import HEALTH, InferenceModel
 from bali_keras._settings import Settings
+from bali_keras._weights import check_finite_arrays, weight_of
 from bali_keras.layers._bali import marginal_scope
-from tfp_rank1._counting import count_examples
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import registered
 from tfp_rank1.predictive import sample_outputs
@@ -44,8 +43,12 @@ class BaliModel(InferenceModel):
             a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs `[B, D]`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. The scale of `Normal()` is
             learned in closed form.
-        num_train_examples: N. Defaults to None: every `fit` counts its data, with their
-            `sample_weight` if that is an array.
+        num_train_examples: N. Defaults to None: every `fit` counts its data by their
+            `sample_weight` and `class_weight`. Give it for a stream that comes in several fits.
+
+    `predict` and calls of the model draw one sample of the weights: every call another. Use
+    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale the inputs: statistics are
+    float32, and inputs whose mean is thousands of times their spread lose the spread.
 
     Example:
     ```python
@@ -126,6 +129,12 @@ class BaliModel(InferenceModel):
             evaluation_samples=evaluation_samples,
         )
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        if not self._is_nll() and getattr(self.likelihood, "fixed_scale", 0.0) is None:
+            raise ValueError(
+                "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
+                "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
+                f"Received: loss={loss!r} and a learned scale"
+            )
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`."""
@@ -158,29 +167,41 @@ class BaliModel(InferenceModel):
             self._batch_size = batch_size
             self._forget_functions()
         length = _FitLength(self, arguments["initial_epoch"])
-        given = arguments["callbacks"]
+        given = arguments["callbacks"] or []
         if isinstance(given, keras.callbacks.CallbackList):
-            given.append(length)
-        else:
-            given = [*(given if isinstance(given, (list, tuple)) else [given] if given else [])]
-            arguments["callbacks"] = [length, *given]
+            raise ValueError(
+                "BaliModel.fit adds a callback of its own: pass a list of callbacks. "
+                "Received: a CallbackList"
+            )
+        own_list = list(given) if isinstance(given, (list, tuple)) else [given]
+        arguments["callbacks"] = [length, *own_list]
+        self._settings.check_names(self.bali_layers)
+        check_finite_arrays(x)
         del arguments["self"]
         return super().fit(**arguments)
 
     def _find_count(self, arguments: dict[str, Any]) -> None:
         super()._find_count(arguments)
-        weights = _array_weights(arguments)
-        if weights is not None and self.num_train_examples is not None:
-            total = float(
-                np.sum(
-                    weights[
-                        : count_examples(arguments["x"], arguments.get("validation_split") or 0.0)
-                    ]
-                )
+        if self._count is None:
+            return
+        total = weight_of(arguments, int(self._count))
+        if total != self._count:
+            self._count = total
+            self._forget_functions()
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, with a forgetting schedule that needs no length.
+
+        Raises:
+            ValueError: for a schedule over the length of a `fit`.
+        """
+        if self._settings.forgetting.needs_length:
+            raise ValueError(
+                "The forgetting schedule falls over the length of a fit, which train_on_batch "
+                "has not. Compile with a rate, forgetting=0.02, or a schedule with a length, "
+                f"schedules.Linear(steps=...). Received: {self._settings.forgetting}"
             )
-            if total != self._count:
-                self._count = total
-                self._forget_functions()
+        return super().train_on_batch(*args, **kwargs)
 
     def factorise(self) -> bool:
         """Recompute the covariances from the present statistics; `fit` ends with it.
@@ -270,16 +291,3 @@ def _batch_size(x: Any, batch_size: int | None) -> int:
         static = keras.tree.flatten(x.element_spec)[0].shape
         return int(static[0]) if len(static) and static[0] is not None else 32
     return batch_size or 32
-
-
-def _array_weights(arguments: dict[str, Any]) -> np.ndarray | None:
-    """Weight of every example, from arrays; None if all are 1."""
-    sample_weight, class_weight = arguments.get("sample_weight"), arguments.get("class_weight")
-    weights = None
-    if sample_weight is not None and hasattr(sample_weight, "__array__"):
-        weights = np.asarray(sample_weight, "float64").reshape(len(sample_weight), -1)[:, 0]
-    if class_weight is not None and hasattr(arguments.get("y"), "__array__"):
-        labels = np.asarray(arguments["y"]).reshape(-1)
-        by_class = np.array([class_weight[int(label)] for label in labels], "float64")
-        weights = by_class if weights is None else weights * by_class
-    return weights

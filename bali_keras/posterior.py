@@ -40,8 +40,8 @@ from bali_keras.statistics import (
     state_variable,
 )
 
-# Added to L in units of its mean diagonal: float32 cannot tell smaller eigenvalues from rounding.
-# It bounds the condition number of the factorisation, and does not enter the fixed point.
+# Added to the diagonal of N S in its own units: float32 cannot tell smaller eigenvalues from
+# rounding. It bounds the condition number, and does not enter the fixed point of M.
 JITTER = 1e-6
 
 
@@ -208,7 +208,7 @@ class LayerPosterior:
         """
         d, k = self.size
         data = num_examples * self.inputs.value()
-        data = add_diagonal(data, JITTER * tf.linalg.trace(data) / d)
+        data = add_diagonal(data, JITTER * tf.linalg.diag_part(data))
         if _is_matrix(prior.row_precision):
             return data + _matrix(prior.row_precision, d), tf.zeros(())
         if prior.row_precision is not None:

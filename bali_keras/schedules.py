@@ -9,6 +9,7 @@ so an average remembers about `1 / rho` batches.
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NamedTuple
 
 import keras
@@ -100,6 +101,9 @@ class Linear(Schedule):
 class Averaging(Schedule):
     """`rho = 1 / t` at step t: every example seen so far weighs the same, nothing is forgotten.
 
+    N scales the average to a posterior. Over several calls of `fit` it is that of the last call
+    unless it is given: pass `num_train_examples=` to the model, or assign it as the stream grows.
+
     For one linear layer with known noise, and `warmup_steps=0`, one pass over the data in any
     split into batches gives the posterior of all data at once.
     """
@@ -119,8 +123,8 @@ def get(forgetting: Any) -> Schedule:
         forgetting = keras.saving.deserialize_keras_object(forgetting)
     if isinstance(forgetting, Schedule):
         return forgetting
-    if isinstance(forgetting, (int, float)) and not isinstance(forgetting, bool):
-        return Constant(check_rate("forgetting", forgetting))
+    if isinstance(forgetting, numbers.Real):
+        return Constant(check_rate("forgetting", float(forgetting)))
     raise ValueError(
         "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "
         f"example schedules.Linear(0.07, 0.001). Received: forgetting={forgetting!r}"

@@ -130,9 +130,19 @@ def state_variable(
     )
 
 
-def keep(variable: keras.Variable, value: tf.Tensor, accept: tf.Tensor) -> None:
-    """Assign `value` if `accept`; a refused value, which may be NaN, leaves no trace."""
-    variable.assign(tf.where(accept, value, variable))
+def keep(
+    variable: keras.Variable, value: tf.Tensor, accept: tf.Tensor, old: tf.Tensor | None = None
+) -> None:
+    """Assign `value` if `accept`; a refused value, which may be NaN, leaves no trace.
+
+    Args:
+        variable: what is assigned to.
+        value: its new value.
+        accept: boolean scalar.
+        old: the value if refused. Defaults to None: the present one.
+    """
+    old = tf.convert_to_tensor(variable) if old is None else old
+    variable.assign(tf.where(accept, value, old))
 
 
 def all_finite(values: Any) -> tf.Tensor:

@@ -122,6 +122,7 @@ def update(
     moving: tf.Tensor,
     factorising: tf.Tensor,
     trust_region: float | None,
+    finite: tf.Tensor,
 ) -> Health:
     """Update statistics, factorisations and means of all layers; all of it or none.
 
@@ -134,8 +135,9 @@ def update(
         factorising: boolean scalar; whether to recompute covariances.
         trust_region: bound of `Health.step_kl` over the layers that are not outputs of a Normal
             likelihood (those are exact at any rate); the step is shortened to it. None: no bound.
+        finite: boolean scalar; False refuses the batch.
     """
-    accept = all_finite([layer.sums for layer in layers])
+    accept = finite & all_finite([layer.sums for layer in layers])
     for layer in layers:
         layer.state.collect(layer.sums, collecting_rate, accept)
     factorised = tf.cond(
@@ -152,15 +154,14 @@ def update(
         for layer in layers
     ]
     scale = _scale(layers, steps, shares, num_examples, trust_region)
-    finite = all_finite(steps)
+    accept &= all_finite(steps)
     step_kl = tf.zeros(())
     for layer, step, share in zip(layers, steps, shares, strict=True):
         length = share if layer.noise_variance is not None else share * scale
-        layer.state.move(step, length, accept & finite & moving)
-        layer.state.targets.update(layer.sums.examples, rate, accept & finite)
+        layer.state.move(step, length, accept & moving)
+        layer.state.targets.update(layer.sums.examples, rate, accept)
         step_kl += tf.square(length) * step.kl / num_examples
     condition = tf.reduce_max(tf.stack([layer.state.condition() for layer in layers]))
-    accept &= finite
     return Health(tf.where(accept & moving, step_kl, 0.0), condition, accept)
 
 

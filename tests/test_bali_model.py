@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bali_case import linear_data, net, posteriors
+from bali_case import conjugate, linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
@@ -231,7 +231,10 @@ def test_one_bad_batch_is_refused_and_counted():
     before = posteriors(model)
     bad = x.copy()
     bad[3, 0] = np.inf
-    history = model.fit(bad[:10], y[:10], batch_size=10, verbose=0).history
+    with pytest.raises(ValueError, match="the first of them row 3"):
+        model.fit(bad, y, verbose=0)
+    bad = tf.data.Dataset.from_tensor_slices((bad[:10], y[:10])).batch(10)
+    history = model.fit(bad, verbose=0).history
     assert history["refused"] == [1.0]
     assert model.refused_updates == 1
     for ours, theirs in zip(posteriors(model), before, strict=True):
@@ -320,6 +323,102 @@ def test_schedules():
         bk.schedules.Linear(0.1, 0.2)
 
 
+@pytest.mark.parametrize(
+    ("compile_arguments", "fit_arguments", "message"),
+    [
+        ({"prior_row_precision": {"nobody": 1.0}}, {}, "nobody"),
+        ({}, {"sample_weight": np.full(60, -1.0)}, "at least 0"),
+        ({}, {"sample_weight": np.zeros(60)}, "not all 0"),
+        ({}, {"callbacks": keras.callbacks.CallbackList()}, "list of callbacks"),
+    ],
+)
+def test_bad_fits(compile_arguments, fit_arguments, message):
+    x, y = linear_data()
+    model = net()
+    model.compile(**compile_arguments)
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, verbose=0, **fit_arguments)
+
+
+def test_steps_without_a_length_are_refused():
+    x, y = linear_data()
+    model = net(num_train_examples=60)
+    model.compile()
+    with pytest.raises(ValueError, match="length of a fit"):
+        model.train_on_batch(x, y)
+    model.compile(forgetting=0.1, warmup_steps=0)
+    assert np.isfinite(model.train_on_batch(x, y)).all()
+    with pytest.raises(ValueError, match="noise scale"):
+        net(likelihood=r1.likelihoods.Normal()).compile(loss="mse")
+
+
+def test_n_is_the_weight_of_the_examples():
+    x, y = linear_data()
+    weights = np.full(60, 2.0, "float32")
+    model = net()
+    model.compile()
+    model.fit(tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(20), verbose=0)
+    assert model.num_train_examples == 120
+    labels = np.eye(3)[np.arange(60) % 3]
+    classifier = net(outputs=3, likelihood="categorical")
+    classifier.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    classifier.fit(x, labels, class_weight={0: 1.0, 1: 10.0}, verbose=0)
+    assert classifier.num_train_examples == 20 + 200 + 20
+
+
+def test_a_refused_batch_leaves_the_other_layers_as_they_were():
+    x, y = linear_data()
+    inputs = keras.Input((3,))
+    h = bk.layers.DenseBali(4, activation="relu")(inputs)
+    h = keras.layers.Dense(4)(keras.layers.BatchNormalization()(h))
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(2)(h), likelihood=r1.likelihoods.Normal())
+    model.compile(optimizer=keras.optimizers.AdamW(1e-2), forgetting=0.1, warmup_steps=0)
+    model.fit(x, y, batch_size=20, epochs=2, verbose=0)
+    before = [np.array(v) for v in model.weights + model.optimizer.variables]
+    model.train_on_batch(np.full_like(x, np.nan), y)
+    counters = {id(v) for v in (model._updates, model._refused)}
+    variables = model.weights + model.optimizer.variables
+    for variable, old in zip(variables, before, strict=True):
+        if id(variable) not in counters:
+            np.testing.assert_array_equal(variable, old, err_msg=variable.path)
+    assert model.refused_updates == 1
+
+
+def test_features_of_any_scale_and_whole_numbers():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(200, 2)) * [3000.0, 1.0]).astype("float32")
+    y = (x @ np.array([[0.001], [1.0]]) + 0.3).astype("float32")
+    arguments = {"warmup_steps": 0, "prior_row_precision": 0.7, "factorise_every": 1}
+    model = net(2, outputs=1, likelihood=r1.likelihoods.Normal(scale=0.5))
+    model.compile(forgetting=bk.schedules.Averaging(), **arguments)
+    model.fit(x, y, batch_size=50, verbose=0)
+    mean, covariance = conjugate(x, y, 0.7)
+    found = model.bali_layers[0].posterior_state.matrix_normal()
+    np.testing.assert_allclose(found.mean, mean, atol=2e-3)
+    np.testing.assert_allclose(np.diag(found.row_covariance()), np.diag(covariance), rtol=1e-3)
+    layer = bk.layers.DenseBali(2)
+    whole = np.arange(6).reshape(2, 3)
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(layer(whole), layer(whole.astype("float32")))
+
+
+def test_a_shared_output_layer_is_not_integrated_out():
+    x, y = linear_data(inputs=2)
+    inputs = keras.Input((2,))
+    layer = bk.layers.DenseBali(2)
+    outputs = layer(keras.layers.Activation("tanh")(layer(inputs)))
+    model = bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Normal())
+    assert model._exact_layer is None
+    model.compile()
+    assert np.isfinite(model.fit(x, y, epochs=3, verbose=0).history["nll"]).all()
+
+
+def test_a_built_sequential_net_is_taken_as_it_is():
+    stack = keras.Sequential([keras.Input((3,)), bk.layers.DenseBali(2)])
+    model = bk.BaliModel(stack, likelihood="normal")
+    assert model._exact_layer is stack.layers[0]
+
+
 # -- conversion ---------------------------------------------------------------------------------
 
 
@@ -370,6 +469,11 @@ def test_conversion_refuses_what_it_cannot_do():
 
     with pytest.raises(ValueError, match="subclassed"):
         bk.convert(Net(), "categorical")
+    doubled = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Activation("softmax")]
+    )
+    with pytest.raises(ValueError, match="raw outputs"):
+        bk.convert(doubled, "categorical")
     empty = keras.Sequential([keras.Input((4,)), keras.layers.Activation("relu")])
     with pytest.raises(ValueError, match="no layer that can be converted"):
         bk.convert(empty, "normal")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -59,9 +61,10 @@ def lookup(identifier: Any, base: type[T], classes: Iterable[type[T]], kind: str
     )
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """`value` as a float, refused unless finite and above zero."""
-    number = float(value)
+    is_number = isinstance(value, (numbers.Real, np.ndarray)) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
     if not 0.0 < number < float("inf"):
         raise ValueError(
             f"Argument `{name}` must be a finite number above 0. Received: {name}={value}"

@@ -43,7 +43,8 @@ class BayesianModel(ObjectiveModel):
 
     Args:
         *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
-            `[B, K, D]` (`[B, D]` for a net without members). A subclass that defines `call`
+            `[B, K, D]` (`[B, D]` for a net without members), or a built Sequential or Functional
+            model in place of the two. A subclass that defines `call`
             passes only what follows, and ends `call` with `return self.likelihood(outputs)`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
             of a Functional model, which is how clones and saved models keep it.
@@ -72,6 +73,8 @@ class BayesianModel(ObjectiveModel):
         num_train_examples: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if len(args) == 1 and isinstance(args[0], keras.Model) and args[0].built:
+            args = (args[0].inputs, args[0].outputs)  # such as a Sequential
         if is_functional_call(args, kwargs):
             cls: Any = type(self)
             self.__class__ = functional_variant(cls)

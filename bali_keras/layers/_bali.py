@@ -130,7 +130,8 @@ class BaliLayer(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Activation of sampled pre-activations."""
-        h = self._rows(inputs)
+        # Keras casts floats only.
+        h = self._rows(ops.cast(inputs, self.compute_dtype))
         if self.use_bias:
             h = ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
         recorder = current_recorder()
