@@ -217,7 +217,7 @@ class InferenceModel(BayesianModel):
         updates = [
             LayerUpdate(
                 v.posterior_state,
-                settings.prior_of(v, self._required_count()),
+                settings.prior_of(v, self._required_count(), self.likelihood),
                 s,
                 self._noise_variance(v),
             )

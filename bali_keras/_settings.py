@@ -13,12 +13,14 @@ import numpy as np
 from bali_keras import schedules
 from bali_keras.posterior import Prior
 from tfp_rank1._registry import positive, whole
+from tfp_rank1.likelihoods import Likelihood
 
 DEFAULT_FORGETTING = schedules.Linear(0.07, 0.001)
-# The fewer the examples, the less their Fisher information can be trusted and the more the prior
-# is needed: 0.1 for a hundred examples, 0.02 for 60,000. One rule for all of digits, UCI, images.
-SCALE, POWER = 0.3, -0.25
-RELATIVE_DAMPING = 0.001
+# The fewer the examples, the less their Fisher information can be trusted: 0.1 for a hundred
+# examples, 0.02 for 60,000.
+DAMPING_SCALE, DAMPING_POWER, RELATIVE_DAMPING = 0.3, -0.25, 0.001
+# Classes and counts, and continuous targets; one number each for every set tried.
+PRIOR_PRECISION_DISCRETE, PRIOR_PRECISION_CONTINUOUS = 0.02, 0.06
 DEFAULT_TRUST_REGION = 0.05
 
 
@@ -76,14 +78,19 @@ class Settings:
                 f"Argument `prior_row_precision` names layers of {names} only. Received: {unknown}"
             )
 
-    def prior_of(self, layer: keras.layers.Layer, num_examples: float) -> Prior:
+    def prior_of(
+        self, layer: keras.layers.Layer, num_examples: float, likelihood: Likelihood
+    ) -> Prior:
         """The prior and damping of one layer, for N examples."""
         row = self.prior_row_precision
         if isinstance(row, Mapping):
             row = row.get(layer.name)
-        by_rule = SCALE * num_examples**POWER
-        damping = (by_rule, RELATIVE_DAMPING) if self.damping is None else self.damping
-        precision = by_rule if self.prior_precision is None else self.prior_precision
+        damping, precision = self.damping, self.prior_precision
+        if damping is None:
+            damping = DAMPING_SCALE * num_examples**DAMPING_POWER, RELATIVE_DAMPING
+        if precision is None:
+            discrete = likelihood.discrete
+            precision = PRIOR_PRECISION_DISCRETE if discrete else PRIOR_PRECISION_CONTINUOUS
         return Prior(precision, row, damping)
 
     def get_config(self) -> dict[str, Any]:

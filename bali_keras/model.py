@@ -96,7 +96,8 @@ class BaliModel(InferenceModel):
                 hundred examples to 0.02 for 60,000, and `r = 0.001`.
             prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
-                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: `p = 0.3 N^(-1/4)`.
+                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: 0.02 for discrete
+                targets (classes, counts), 0.06 for continuous ones.
             prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
                 matrix `[d, d]` (the bias is the last row), or a dict of either by layer name.
                 Defaults to None.
@@ -213,7 +214,7 @@ class BaliModel(InferenceModel):
         flags = [
             v.posterior_state.factorise(
                 tf.constant(count, tf.float32),
-                self._settings.prior_of(v, self._required_count()),
+                self._settings.prior_of(v, self._required_count(), self.likelihood),
                 self._noise_variance(v),
             )
             for v in self.bali_layers
