@@ -12,6 +12,7 @@ from bali_keras._output import exact_output_layer
 from bali_keras._settings import Settings
 from bali_keras.layers._bali import BaliLayer
 from bali_keras.noise import LearnedNoise
+from bali_keras.pseudo_targets import cross_sum, moments, no_moments
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
 from bali_keras.statistics import (
@@ -25,11 +26,8 @@ from bali_keras.statistics import (
 from bali_keras.update import (
     Health,
     LayerUpdate,
-    cross_sum,
     is_collecting,
     is_factorising,
-    moments,
-    no_moments,
     period,
     stride,
     update,
