@@ -106,7 +106,7 @@ class BaliModel(InferenceModel):
             trust_region: bound of `step_kl`, nats per training example, by which a step of the
                 hidden layers is shortened; None for none. Defaults to 0.05.
             factorise_every: steps between two factorisations of the covariances. Defaults to None:
-                1 for small layers, else so that they cost about a tenth of the other work; and
+                1 for small layers, else so that they cost about a fifteenth of the rest; and
                 always at the end of `fit`.
             noise_prior: strength of the prior on a learned noise scale, in examples whose
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.

@@ -144,7 +144,7 @@ def is_factorising(step: tf.Tensor, warmup_steps: int, every: int) -> tf.Tensor:
 
 
 def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
-    """Steps between factorisations, so that they cost a tenth of the rest of a step.
+    """Steps between factorisations, so that they cost a fifteenth of the rest of a step.
 
     Factorising a layer takes about `2 (d^3 + k^3)` multiplications, at half the speed of a matrix
     product, the rest of a step about `B (2 d^2 + 4 d k + 2 k^2) + d^2 k`. Below a million it is
@@ -159,4 +159,4 @@ def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
         return 1
     rows = sum(2 * d * d + 4 * d * k + 2 * k * k for d, k in sizes)
     step = batch_size * rows + sum(d * d * k for d, k in sizes)
-    return max(1, min(20, round(10 * 4 * factorising / step)))
+    return max(1, min(20, round(15 * 4 * factorising / step)))
