@@ -303,10 +303,13 @@ class InferenceModel(BayesianModel):
     def _other_variables(self) -> list[keras.Variable]:
         """What a step changes beside the BALI layers: weights, moving statistics, slots, noise."""
         inferred = {id(v) for layer in self.bali_layers for v in layer.weights}
+        # Frozen kernels, such as a backbone's, never change: copying them would cost every step.
+        layers = self._flatten_layers(include_self=False)
+        frozen = {id(v) for w in layers if not w.trainable for v in w._trainable_variables}
         counters = (self._updates, self._refused, self._first_step, self._last_step)
-        inferred |= {id(v) for v in counters}
+        left_out = inferred | frozen | {id(v) for v in counters}
         slots = [] if self.optimizer is None else self.optimizer.variables
-        return [v for v in [*self.weights, *slots] if id(v) not in inferred]
+        return [v for v in [*self.weights, *slots] if id(v) not in left_out]
 
     def _optimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
         variables = self.optimizer_variables

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_rank1.predictive import rows_not_finite
+
 
 def weight_of(arguments: dict[str, Any], count: int) -> float:
     """Total weight of the training examples of `fit`: N, with every example's weight.
@@ -62,10 +64,9 @@ def check_finite_arrays(x: Any) -> None:
         ValueError: with the first row that is not finite.
     """
     for leaf in keras.tree.flatten(x):
-        is_array = isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating)
-        if not is_array or np.isfinite(leaf).all():
+        bad = rows_not_finite(leaf) if isinstance(leaf, np.ndarray) else np.zeros(0, bool)
+        if not bad.any():
             continue
-        bad = ~np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1)
         raise ValueError(
             "Inputs must be finite; remove or impute these rows. Received: NaN or infinity in "
             f"{int(bad.sum())} of {len(leaf)} rows, the first of them row {int(np.argmax(bad))}"

@@ -229,12 +229,11 @@ class LayerPosterior:
             holds_shifts: whether `sums.cross` holds whole shifts `y - M' h` in place of gradients.
         """
         share = tf.math.divide_no_nan(num_examples, sums.examples)
-        gradient, shift = share * sums.cross, share * sums.cross
-        covariance = tf.convert_to_tensor(self.column_covariance)
+        cross, covariance = share * sums.cross, tf.convert_to_tensor(self.column_covariance)
         if holds_shifts:  # V is diagonal
-            gradient = gradient / tf.linalg.diag_part(covariance)
+            gradient, shift = cross / tf.linalg.diag_part(covariance), cross
         else:
-            shift = tf.matmul(shift, covariance)
+            gradient, shift = cross, tf.matmul(cross, covariance)
         bracket = shift - self.prior_times(prior, self.offset())
         move = tf.matmul(self.row_covariance, bracket)
         # A V^-1 without a product: its second part is as old as the last factorisation.

@@ -35,9 +35,8 @@ def cross_sum(
     if noise_variance is not None:
         noise, weight = _rows([r.outputs - r.mean for r in records]), _row_weights(records, weights)
         cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
-    examples = tf.shape(records[0].inputs)[0]
-    total = tf.cast(examples, tf.float32) if weights is None else tf.reduce_sum(weights)
-    return tf.matmul(_rows([r.inputs for r in records]), cross, transpose_a=True), total
+    inputs = _rows([r.inputs for r in records])
+    return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
 
 
 def moments(records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor | None) -> Moments:
@@ -51,12 +50,11 @@ def moments(records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor |
     inputs, scores_rows = _rows([r.inputs for r in records]), _rows(scores)
     weight = _row_weights(records, weights)
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
-    examples = tf.shape(records[0].inputs)[0]
     return Moments(
         inputs=tf.matmul(inputs, weighted, transpose_a=True),
         fisher=tf.matmul(scores_rows, scores_rows, transpose_a=True),
-        examples=tf.cast(examples, tf.float32) if weights is None else tf.reduce_sum(weights),
-        rows=tf.cast(tf.shape(inputs)[0], tf.float32) if weight is None else tf.reduce_sum(weight),
+        examples=_total(records[0].inputs, weights),
+        rows=_total(inputs, weight),
     )
 
 
@@ -64,6 +62,13 @@ def no_moments(size: tuple[int, int]) -> Moments:
     """Zeros, for a step that collects none."""
     d, k = size
     return Moments(tf.zeros((d, d)), tf.zeros((k, k)), tf.zeros(()), tf.zeros(()))
+
+
+def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """The sum of the weights along the first axis of a tensor; its length if they are all 1."""
+    if weights is None:
+        return tf.cast(tf.shape(tensor)[0], tf.float32)
+    return tf.reduce_sum(weights)
 
 
 def _rows(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -60,13 +60,17 @@ class Method:
     effort: float = 1.0
 
 
-def build_deterministic() -> r1.BayesianModel:
-    """64 - 128 - 128 - 10, a stock Keras net."""
+def net(dense: Any) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Inputs and outputs of 64 - 128 - 128 - 10, of one kind of dense layer at its defaults."""
     x = inputs = keras.Input((64,))
-    x = keras.layers.Dense(128, activation="relu")(x)
-    x = keras.layers.Dense(128, activation="relu")(x)
-    outputs = keras.layers.Dense(10)(x)
-    return r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
+    x = dense(128, activation="relu")(x)
+    x = dense(128, activation="relu")(x)
+    return inputs, dense(10)(x)
+
+
+def build_deterministic() -> r1.BayesianModel:
+    """A stock Keras net."""
+    return r1.BayesianModel(*net(keras.layers.Dense), likelihood=r1.likelihoods.Categorical())
 
 
 def build_classifier() -> r1.BayesianModel:
@@ -82,11 +86,7 @@ def build_classifier() -> r1.BayesianModel:
 
 def build_bali_classifier() -> bk.BaliModel:
     """The same net with BALI layers, all at their defaults."""
-    x = inputs = keras.Input((64,))
-    x = bk.layers.DenseBali(128, activation="relu")(x)
-    x = bk.layers.DenseBali(128, activation="relu")(x)
-    outputs = bk.layers.DenseBali(10)(x)
-    return bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
+    return bk.BaliModel(*net(bk.layers.DenseBali), likelihood=r1.likelihoods.Categorical())
 
 
 def build_regressor() -> r1.BayesianModel:
@@ -237,7 +237,6 @@ class Regression:
     build: Callable[[], r1.BayesianModel]
     compile: Callable[[r1.BayesianModel], None]
     anneals: bool = False
-    effort: float = 1.0
 
 
 REGRESSIONS = (
@@ -254,7 +253,6 @@ def run_regression(method: Regression, epochs: int, seed: int, ax: Any) -> tuple
     x, y = sine_with_gap(160, seed)
     model = method.build()
     method.compile(model)
-    epochs = max(1, round(method.effort * epochs))
     with progress_bar() as progress:
         callbacks: list[Any] = [FitProgress(progress, f"regression, {method.name}", epochs)]
         if method.anneals:

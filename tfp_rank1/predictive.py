@@ -323,15 +323,22 @@ def _check_finite(batch: Any, first_row: int) -> int:
     for leaf in keras.tree.flatten(batch):
         values = np.asarray(leaf)
         rows = values.shape[0]
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        bad = rows_not_finite(values)
+        if not bad.any():
             continue
-        bad = ~np.isfinite(values.reshape(rows, -1)).all(axis=1)
         raise ValueError(
             "The inputs of posterior_predictive must be finite; remove or impute these rows. "
             f"Received: NaN or infinity in {int(bad.sum())} rows of a batch, the first of them "
             f"row {first_row + int(np.argmax(bad))}"
         )
     return first_row + rows
+
+
+def rows_not_finite(values: np.ndarray) -> np.ndarray:
+    """Which rows of `[N, ...]` hold NaN or infinity, boolean `[N]`."""
+    if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        return np.zeros(len(values), bool)
+    return ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
 
 
 def _concatenate(parts: list[Any], axis: int) -> list[tf.Tensor | None]:
