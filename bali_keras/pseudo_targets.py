@@ -35,6 +35,9 @@ def cross_sum(
     if noise_variance is not None:
         noise, weight = _rows([r.outputs - r.mean for r in records]), _row_weights(records, weights)
         cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
+    mask = _row_weights(records, None)
+    if mask is not None:
+        cross = cross * mask[:, tf.newaxis]
     inputs = _rows([r.inputs for r in records])
     return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
 
@@ -78,13 +81,15 @@ def _rows(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _row_weights(records: list[Record], weights: tf.Tensor | None) -> tf.Tensor | None:
-    """The weight of every row: that of its example."""
-    if weights is None:
+    """The weight of every row, `[R]`: that of its example, and 0 for padding; None for all 1."""
+    if weights is None and all(record.mask is None for record in records):
         return None
     per_call = []
     for record in records:
         shape = tf.shape(record.inputs)[:-1]
-        ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
-        spread = tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
-        per_call.append(tf.reshape(tf.broadcast_to(spread, shape), [-1]))
+        spread = tf.ones(shape) if record.mask is None else record.mask
+        if weights is not None:
+            ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
+            spread *= tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
+        per_call.append(tf.reshape(spread, [-1]))
     return tf.concat(per_call, axis=0)

@@ -21,12 +21,14 @@ class Record(NamedTuple):
         mean: `H M`, `[B, ..., k]`.
         outputs: the pre-activations that went on, mean plus noise, `[B, ..., k]`.
         variance: `h' L^-1 h`, `[B, ...]`.
+        mask: `[B, ...]`, 0 for rows that are padding and no data; None where all are data.
     """
 
     inputs: tf.Tensor
     mean: tf.Tensor
     outputs: tf.Tensor
     variance: tf.Tensor
+    mask: tf.Tensor | None = None
 
 
 class _Active(threading.local):

@@ -128,15 +128,24 @@ class BaliLayer(keras.layers.Layer):
 
     # -- calling --------------------------------------------------------------------------------
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Activation of sampled pre-activations."""
+    def call(
+        self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool | None = None
+    ) -> tf.Tensor:
+        """Activation of sampled pre-activations.
+
+        Args:
+            inputs: as the layer says.
+            mask: boolean `[B, ...]`, for a layer with `supports_masking`: rows that are False
+                are padding, and do not count as data. Keras passes it on from layer to layer.
+            training: whether a `BaliModel` trains.
+        """
         # Keras casts floats only.
         h = self._rows(ops.cast(inputs, self.compute_dtype))
         if self.use_bias:
             h = ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
         recorder = current_recorder()
         if recorder is not None:
-            z = self._record(h, recorder)
+            z = self._record(h, recorder, mask if self.supports_masking else None)
         else:
             self._refuse_training(training)
             z = self._predict(h)
@@ -146,7 +155,7 @@ class BaliLayer(keras.layers.Layer):
     def _mean(self, h: tf.Tensor) -> tf.Tensor:
         return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
 
-    def _record(self, h: tf.Tensor, recorder: Recorder) -> tf.Tensor:
+    def _record(self, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Pre-activations in training, with noise by row, known to the recorder."""
         mean = self._mean(h)
         variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
@@ -156,7 +165,7 @@ class BaliLayer(keras.layers.Layer):
             z = self._add_noise(mean, variance, recorder.noise(_shape(mean)))
         if self.trainable:
             recorder.watch(z)
-            recorder.record(self, Record(h, mean, z, variance))
+            recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, h)))
         return z
 
     def _predict(self, h: tf.Tensor) -> tf.Tensor:
@@ -252,6 +261,16 @@ class BaliLayer(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
         super().load_own_variables(load_seed_state(self.seed_generator, store))
+
+
+def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
+    """A mask of the first axes of `rows [B, ..., d]` as float32 `[B, ...]`."""
+    if mask is None:
+        return None
+    shape = tf.shape(rows)[:-1]
+    missing = [1] * (rows.shape.rank - 1 - mask.shape.rank)
+    leading = tf.concat([tf.shape(mask), tf.constant(missing, tf.int32)], axis=0)
+    return tf.broadcast_to(tf.reshape(tf.cast(mask, tf.float32), leading), shape)
 
 
 def _shape(tensor: tf.Tensor) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ class DenseBali(BaliLayer):
 
     Call arguments:
         inputs: `[B, ..., d]`; axes between hold rows of one example, such as time steps.
+        mask: boolean `[B, ...]` (Keras passes it on): padded rows do not count as data.
 
     Returns:
         `[B, ..., units]`.
@@ -38,6 +39,7 @@ class DenseBali(BaliLayer):
     def __init__(self, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units = whole("units", units)
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
