@@ -96,7 +96,7 @@ class InferenceModel(BayesianModel):
                 scaled = self.optimizer.scale_loss(scaled)
         self._learn_output_layer(recorder, outputs)
         step, rate = self._next_step()
-        sums = self._sums(recorder, tape, (log_prob, score), weights, step)
+        sums = self._sums(recorder, tape, (log_prob, score), weights, step, fold_in(seed, 2))
         broken = tf.cast(~tf.math.is_finite(objective.loss), tf.float32)
         finite = tf.equal(sum_over_replicas(broken), 0.0)
         residuals = self._residuals(recorder, y, outputs, weights)
@@ -138,7 +138,13 @@ class InferenceModel(BayesianModel):
         return tf.reduce_sum(root * tf.reduce_sum(outputs * tf.stop_gradient(scores), axis=-1))
 
     def _sums(
-        self, recorder: Recorder, tape: tf.GradientTape, targets: Any, weights: Any, step: tf.Tensor
+        self,
+        recorder: Recorder,
+        tape: tf.GradientTape,
+        targets: Any,
+        weights: Any,
+        step: tf.Tensor,
+        seed: tf.Tensor,
     ) -> list[Any]:
         """Sums over the batch and all replicas, one per trained layer."""
         layers = self._trained_layers(recorder)
@@ -159,7 +165,7 @@ class InferenceModel(BayesianModel):
                 scores = tape.gradient(score, outputs)
             else:
                 scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), gradients)
-            return [moments(r, s, weights) for r, s in zip(records, scores, strict=True)]
+            return [moments(r, s, weights, seed) for r, s in zip(records, scores, strict=True)]
 
         every = self._factorise_every(layers)
         if stride(every) == 1 or not layers:

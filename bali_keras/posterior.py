@@ -15,6 +15,14 @@ posterior given targets would have the natural parameter `L M = L0 M0 + N T`, `T
 
 needs no memory for T and stays right while L^-1 is a few steps old: the bracket alone decides
 where M comes to rest, which is where the gradient of the log-posterior vanishes.
+
+Where an example n has several rows t (positions of a convolution), `S (x) F` knows nothing of the
+correlation between them. F is multiplied by what is missing in its trace, over random directions u
+of the inputs, if that is more than it has:
+
+    c = E |sum_t (u'h_t) s_t|^2 / ( E sum_t (u'h_t)^2  tr F )
+
+In the first layers of a convolutional net c reaches 50, and steps without it go too far.
 """
 
 from __future__ import annotations
@@ -106,6 +114,7 @@ class LayerPosterior:
         self.kl = state_variable(layer, "kl", ())
         self.inputs = WeightedAverage(layer, "inputs", (d, d))
         self.fisher = WeightedAverage(layer, "fisher", (k, k))
+        self.together = WeightedAverage(layer, "together", ())
         self.targets = Accumulation(layer, "targets")
 
     # -- reading --------------------------------------------------------------------------------
@@ -149,6 +158,7 @@ class LayerPosterior:
         moments = sums.moments
         self.inputs.update(moments.inputs, moments.examples, rate, accept)
         self.fisher.update(moments.fisher, moments.rows, rate, accept)
+        self.together.update(moments.together, moments.squares, rate, accept)
 
     def factorise(
         self, num_examples: tf.Tensor, prior: Prior, noise_variance: Any = None
@@ -165,7 +175,7 @@ class LayerPosterior:
             Boolean scalar: False where a factorisation failed, and then everything is as before.
         """
         if noise_variance is None:
-            column_precision = damp(self.fisher.value(), *prior.damping)
+            column_precision = damp(self._rows_together() * self.fisher.value(), *prior.damping)
             column_factor = inverse_factor(column_precision)
         else:
             column_precision = tf.linalg.diag(1.0 / noise_variance)
@@ -185,6 +195,11 @@ class LayerPosterior:
         keep(self.pull, pull, accept)
         keep(self.kl, self._kl_divergence(prior), accept)
         return accept
+
+    def _rows_together(self) -> tf.Tensor:
+        """c, at least 1, scalar."""
+        trace = tf.linalg.trace(self.fisher.value())
+        return tf.maximum(tf.math.divide_no_nan(self.together.value(), trace), 1.0)
 
     def _kl_divergence(self, prior: Prior) -> tf.Tensor:
         """`KL(MN(M, L^-1, V) || MN(M0, L0^-1, V))`, scalar, nats.

@@ -12,6 +12,10 @@ import tensorflow as tf
 
 from bali_keras.recording import Record
 from bali_keras.statistics import Moments
+from tfp_rank1.random import normal_rows
+
+# Random directions of inputs by which the Fisher information of an example's rows together is told.
+DIRECTIONS = 4
 
 
 def cross_sum(
@@ -42,29 +46,61 @@ def cross_sum(
     return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
 
 
-def moments(records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor | None) -> Moments:
+def moments(
+    records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor | None, seed: tf.Tensor
+) -> Moments:
     """`BatchSums.moments` of one layer, of this replica.
 
     Args:
         records: one per call of the layer.
         scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`.
         weights: `[B]`, or None for 1.
+        seed: int32 `[2]`, the same on all replicas.
     """
     inputs, scores_rows = _rows([r.inputs for r in records]), _rows(scores)
-    weight = _row_weights(records, weights)
+    weight, mask = _row_weights(records, weights), _row_weights(records, None)
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
+    if mask is not None:
+        scores_rows *= mask[:, tf.newaxis]
+    together, squares = _together(records, inputs, weight, scores_rows, seed)
     return Moments(
         inputs=tf.matmul(inputs, weighted, transpose_a=True),
         fisher=tf.matmul(scores_rows, scores_rows, transpose_a=True),
         examples=_total(records[0].inputs, weights),
         rows=_total(inputs, weight),
+        together=together,
+        squares=squares,
     )
+
+
+def _together(
+    records: list[Record],
+    inputs: tf.Tensor,
+    weight: tf.Tensor | None,
+    scores: tf.Tensor,
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`sum_n w_n |sum_t (u'h_nt) s_nt|^2` and `sum_n w_n sum_t (u'h_nt)^2` over random u.
+
+    Zeros where every example n is one row t: nothing is lost there.
+    """
+    if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
+        return tf.zeros(()), tf.zeros(())
+    projected = tf.matmul(inputs, normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed))
+    rows = projected[:, :, tf.newaxis] * scores[:, tf.newaxis, :]
+    calls = tf.split(rows, [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records])
+    examples = tf.shape(records[0].inputs)[0]
+    width = DIRECTIONS * scores.shape[-1]
+    sums = [tf.reduce_sum(tf.reshape(c, [examples, -1, width]), axis=1) for c in calls]
+    squares = tf.reduce_sum(tf.square(projected), axis=-1)
+    squares = squares if weight is None else weight * squares
+    return tf.reduce_sum(tf.square(tf.add_n(sums))), tf.reduce_sum(squares)
 
 
 def no_moments(size: tuple[int, int]) -> Moments:
     """Zeros, for a step that collects none."""
     d, k = size
-    return Moments(tf.zeros((d, d)), tf.zeros((k, k)), tf.zeros(()), tf.zeros(()))
+    return Moments(tf.zeros((d, d)), tf.zeros((k, k)), *[tf.zeros(())] * 4)
 
 
 def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

@@ -81,12 +81,16 @@ class Moments(NamedTuple):
         fisher: `sum_n w_n s_n s_n'`, `[k, k]`; s are the gradients that estimate the Fisher.
         examples: `sum_n w_n`, scalar.
         rows: the same over rows; an example has several (positions of a convolution).
+        together: `sum_n w_n |sum_t (u'h_nt) s_nt|^2` over rows t and random directions u.
+        squares: `sum_n w_n sum_t (u'h_nt)^2`; 0, both, where every example is one row.
     """
 
     inputs: tf.Tensor
     fisher: tf.Tensor
     examples: tf.Tensor
     rows: tf.Tensor
+    together: tf.Tensor
+    squares: tf.Tensor
 
 
 class BatchSums(NamedTuple):

@@ -192,3 +192,23 @@ def test_local_reparameterization_has_the_moments_of_the_posterior():
                 h[i] @ np.array(state.mean),
                 atol=5 * np.sqrt(variance.max() / 20_000),
             )
+
+
+@pytest.mark.parametrize("weights", [None, 2.0])
+def test_rows_that_act_together_inform_more(weights):
+    """T equal rows of an example count T times as much as T independent ones."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(200, 1, 3)), 5, axis=1).astype("float32")
+    inputs = keras.Input((5, 3))
+    h = bk.layers.DenseBali(1)(inputs)
+    outputs = bk.layers.DenseBali(1)(keras.layers.GlobalAveragePooling1D()(h))
+    model = bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Normal(scale=1.0))
+    model.compile(warmup_steps=0, forgetting=1.0, damping=(1e-6, 0.0))
+    weight = None if weights is None else np.full(200, weights)
+    model.fit(x, x[:, 0, :1], sample_weight=weight, batch_size=200, verbose=0)
+    state = model.bali_layers[0].posterior_state
+    together = float(state.together.value() / state.fisher.value()[0, 0])
+    assert together == pytest.approx(5.0, rel=0.2)
+    column = state.matrix_normal().column_covariance()
+    precision = together * state.fisher.value() + 1e-6
+    np.testing.assert_allclose(column, 1.0 / precision, rtol=1e-4)
