@@ -26,6 +26,7 @@ from bali_keras.statistics import (
 from bali_keras.update import (
     Health,
     LayerUpdate,
+    interval,
     is_collecting,
     is_factorising,
     period,
@@ -96,7 +97,7 @@ class InferenceModel(BayesianModel):
                 scaled = self.optimizer.scale_loss(scaled)
         self._learn_output_layer(recorder, outputs)
         step, rate = self._next_step()
-        sums = self._sums(recorder, tape, (log_prob, score), weights, step, fold_in(seed, 2))
+        sums = self._sums(recorder, tape, (log_prob, score), weights, step, rate, fold_in(seed, 2))
         broken = tf.cast(~tf.math.is_finite(objective.loss), tf.float32)
         finite = tf.equal(sum_over_replicas(broken), 0.0)
         residuals = self._residuals(recorder, y, outputs, weights)
@@ -144,6 +145,7 @@ class InferenceModel(BayesianModel):
         targets: Any,
         weights: Any,
         step: tf.Tensor,
+        rate: tf.Tensor,
         seed: tf.Tensor,
     ) -> list[Any]:
         """Sums over the batch and all replicas, one per trained layer."""
@@ -168,11 +170,11 @@ class InferenceModel(BayesianModel):
             return [moments(r, s, weights, seed) for r, s in zip(records, scores, strict=True)]
 
         every = self._factorise_every(layers)
-        if stride(every) == 1 or not layers:
+        if every <= 3 or not layers:  # then every step collects
             collected = collect()
         else:
             collected = tf.cond(
-                is_collecting(step, self._settings.warmup_steps, every),
+                is_collecting(step, self._settings.warmup_steps, self._interval(every, rate)),
                 collect,
                 lambda: [no_moments(v.posterior_state.size) for v in layers],
             )
@@ -186,6 +188,12 @@ class InferenceModel(BayesianModel):
     def _factorise_every(self, layers: list[BaliLayer]) -> int:
         sizes = [v.posterior_state.size for v in layers]
         return self._settings.factorise_every or period(sizes, self._batch_size or 32)
+
+    def _interval(self, every: int, rate: tf.Tensor) -> tf.Tensor:
+        """Steps between factorisations now, int64 scalar."""
+        if self._settings.factorise_every is not None:
+            return tf.constant(every, tf.int64)
+        return interval(rate, every)
 
     def _trained_layers(self, recorder: Recorder) -> list[BaliLayer]:
         layers = [layer for layer in self.bali_layers if layer.trainable]
@@ -217,7 +225,7 @@ class InferenceModel(BayesianModel):
         if not layers:
             zero = tf.zeros(())
             return Health(zero, zero, finite & all_finite(residuals or [zero]))
-        every = self._factorise_every(layers)
+        between = self._interval(self._factorise_every(layers), rate)
         updates = [
             LayerUpdate(
                 v.posterior_state,
@@ -231,19 +239,18 @@ class InferenceModel(BayesianModel):
             updates,
             count / settings.temperature,
             rate,
-            self._collecting_rate(step, rate, every),
+            self._collecting_rate(step, rate, between),
             step > settings.warmup_steps,
-            is_factorising(step, settings.warmup_steps, every),
+            is_factorising(step, settings.warmup_steps, between),
             settings.trust_region,
             finite,
         )
 
-    def _collecting_rate(self, step: tf.Tensor, rate: tf.Tensor, every: int) -> tf.Tensor:
+    def _collecting_rate(self, step: tf.Tensor, rate: tf.Tensor, between: tf.Tensor) -> tf.Tensor:
         """`1 - (1 - rho)^m` where only each m-th step collects: the memory in steps is the same."""
-        if stride(every) == 1:
-            return rate
-        strided = 1.0 - tf.pow(1.0 - rate, float(stride(every)))
-        return tf.where(step <= self._settings.warmup_steps + every, rate, strided)
+        strided = 1.0 - tf.pow(1.0 - rate, tf.cast(stride(between), tf.float32))
+        is_first = step <= self._settings.warmup_steps + between
+        return tf.where(is_first | tf.equal(stride(between), 1), rate, strided)
 
     def _required_count(self) -> float:
         if self.num_train_examples is None:

@@ -109,8 +109,9 @@ class BaliModel(InferenceModel):
             trust_region: bound of `step_kl`, nats per training example, by which a step of the
                 hidden layers is shortened; None for none. Defaults to 0.05.
             factorise_every: steps between two factorisations of the covariances. Defaults to None:
-                1 for small layers, else so that they cost about a fifteenth of the rest; and
-                always at the end of `fit`.
+                1 for small layers, else so that they cost about a fifteenth of the rest, but at
+                most a third of the averages' memory of `1 / rho` steps; and always at the end of
+                `fit`.
             noise_prior: strength of the prior on a learned noise scale, in examples whose
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.
             evaluation_samples: samples of the predictive in `evaluate` and validation. Defaults

@@ -9,6 +9,10 @@ import tensorflow as tf
 from bali_keras.posterior import LayerPosterior, Prior, Step
 from bali_keras.statistics import BatchSums, all_finite
 
+# Of the averages' memory, the most that covariances may be old. Beyond all of it the first epochs
+# of convolutional nets are unstable.
+MEMORY_SHARE = 0.35
+
 
 class LayerUpdate(NamedTuple):
     """One layer and what the batch says about it.
@@ -116,35 +120,45 @@ def _scale(
     return tf.minimum(1.0, tf.sqrt(trust_region / kl))
 
 
-def is_collecting(step: tf.Tensor, warmup_steps: int, factorise_every: int) -> tf.Tensor:
+def interval(rate: tf.Tensor, every: int) -> tf.Tensor:
+    """Steps between factorisations at the present rate, int64 scalar, at most `every`.
+
+    A third of the averages' memory, `1 / rho` steps: a covariance older than that belongs to
+    another net, and steps by it overshoot.
+    """
+    fresh = tf.cast(tf.floor(MEMORY_SHARE / rate), tf.int64)
+    return tf.clip_by_value(fresh, 1, every)
+
+
+def stride(interval: tf.Tensor) -> tf.Tensor:
+    """Steps between collections of moments: two collections per factorisation."""
+    return tf.maximum(interval // 2, 1)
+
+
+def is_collecting(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf.Tensor:
     """Whether a step collects moments: every `stride`, and all while the net changes fastest."""
     since = step - warmup_steps - 1
-    return (since < factorise_every) | tf.equal(since % stride(factorise_every), 0)
+    return (since < interval) | tf.equal(since % stride(interval), 0)
 
 
-def stride(factorise_every: int) -> int:
-    """Steps between collections of moments: two collections per factorisation."""
-    return max(1, factorise_every // 2)
-
-
-def is_factorising(step: tf.Tensor, warmup_steps: int, every: int) -> tf.Tensor:
+def is_factorising(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf.Tensor:
     """Whether a step recomputes the covariances.
 
-    Every `every` steps, and at steps 0, 1, 2, 4, 8, ... after the warm-up, when the statistics
+    Every `interval` steps, and at steps 0, 1, 2, 4, 8, ... after the warm-up, when the statistics
     change fastest.
 
     Args:
         step: number of the step, from 1.
         warmup_steps: steps that only gather statistics.
-        every: at least 1.
+        interval: at least 1.
     """
     since = step - warmup_steps - 1
-    early = tf.equal(tf.bitwise.bitwise_and(since, since - 1), 0) & (since < every)
-    return (since >= 0) & (tf.equal(since % every, 0) | early)
+    early = tf.equal(tf.bitwise.bitwise_and(since, since - 1), 0) & (since < interval)
+    return (since >= 0) & (tf.equal(since % interval, 0) | early)
 
 
 def period(sizes: list[tuple[int, int]], batch_size: int) -> int:
-    """Steps between factorisations, so that they cost a fifteenth of the rest of a step.
+    """Most steps between factorisations: so that they cost a fifteenth of the rest of a step.
 
     Factorising a layer takes about `2 (d^3 + k^3)` multiplications, at half the speed of a matrix
     product, the rest of a step about `B (2 d^2 + 4 d k + 2 k^2) + d^2 k`. Below a million it is

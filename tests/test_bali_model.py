@@ -273,6 +273,9 @@ def test_evaluation_integrates_the_output_layer_out():
     assert found["nll"] == pytest.approx(-float(np.mean(exact.log_prob(y))), abs=0.01)
     error = np.sqrt(np.mean((exact.mean() - y) ** 2))
     assert found["rmse"] == pytest.approx(error, rel=1e-4)
+    metric = r1.metrics.PredictiveNLL()  # which takes the closed form as it is
+    metric.update_state(y, exact)
+    assert float(metric.result()) == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-5)
 
 
 def test_padding_is_no_data():

@@ -64,6 +64,12 @@ class PredictiveMixture:
         """Raw outputs `[N, S, D]`, what the metrics of this package take as `y_pred`."""
         return self._by_example(self._outputs)
 
+    def by_example(self) -> PredictiveMixture:
+        """The same mixture with outputs `[N, S, D]`, what the metrics compute with."""
+        variance = self.output_variance
+        variance = None if variance is None else self._by_example(variance)
+        return PredictiveMixture(self.likelihood, self.outputs, 1, variance)
+
     def _by_example(self, values: tf.Tensor) -> tf.Tensor:
         return values if self.axis == 1 else tf.transpose(values, [1, 0, 2])
 

@@ -42,7 +42,7 @@ class UncertaintyMetric:
     def mixture(self, y_pred: tf.Tensor) -> PredictiveMixture:
         """Raw outputs, or a `PosteriorPredictive`, as a mixture over the axis 1."""
         if isinstance(y_pred, PredictiveMixture):
-            return as_mixture(y_pred.likelihood, y_pred.outputs)
+            return y_pred.by_example()
         likelihood = self._given or self._bound
         if likelihood is None and self.default_likelihood is not None:
             likelihood = likelihoods.get(self.default_likelihood)

@@ -1,0 +1,114 @@
+"""The methods: each a model, how it is trained, and how many samples answer a question."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from examples.benchmark.mean_field import MeanFieldConv2D, MeanFieldDense
+from examples.benchmark.nets import Kit, Net, build, build_ensemble
+
+MEMBERS = 4
+ENSEMBLE = 5
+DROPOUT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        build: a model from a net and a likelihood.
+        samples: of the predictive distribution.
+        rate: of Adam; None for a model without an optimizer.
+        annealing: share of the epochs over which the KL is faded in.
+        converted: whether the net is first trained as it is built, and then made a BALI net that
+            sees the data once more.
+    """
+
+    build: Callable[[Net, Any], r1.BayesianModel]
+    samples: int = 64
+    rate: float | None = 1e-3
+    annealing: float = 0.0
+    converted: bool = False
+
+
+STOCK = Kit(keras.layers.Dense, keras.layers.Conv2D)
+MEAN_FIELD = Kit(MeanFieldDense, MeanFieldConv2D)
+BALI = Kit(bk.layers.DenseBali, bk.layers.Conv2DBali)
+
+
+class SamplingDropout(keras.layers.Dropout):
+    """Dropout that also drops in prediction: each call is a sample (Gal & Ghahramani 2016)."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Inputs with some entries at zero, the others scaled."""
+        return super().call(inputs, training=True)
+
+
+def rank1_kit(posterior: Any, prior: Any = None) -> Kit:
+    """Layers with rank-1 factors for `MEMBERS` members."""
+    arguments = {"ensemble_size": MEMBERS, "posterior": posterior}
+    if prior is not None:
+        arguments["prior"] = prior
+    return Kit(
+        partial(r1.layers.DenseRank1, **arguments),
+        partial(r1.layers.Conv2DRank1, **arguments),
+        start=lambda h: r1.layers.TileMembers(MEMBERS)(h),
+        end=lambda h: r1.layers.SplitMembers(MEMBERS)(h),
+    )
+
+
+def build_dropout(net: Net, likelihood: Any) -> r1.BayesianModel:
+    """Stock layers, dropout after every hidden one."""
+    kit = dataclasses.replace(STOCK, between=lambda h: SamplingDropout(DROPOUT)(h))
+    return build(net, kit, likelihood)
+
+
+def build_batch_ensemble(net: Net, likelihood: Any) -> r1.BayesianModel:
+    """Rank-1 factors that are points: one pair per member, of random signs."""
+    start = r1.posteriors.Deterministic(r1.initializers.RandomSign())
+    return build(net, rank1_kit(start), likelihood)
+
+
+def build_rank1(family: str, net: Net, likelihood: Any) -> r1.BayesianModel:
+    """Rank-1 factors with a posterior, all defaults."""
+    return build(net, rank1_kit(family), likelihood)
+
+
+def build_linear(net: Net, likelihood: Any) -> r1.BayesianModel:
+    """Bayesian linear regression, exact; for classes a Bayesian softmax regression."""
+    return build(dataclasses.replace(net, hidden=()), BALI, likelihood, bk.BaliModel)
+
+
+METHODS: dict[str, Method] = {
+    "deterministic": Method(lambda net, lik: build(net, STOCK, lik), samples=1),
+    "mc_dropout": Method(build_dropout),
+    "deep_ensemble": Method(
+        lambda net, lik: build_ensemble(net, STOCK, ENSEMBLE, lik), samples=ENSEMBLE
+    ),
+    "mean_field": Method(lambda net, lik: build(net, MEAN_FIELD, lik), annealing=0.25),
+    "batch_ensemble": Method(build_batch_ensemble, samples=MEMBERS),
+    "rank1_normal": Method(partial(build_rank1, "normal"), annealing=0.25),
+    "rank1_cauchy": Method(partial(build_rank1, "cauchy"), annealing=0.25),
+    "bali": Method(lambda net, lik: build(net, BALI, lik, bk.BaliModel), rate=None),
+    "bali_converted": Method(lambda net, lik: build(net, STOCK, lik), converted=True),
+    "linear": Method(build_linear, rate=None),
+}
+
+
+def get(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        ValueError: with the names there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"A method is one of {sorted(METHODS)}. Received: {name!r}")
+    return METHODS[name]

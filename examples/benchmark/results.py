@@ -1,0 +1,151 @@
+"""Results on disk: one JSON per task and method, written after every split."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("keras", "tensorflow", "tensorflow-probability", "numpy", "rank1-bali")
+DIGITS = 6
+
+
+class Results:
+    """Scores of one method on one task, by split.
+
+    The file always holds whole results: a new one takes the place of the old by a rename, so a
+    run that is killed leaves everything that was finished.
+
+    Args:
+        folder: of all results.
+        task: name of the task.
+        method: name of the method.
+        configuration: what the results depend on; splits of another one are not mixed in.
+
+    Raises:
+        ValueError: if the file cannot be read, or was made with another configuration.
+    """
+
+    def __init__(self, folder: Path, task: str, method: str, configuration: dict[str, Any]) -> None:
+        self.path = folder / task / f"{method}.json"
+        self._content = {
+            "task": task,
+            "method": method,
+            "configuration": json.loads(json.dumps(configuration)),
+            "versions": versions(),
+            "machine": machine(),
+            "splits": {},
+        }
+        if not self.path.exists():
+            return
+        old = read(self.path)
+        if old["configuration"] != self._content["configuration"]:
+            changed = _changes(old["configuration"], self._content["configuration"])
+            raise ValueError(
+                f"{self.path} holds results of another configuration ({changed}). Choose another "
+                "folder, --out, or delete the file."
+            )
+        self._content["splits"] = old["splits"]
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """Those splits or seeds that have no results yet."""
+        return [i for i in indices if str(i) not in self._content["splits"]]
+
+    def add(self, index: int, scores: dict[str, float], figures: dict[str, Any]) -> None:
+        """Add a split and write the file. Figures are kept for the first split only."""
+        entry: dict[str, Any] = {"scores": scores}
+        splits = self._content["splits"]
+        if figures and (index == 0 or "curve" in figures):
+            entry["figures"] = figures if index == 0 else {"curve": figures["curve"]}
+        splits[str(index)] = rounded(entry)
+        self._content["splits"] = dict(sorted(splits.items(), key=lambda item: int(item[0])))
+        self._content["summary"] = summary(self._content)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._content, indent=1) + "\n")
+        os.replace(partial, self.path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a results file.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not {"task", "method", "configuration", "splits"} <= content.keys():
+            raise KeyError("task, method, configuration and splits are needed")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no results file: {error}. Delete or repair it.") from error
+    return dict(content)
+
+
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """All results below a folder.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [read(path) for path in sorted(folder.glob("*/*.json"))]
+    if not found:
+        raise ValueError(f"There are no results below {folder}. Run a task with --out {folder}.")
+    return found
+
+
+def values(content: dict[str, Any], name: str) -> dict[str, float]:
+    """One score by split."""
+    splits = content["splits"].items()
+    return {i: v["scores"][name] for i, v in splits if name in v["scores"]}
+
+
+def summary(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Mean, standard error and number of splits of every score."""
+    names = dict.fromkeys(n for v in content["splits"].values() for n in v["scores"])
+    return {name: mean_and_error(list(values(content, name).values())) for name in names}
+
+
+def mean_and_error(numbers: list[float]) -> dict[str, float]:
+    """Mean, standard error of the mean (not the deviation), and how many."""
+    count = len(numbers)
+    error = statistics.stdev(numbers) / count**0.5 if count > 1 else 0.0
+    found = {"mean": statistics.fmean(numbers), "standard_error": error, "count": count}
+    return dict(rounded(found))
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six significant digits, through all structures."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = metadata.version(package)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Architecture, cores and memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory),
+    }
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
+    return ", ".join(f"{n}: {old.get(n)} before, {new.get(n)} now" for n in names)

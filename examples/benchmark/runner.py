@@ -1,0 +1,211 @@
+"""Runs every method on every split of every task, in one loop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import rich
+import tensorflow as tf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from examples.benchmark import methods, tasks
+from examples.benchmark.results import Results
+from examples.benchmark.scores import score
+from examples.benchmark.tasks import Budget, Options, Task
+from examples.benchmark.training import fit
+
+# Worker processes start anew after so many jobs: graphs of old models are never quite freed.
+JOBS_PER_PROCESS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be run.
+
+    Attributes:
+        task: as the command line names it.
+        methods: names of methods.
+        splits: splits or seeds, None for as many as the task has.
+        options: about data.
+        budget: fields of `Budget` that are not the task's own.
+        curve: whether to record NLL over iterations.
+        out: folder of results.
+        jobs: processes at a time.
+    """
+
+    task: str
+    methods: tuple[str, ...]
+    splits: int | None
+    options: Options
+    budget: dict[str, int]
+    curve: bool
+    out: Path
+    jobs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One method on one split of one set."""
+
+    name: str
+    options: Options
+    method: str
+    index: int
+    budget: Budget
+    curve: bool
+
+
+def run(request: Request) -> int:
+    """Run what is missing.
+
+    Returns:
+        The number of jobs that failed; each has said why.
+
+    Raises:
+        ValueError: before anything is trained, for an unknown method or task, data that cannot
+            be read or used, or results of another configuration.
+    """
+    for name in request.methods:
+        methods.get(name)
+    stores: dict[tuple[str, str], Results] = {}
+    jobs = []
+    for name, task in _named_tasks(request):
+        indices = range(request.splits or task.splits)
+        for index in indices:
+            check(task, task.load(index))
+        budget = dataclasses.replace(task.budget, **request.budget)
+        for method in request.methods:
+            stores[name, method] = store = Results(
+                request.out, task.name, method, configuration(request, task, method, budget)
+            )
+            jobs += [
+                Job(name, request.options, method, i, budget, request.curve)
+                for i in store.missing(indices)
+            ]
+    # Split by split, so that an early report compares methods on the same splits.
+    jobs.sort(key=lambda job: job.index)
+    failed = 0
+    with _progress() as progress:
+        bar = progress.add_task(request.task, total=len(jobs))
+        for job, result in _outcomes(jobs, request.jobs):
+            progress.advance(bar)
+            if isinstance(result, Exception):
+                failed += 1
+                progress.console.print(f"[red]{_title(job)} failed: {result!r}")
+                continue
+            scores, figures = result
+            stores[job.name, job.method].add(job.index, scores, figures)
+            progress.console.print(f"{_title(job)} {_line(scores)}")
+    return failed
+
+
+def _named_tasks(request: Request) -> list[tuple[str, Task]]:
+    """Tasks with the names by which a worker finds them again."""
+    found = tasks.get(request.task, request.options)
+    if len(found) == 1:
+        return [(request.task, found[0])]
+    return [(task.name.replace("-", "/", 1), task) for task in found]
+
+
+def configuration(request: Request, task: Task, method: str, budget: Budget) -> dict[str, Any]:
+    """What the results of a method on a task depend on."""
+    options = {
+        name: getattr(request.options, name) for name in ("net", "corruptions", "held_out", "smoke")
+    }
+    chosen = methods.get(method)
+    settings = {
+        f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name != "build"
+    }
+    net = dataclasses.asdict(task.net)
+    budgets = dataclasses.asdict(budget)
+    return {"net": net, "budget": budgets, "method": settings, **options, "curve": request.curve}
+
+
+def check(task: Task, data: tasks.Data) -> None:
+    """Refuse data that no method can use.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for name, values in zip(data.split._fields, data.split, strict=True):
+        if not len(values) or not np.isfinite(values).all():
+            raise ValueError(
+                f"Task {task.name!r}: {name} must hold finite numbers and at least one example. "
+                f"Received: shape {values.shape}, "
+                f"{int((~np.isfinite(values)).sum())} numbers that are not finite"
+            )
+    expected = task.net.input_shape
+    for name in ("x_train", "x_test"):
+        found = getattr(data.split, name).shape[1:]
+        if found != expected:
+            raise ValueError(f"Task {task.name!r}: {name} must have examples of shape {expected}. "
+                             f"Received: {found}")  # fmt: skip
+
+
+# -- one job --------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def _task(name: str, options: Options) -> Task:
+    return tasks.get(name, options)[0]
+
+
+def work(job: Job) -> Any:
+    """Train and score; scores and figures, or the exception."""
+    try:
+        task, method = _task(job.name, job.options), methods.get(job.method)
+        data = task.load(job.index)
+        fitted = fit(method, task, data, job.budget, job.index, job.curve, [])
+        return score(fitted, task, data)
+    except Exception as error:  # one failed job must not end the others
+        return error
+    finally:
+        keras.backend.clear_session()
+
+
+def _outcomes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+    """Jobs with their results, as they finish."""
+    if processes == 1:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_limit_threads,
+        initargs=(max(1, (os.cpu_count() or 1) // processes),),
+        max_tasks_per_child=JOBS_PER_PROCESS,
+    ) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _limit_threads(count: int) -> None:
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+# -- what is seen ---------------------------------------------------------------------------------
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeElapsedColumn(), console=rich.get_console())
+
+
+def _title(job: Job) -> str:
+    return f"{job.name} {job.method} {job.index}:"
+
+
+def _line(scores: dict[str, float]) -> str:
+    names = "rmse", "log_likelihood", "accuracy", "nll", "ece", "auroc", "train_seconds"
+    return ", ".join(f"{name} {scores[name]:.4g}" for name in names if name in scores)

@@ -1,0 +1,151 @@
+"""What is measured of a predictive distribution."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+import tfp_rank1 as r1
+from examples.benchmark.tasks import Data, Task
+from examples.benchmark.training import Fitted
+from tfp_rank1.mixture import PredictiveMixture
+
+BINS, ROC_POINTS = 15, 50
+# Whether more is better, for ranks and arrows.
+BETTER = {
+    "rmse": "down", "log_likelihood": "up", "crps": "down", "accuracy": "up", "nll": "down",
+    "ece": "down", "brier": "down", "auroc": "up", "aupr": "up", "fpr95": "down",
+    "outside_confidence": "down", "train_seconds": "down", "seconds_per_1000": "down",
+    "parameters": "down",
+}  # fmt: skip
+
+
+def score(fitted: Fitted, task: Task, data: Data) -> tuple[dict[str, float], dict[str, Any]]:
+    """All scores of one trained method, and what its figures need.
+
+    Returns:
+        Numbers by name, and arrays by figure.
+    """
+    x, y = data.split.x_test, data.split.y_test
+    inside, seconds = timed(fitted, x)
+    scores = {
+        "parameters": float(fitted.parameters),
+        "train_seconds": fitted.seconds,
+        "steps": float(fitted.steps),
+        "seconds_per_1000": seconds,
+    }
+    figures: dict[str, Any] = {"curve": fitted.curve} if fitted.curve else {}
+    if task.likelihood == "normal":
+        scores.update(regression(inside, y, data.scale))
+    else:
+        scores.update(classification(inside, y))
+        figures["reliability"] = reliability(inside, y)
+    for name, images in data.outside.items():
+        outside = fitted.predict(images)
+        scores.update(told_apart(inside, outside))
+        figures["roc"] = {"outside": name, **roc(inside, outside)}
+    for name, images in data.shifted.items():
+        found = classification(fitted.predict(images), y)
+        scores.update({f"{key}/{name}": value for key, value in found.items()})
+    if data.grid is not None:
+        figures["grid"] = on_grid(fitted.predict(data.grid), data)
+    return scores, figures
+
+
+def timed(fitted: Fitted, x: np.ndarray) -> tuple[PredictiveMixture, float]:
+    """The predictive distribution at test inputs, and seconds per 1,000 of them once compiled."""
+    fitted.predict(x)
+    start = time.perf_counter()
+    predictive = fitted.predict(x)
+    np.asarray(predictive.mean())
+    return predictive, 1000.0 * (time.perf_counter() - start) / len(x)
+
+
+def regression(p: PredictiveMixture, y: np.ndarray, scale: float) -> dict[str, float]:
+    """In units of the target: errors times its scale, log-likelihood less its logarithm."""
+    error = _metric(r1.metrics.RootMeanSquaredError(), p, y)
+    found = {
+        "rmse": scale * error,
+        "log_likelihood": float(np.mean(p.log_prob(y))) - float(np.log(scale)),
+        "crps": scale * _metric(r1.metrics.CRPS(), p, y),
+    }
+    for level in (0.5, 0.9, 0.95):
+        found[f"coverage_{round(100 * level)}"] = _metric(r1.metrics.IntervalCoverage(level), p, y)
+    return found
+
+
+def classification(p: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
+    """Of class probabilities and labels."""
+    return {
+        "accuracy": _metric(r1.metrics.Accuracy(), p, y),
+        "nll": _metric(r1.metrics.PredictiveNLL(), p, y),
+        "ece": _metric(r1.metrics.ExpectedCalibrationError(), p, y),
+        "brier": _metric(r1.metrics.BrierScore(), p, y),
+    }
+
+
+def told_apart(inside: PredictiveMixture, outside: PredictiveMixture) -> dict[str, float]:
+    """Test examples against those of another source, by the entropy; mean confidence in those."""
+    found = {}
+    for name, metric in (
+        ("auroc", r1.metrics.OODAUROC()),
+        ("aupr", r1.metrics.OODAUPR()),
+        ("fpr95", r1.metrics.FPR95()),
+        ("auroc_mutual_information", r1.metrics.OODAUROC("mutual_information")),
+    ):
+        for is_outside, p in ((0.0, inside), (1.0, outside)):
+            metric.update_state(np.full(p.outputs.shape[0], is_outside), p)
+        found[name] = float(metric.result())
+    found["outside_confidence"] = float(np.mean(np.max(outside.mean(), axis=1)))
+    return found
+
+
+def _metric(metric: Any, p: PredictiveMixture, y: np.ndarray) -> float:
+    metric.update_state(y, p)
+    return float(metric.result())
+
+
+# -- for figures ----------------------------------------------------------------------------------
+
+
+def reliability(p: PredictiveMixture, y: np.ndarray) -> dict[str, list[float]]:
+    """Count, mean confidence and accuracy in bins of equal width."""
+    probabilities = np.asarray(p.mean())
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    divisor = np.maximum(count, 1)
+    return {
+        "count": count.tolist(),
+        "confidence": (np.bincount(index, confidence, BINS) / divisor).tolist(),
+        "accuracy": (np.bincount(index, correct, BINS) / divisor).tolist(),
+    }
+
+
+def roc(inside: PredictiveMixture, outside: PredictiveMixture) -> dict[str, list[float]]:
+    """Rates of true and false alarms of the entropy, thinned."""
+    low, high = (np.sort(np.asarray(p.entropy())) for p in (inside, outside))
+    false = np.linspace(0.0, 1.0, ROC_POINTS)
+    threshold = np.quantile(low, 1.0 - false)
+    true = 1.0 - np.searchsorted(high, threshold, side="right") / len(high)
+    return {"false": false.tolist(), "true": true.tolist()}
+
+
+def on_grid(p: PredictiveMixture, data: Data) -> dict[str, Any]:
+    """The predictive distribution on a toy set's grid, with the training examples."""
+    split = data.split
+    found: dict[str, Any] = {
+        "grid": data.grid.tolist() if data.grid is not None else [],
+        "x": split.x_train.tolist(),
+        "y": split.y_train.ravel().tolist(),
+    }
+    if p.likelihood.mean_name == "probs":
+        found["mean"] = np.asarray(p.mean())[:, 1].tolist()
+        found["entropy"] = np.asarray(p.entropy()).tolist()
+        return found
+    found["mean"] = np.asarray(p.mean()).ravel().tolist()
+    found["stddev"] = np.asarray(p.stddev()).ravel().tolist()
+    found["epistemic"] = np.sqrt(np.asarray(p.epistemic_variance())).ravel().tolist()
+    return found

@@ -1,0 +1,234 @@
+"""The tasks: data, a net, a likelihood, and how long to train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+
+from examples.benchmark.nets import Conv, Dense, Net
+from examples.datasets.images import SEVERITIES, corrupt, load_images
+from examples.datasets.small import Split
+from examples.datasets.toy import TOYS
+from examples.datasets.uci_regression import SETS
+
+# Out-of-distribution partners, where none is given.
+PARTNERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist", "cifar10": "svhn_cropped"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a method trains.
+
+    Attributes:
+        batch_size: examples per step.
+        epochs: at least so many.
+        steps: at least so many.
+    """
+
+    batch_size: int
+    epochs: int
+    steps: int = 0
+
+    def epochs_for(self, num_examples: int) -> int:
+        """Epochs on so many examples."""
+        per_epoch = -(-num_examples // self.batch_size)
+        return max(self.epochs, -(-self.steps // per_epoch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """One split.
+
+    Attributes:
+        split: inputs and targets; targets of a regression standardized.
+        scale: of the target, by which errors are multiplied.
+        outside: inputs of other sources by name, to be told apart.
+        shifted: corrupted test inputs by name.
+        grid: inputs to draw the predictive distribution on, or None.
+    """
+
+    split: Split
+    scale: float = 1.0
+    outside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shifted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    grid: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says about data.
+
+    Attributes:
+        data_dir: of TFDS; None for its own default.
+        manual_dir: where TFDS finds files that were fetched by hand.
+        npz: a local image archive in place of a TFDS set.
+        outside_npz: one for its out-of-distribution partner.
+        net: `"mlp"` or `"cnn"`, for images.
+        corruptions: whether to score corrupted images.
+        held_out: whether to score a fifth of the training set in place of the test set, as for
+            choosing settings.
+        smoke: a few examples only, of sets that need no download.
+    """
+
+    data_dir: Path | None = None
+    manual_dir: Path | None = None
+    npz: Path | None = None
+    outside_npz: Path | None = None
+    net: str = "mlp"
+    corruptions: bool = False
+    held_out: bool = False
+    smoke: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all methods are asked.
+
+    Attributes:
+        name: of the results.
+        load: data of split or seed i.
+        net: what all methods use.
+        likelihood: `"normal"` or `"categorical"`.
+        budget: of every method; see `budgets` for the tuned ones.
+        kind: `"uci"`, `"images"` or `"toy"`.
+        splits: how many the task has by standard; for seeds the default number.
+    """
+
+    name: str
+    load: Callable[[int], Data]
+    net: Net
+    likelihood: str
+    budget: Budget
+    kind: str
+    splits: int
+
+
+def get(name: str, options: Options) -> list[Task]:
+    """Tasks by name: `uci` or `uci/boston`, `toy` or `toy/gap`, or an image set.
+
+    Raises:
+        ValueError: for a name of a set that there is not.
+    """
+    kind, _, part = name.partition("/")
+    if kind in ("uci", "toy"):
+        known = list(SETS) if kind == "uci" else list(TOYS)
+        if part and part not in known:
+            raise ValueError(f"Sets of {kind!r} are {known}. Received: {name!r}")
+        if options.smoke and kind == "uci":
+            return [_diabetes()]
+        names = [part] if part else known
+        return [(_uci if kind == "uci" else _toy)(n, options) for n in names]
+    return [_images(name, options)]
+
+
+# -- regression -----------------------------------------------------------------------------------
+
+
+def _uci(name: str, options: Options) -> Task:
+    def load(index: int) -> Data:
+        builder = tfds.builder(f"uci_regression/{name}", data_dir=options.data_dir)
+        config = tfds.download.DownloadConfig(manual_dir=options.manual_dir)
+        tfds.disable_progress_bar()
+        builder.download_and_prepare(download_config=config)
+        parts = builder.as_dataset(split=[f"train_{index}", f"test_{index}"], batch_size=-1)
+        train, test = (tfds.as_numpy(part) for part in parts)
+        return standardized(Split(train["x"], train["y"], test["x"], test["y"]), options, index)
+
+    net = Net((SETS[name].inputs,), (Dense(50),), 1)
+    return Task(f"uci-{name}", load, net, "normal", Budget(32, 20, 4000), "uci", SETS[name].splits)
+
+
+def _diabetes() -> Task:
+    """Scikit-learn's diabetes set, which needs no download, in the place of all UCI sets."""
+
+    def load(index: int) -> Data:
+        x, y = datasets.load_diabetes(return_X_y=True)
+        x, x_test, y, y_test = train_test_split(x, y, test_size=0.1, random_state=index)
+        return standardized(Split(x, y, x_test, y_test), Options(), index)
+
+    net = Net((10,), (Dense(50),), 1)
+    return Task("uci-smoke", load, net, "normal", Budget(64, 2, 20), "uci", 1)
+
+
+def standardized(split: Split, options: Options, index: int) -> Data:
+    """Inputs and target in units of the training set's standard deviations."""
+    if options.held_out:
+        split = hold_out(split, index)
+    mean, scale = split.x_train.mean(axis=0), split.x_train.std(axis=0)
+    x_train, x_test = (
+        ((x - mean) / np.where(scale > 0.0, scale, 1.0)).astype("float32")
+        for x in (split.x_train, split.x_test)
+    )
+    mean, scale = split.y_train.mean(), split.y_train.std()
+    y_train, y_test = (
+        ((y[:, np.newaxis] - mean) / scale).astype("float32") for y in (split.y_train, split.y_test)
+    )
+    return Data(Split(x_train, y_train, x_test, y_test), float(scale))
+
+
+def hold_out(split: Split, index: int) -> Split:
+    """A fifth of the training examples in the place of the test examples."""
+    x_train, x_test, y_train, y_test = train_test_split(
+        split.x_train, split.y_train, test_size=0.2, random_state=1000 + index
+    )
+    return Split(x_train, y_train, x_test, y_test)
+
+
+def _toy(name: str, options: Options) -> Task:
+    def load(index: int) -> Data:
+        split, grid = TOYS[name](index)
+        return Data(split, grid=grid)
+
+    classes = name == "two_moons"
+    net = Net((2 if classes else 1,), (Dense(64), Dense(64)), 2 if classes else 1)
+    budget = Budget(32, 2 if options.smoke else 20, 20 if options.smoke else 4000)
+    likelihood = "categorical" if classes else "normal"
+    return Task(f"toy-{name}", load, net, likelihood, budget, "toy", 1)
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def _images(name: str, options: Options) -> Task:
+    if options.net not in ("mlp", "cnn"):
+        raise ValueError(f"Argument `net` must be 'mlp' or 'cnn'. Received: {options.net!r}")
+    whole = load_images(name, options.npz)
+    partner = PARTNERS.get(name, "outside")
+    outside: dict[str, np.ndarray] = {}
+    if options.outside_npz is not None or (options.npz is None and name in PARTNERS):
+        outside[partner] = load_images(partner, options.outside_npz).x_test
+    for other, images in outside.items():
+        if images.shape[1:] != whole.x_train.shape[1:]:
+            raise ValueError(
+                f"Out-of-distribution images must have the shape of {name!r}, "
+                f"{whole.x_train.shape[1:]}. Received: {other} with {images.shape[1:]}"
+            )
+
+    def load(index: int) -> Data:
+        split = hold_out(whole, index) if options.held_out else whole
+        if options.smoke:
+            split = Split(split.x_train[:500], split.y_train[:500], *(v[:200] for v in split[2:]))
+        shifted = {}
+        if options.corruptions:
+            shifted = {
+                f"{c}_{s}": corrupt(split.x_test, c, s, seed=index)
+                for c in SEVERITIES
+                for s in range(1, 6)
+            }
+        return Data(split, outside=outside, shifted=shifted)
+
+    hidden: tuple[Any, ...] = (Dense(100), Dense(100))
+    if options.net == "cnn":
+        hidden = (Conv(16, 3, 2), Conv(32, 3, 2))
+    classes = int(whole.y_train.max()) + 1
+    net = Net(whole.x_train.shape[1:], hidden, classes)
+    budget = Budget(250, 1 if options.smoke else 10)
+    suffix = "" if options.net == "mlp" else f"-{options.net}"
+    return Task(f"{name}{suffix}", load, net, "categorical", budget, "images", 3)

@@ -1,0 +1,152 @@
+"""One training loop for all Keras methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from examples.benchmark.methods import Method
+from examples.benchmark.tasks import Budget, Data, Task
+from tfp_rank1.mixture import PredictiveMixture
+
+# Points of a curve, and training examples it is taken on.
+CURVE_POINTS, CURVE_EXAMPLES, CURVE_SAMPLES = 20, 1000, 16
+STEPS_PER_CALL = 10
+
+
+@dataclasses.dataclass
+class Fitted:
+    """What a trained method can be asked.
+
+    Attributes:
+        predict: the predictive distribution at inputs.
+        parameters: numbers that were learned.
+        seconds: of training, evaluation for curves not counted.
+        steps: of training.
+        curve: points of `Curve`, or none.
+    """
+
+    predict: Callable[[np.ndarray], PredictiveMixture]
+    parameters: int
+    seconds: float
+    steps: int
+    curve: list[dict[str, float]]
+
+
+class Curve(keras.callbacks.Callback):
+    """NLL of the predictive distribution on training and test examples, over the epochs."""
+
+    def __init__(self, data: Data, samples: int, epochs: int) -> None:
+        super().__init__()
+        split = data.split
+        rows = np.random.default_rng(0).permutation(len(split.x_train))[:CURVE_EXAMPLES]
+        self._parts = {
+            "train_nll": (split.x_train[rows], split.y_train[rows]),
+            "test_nll": (split.x_test, split.y_test),
+        }
+        self._samples, self._offset = min(samples, CURVE_SAMPLES), np.log(data.scale)
+        self._epochs = {round(e) for e in np.geomspace(1, epochs, CURVE_POINTS)}
+        self.points: list[dict[str, float]] = []
+        self.pause = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add a point at some epochs."""
+        if epoch + 1 not in self._epochs:
+            return
+        begin = time.perf_counter()
+        point = {"epoch": epoch + 1, "seconds": begin - self._start - self.pause}
+        for name, (x, y) in self._parts.items():
+            p = self.model.posterior_predictive(x, self._samples, seed=0, batch_size=2000)
+            point[name] = float(self._offset - np.mean(p.log_prob(y)))
+        self.points.append(point)
+        self.pause += time.perf_counter() - begin
+
+
+def fit(
+    method: Method,
+    task: Task,
+    data: Data,
+    budget: Budget,
+    seed: int,
+    curve: bool,
+    progress: list[keras.callbacks.Callback],
+) -> Fitted:
+    """Build, compile and fit one model.
+
+    Args:
+        method: what to train.
+        task: on what net.
+        data: one split.
+        budget: for how long.
+        seed: of weights, shuffling and samples.
+        curve: whether to record NLL over iterations.
+        progress: callbacks of the runner.
+    """
+    keras.utils.set_random_seed(seed)
+    likelihood = r1.likelihoods.get(task.likelihood)
+    model = method.build(task.net, likelihood)
+    epochs = budget.epochs_for(len(data.split.x_train))
+    callbacks = list(progress)
+    if method.annealing:
+        callbacks.append(r1.callbacks.KLAnnealing(epochs=max(1.0, method.annealing * epochs)))
+    recorder = Curve(data, method.samples, epochs) if curve else None
+    if recorder is not None:
+        callbacks.append(recorder)
+    per_epoch = -(-len(data.split.x_train) // budget.batch_size)
+    start = time.perf_counter()
+    arguments = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
+    if method.rate is None:
+        model.compile(**arguments)
+    else:
+        model.compile(keras.optimizers.Adam(method.rate), **arguments)
+    model.fit(
+        data.split.x_train, data.split.y_train, batch_size=budget.batch_size, epochs=epochs,
+        verbose=0, callbacks=callbacks,
+    )  # fmt: skip
+    if method.converted:
+        model, epochs = _convert(model, task, data, budget), epochs + 1
+    seconds = time.perf_counter() - start - (recorder.pause if recorder else 0.0)
+
+    def predict(x: np.ndarray) -> PredictiveMixture:
+        return model.posterior_predictive(
+            x, method.samples, seed=seed, batch_size=2000, reduce=None
+        )
+
+    points = recorder.points if recorder else []
+    for point in points:
+        point["step"] = point["epoch"] * per_epoch
+    return Fitted(predict, parameters(model), seconds, epochs * per_epoch, points)
+
+
+def _convert(model: r1.BayesianModel, task: Task, data: Data, budget: Budget) -> bk.BaliModel:
+    """A BALI posterior around a trained net, after one more epoch."""
+    stock = keras.Model(model.inputs, model.layers[-1].output)
+    converted = bk.convert(stock, likelihood=r1.likelihoods.get(task.likelihood))
+    converted.compile()
+    converted.fit(
+        data.split.x_train, data.split.y_train, batch_size=budget.batch_size, epochs=1, verbose=0
+    )
+    return converted
+
+
+def parameters(model: r1.BayesianModel) -> int:
+    """Numbers that describe what was learned: weights, and means and factors of a posterior.
+
+    Statistics that training alone needs do not count.
+    """
+    count = sum(v.value.shape.num_elements() for v in model.trainable_variables)
+    for layer in getattr(model, "bali_layers", ()):
+        d, k = layer.posterior_state.size
+        count += d * k + d * (d + 1) // 2 + k * (k + 1) // 2
+    return int(count)
