@@ -1,4 +1,4 @@
-"""Real data beside the checkout, for slow tests: `../shared/data`, or `RANK1_BALI_DATA`."""
+"""Real data beside the checkout: `../shared/data`, or `RANK1_BALI_DATA`."""
 
 import os
 from pathlib import Path
@@ -16,10 +16,15 @@ UCI = {
 }
 
 
+def data_folder():
+    """Where the files are, if anywhere."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("RANK1_BALI_DATA", default))
+
+
 def load(name):
     """The arrays of a file, or skip the test."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("RANK1_BALI_DATA", default)) / name
+    path = data_folder() / name
     if not path.exists():
         pytest.skip(f"needs {path.name} in ../shared/data or RANK1_BALI_DATA")
     return np.load(path)

@@ -37,7 +37,7 @@ def bali(inputs, hidden, outputs, likelihood, **kwargs):
     return model
 
 
-def fit_uci(x, y, steps=2000, epochs=20, batch_size=32, callbacks=(), **kwargs):
+def fit_uci(x, y, steps=4000, epochs=20, batch_size=32, callbacks=(), **kwargs):
     """One hidden layer of 50; at least so many steps and epochs."""
     model = bali(x.shape[1], (50,), 1, r1.likelihoods.Normal(), **kwargs)
     per_epoch = -(-len(x) // batch_size)

@@ -1,0 +1,194 @@
+"""The benchmark runner: results that survive, errors before training, tables that are right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.benchmark import methods, nets, published, report, results, runner, tasks
+from examples.benchmark.tasks import Budget, Options
+
+SMOKE = Options(smoke=True)
+
+
+def request(out, task="uci", names=("linear",), options=SMOKE, **kwargs):
+    """A request for the shortest runs there are."""
+    arguments = {"splits": 2, "budget": {}, "curve": False, "jobs": 1, **kwargs}
+    return runner.Request(task, tuple(names), options=options, out=out, **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two methods on two splits, with curves."""
+    out = tmp_path_factory.mktemp("results")
+    assert runner.run(request(out, names=("deterministic", "linear"), curve=True)) == 0
+    return out
+
+
+def test_results_hold_scores_configuration_and_origin(finished):
+    content = results.read(finished / "uci-smoke" / "linear.json")
+    assert sorted(content["splits"]) == ["0", "1"]
+    assert {"keras", "tensorflow", "rank1-bali"} <= content["versions"].keys()
+    assert content["configuration"]["budget"] == {"batch_size": 64, "epochs": 2, "steps": 20}
+    rmse = results.values(content, "rmse")
+    expected = np.std(list(rmse.values()), ddof=1) / np.sqrt(2)
+    assert content["summary"]["rmse"]["standard_error"] == pytest.approx(expected, rel=1e-4)
+    curve = content["splits"]["1"]["figures"]["curve"]
+    assert np.isfinite([[p["train_nll"], p["test_nll"], p["seconds"]] for p in curve]).all()
+    scores = content["splits"]["0"]["scores"]
+    assert {"log_likelihood", "crps", "coverage_50", "coverage_90", "coverage_95"} <= scores.keys()
+    # Mean [11, 1], row factor 66 numbers, column factor and noise one each.
+    assert scores["parameters"] == 11 + 66 + 1 + 1
+
+
+def test_nothing_is_done_twice_and_nothing_is_lost(finished, monkeypatch):
+    path = finished / "uci-smoke" / "linear.json"
+    before = path.read_text()
+    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("trained again"))
+    assert runner.run(request(finished, curve=True)) == 0
+    assert path.read_text() == before
+    done = []
+
+    def killed(job):
+        done.append(job.index)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return {"rmse": 1.0}, {}
+
+    monkeypatch.setattr(runner, "work", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(request(finished, curve=True, splits=5))
+    assert sorted(results.read(path)["splits"]) == ["0", "1", "2"]
+    monkeypatch.setattr(runner, "work", lambda job: ({"rmse": 2.0}, {}))
+    assert runner.run(request(finished, curve=True, splits=5)) == 0
+    content = results.read(path)
+    assert list(results.values(content, "rmse").values())[2:] == [1.0, 2.0, 2.0]
+    path.write_text(before)
+
+
+def test_a_failing_job_does_not_end_the_others(tmp_path, monkeypatch):
+    def work(job):
+        return ValueError("broken") if job.index == 0 else ({"rmse": 1.0}, {})
+
+    monkeypatch.setattr(runner, "work", work)
+    assert runner.run(request(tmp_path)) == 1
+    assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["1"]
+
+
+def test_another_configuration_is_refused(finished):
+    with pytest.raises(ValueError, match=r"budget.*before.*now"):
+        runner.run(request(finished, curve=True, budget={"epochs": 3}))
+
+
+def write_npz(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(0, 255, (20, 6, 6), "uint8"), "y_train": np.arange(20) % 3,
+        "x_test": rng.integers(0, 255, (10, 6, 6), "uint8"), "y_test": np.arange(10) % 3,
+    }  # fmt: skip
+    np.savez(path, **{k: v for k, v in {**arrays, **changes}.items() if v is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "y_test"),
+        ({"x_train": np.full((20, 6, 6), np.nan)}, "finite numbers in"),
+        ({"x_train": np.full((20, 6, 6), 255.0)}, "finite numbers in"),
+        ({"y_train": np.arange(20) / 2}, "whole-numbered label"),
+        ({"y_train": np.arange(19)}, "20 images and 19 labels"),
+        ({"x_test": np.zeros((10, 36), "uint8")}, r"\[N, H, W\]"),
+        ({"x_test": np.zeros((10, 5, 5), "uint8")}, "examples of shape"),
+    ],
+)
+def test_bad_image_files_are_named_before_training(tmp_path, changes, message, monkeypatch):
+    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("trained"))
+    options = Options(npz=write_npz(tmp_path / "set.npz", **changes))
+    with pytest.raises(ValueError, match=message):
+        runner.run(request(tmp_path, "mine", options=options))
+
+
+def test_missing_and_corrupt_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.npz"):
+        tasks.get("mine", Options(npz=tmp_path / "gone.npz"))
+    (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match=r"bad\.npz"):
+        tasks.get("mine", Options(npz=tmp_path / "bad.npz"))
+    (tmp_path / "uci-x").mkdir()
+    (tmp_path / "uci-x" / "bali.json").write_text("{")
+    with pytest.raises(ValueError, match="no results file"):
+        report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "message"),
+    [("uci", ["none"], "A method is one of"), ("uci/none", ["bali"], "Sets of 'uci'")],
+)
+def test_unknown_names_are_refused(tmp_path, task, names, message):
+    with pytest.raises(ValueError, match=message):
+        runner.run(request(tmp_path, task, names))
+
+
+def test_an_image_task_has_scores_of_shift_and_outside(tmp_path):
+    options = Options(
+        npz=write_npz(tmp_path / "a.npz"), outside_npz=write_npz(tmp_path / "b.npz"),
+        corruptions=True,
+    )  # fmt: skip
+    assert runner.run(request(tmp_path, "mine", options=options, splits=1)) == 0
+    content = results.read(tmp_path / "mine" / "linear.json")
+    scores = content["splits"]["0"]["scores"]
+    assert {"auroc", "aupr", "fpr95", "outside_confidence", "nll/contrast_5"} <= scores.keys()
+    assert {"reliability", "roc"} == content["splits"]["0"]["figures"].keys()
+    report.write(tmp_path)
+    assert (tmp_path / "mine-roc.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_every_method_builds_both_kinds_of_nets(name):
+    net = nets.Net((6, 6, 1), (nets.Conv(2, 3, 2), nets.Dense(4)), 3)
+    model = methods.get(name).build(net, "categorical")
+    p = model.posterior_predictive(np.zeros((2, 6, 6, 1), "float32"), 4, reduce=None)
+    np.testing.assert_allclose(np.sum(p.mean(), axis=1), 1.0, rtol=1e-5)
+
+
+def store(folder, task, method, numbers):
+    """A results file by hand."""
+    file = results.Results(folder, task, method, {})
+    for i, value in enumerate(numbers):
+        file.add(i, {"log_likelihood": value, "rmse": -value}, {})
+
+
+def test_the_report_ranks_and_pairs(tmp_path):
+    for task, shift in (("uci-boston", 0.0), ("uci-yacht", 1.0)):
+        store(tmp_path, task, "bali", [shift - 1.0, shift - 2.0])
+        store(tmp_path, task, "linear", [shift - 2.0, shift - 5.0])
+    store(tmp_path, "uci-boston", "mc_dropout", [-0.5])
+    report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    table = text.split("## UCI regression: log likelihood")[1].split("##")[0]
+    assert "| bali | -1.50 +- 0.50 | -0.50 +- 0.50 | 1.00 |" in table
+    assert "| mc_dropout | -0.500 |  |  |" in table  # no rank without all sets
+    assert "| *PBP*" in table
+    paired = text.split("paired differences in log-likelihood")[1].split("##")[0]
+    assert "| linear | +2.0 +- 1.0 | +2.0 +- 1.0 |" in paired
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    command = [sys.executable, "-m", "examples.benchmark", "report", "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 2
+    assert "There are no results below" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_budgets_and_published_rows():
+    assert Budget(32, 20, 4000).epochs_for(320) == 400
+    assert Budget(32, 20, 4000).epochs_for(32_000) == 20
+    assert all(len(row.rmse) == len(row.log_likelihood) == 6 for row in published.ROWS.values())
+    assert json.dumps(results.rounded({"a": [1.23456789]})) == '{"a": [1.23457]}'
