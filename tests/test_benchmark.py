@@ -173,6 +173,7 @@ def test_the_report_ranks_and_pairs(tmp_path):
     assert "| bali | -1.50 +- 0.50 | -0.50 +- 0.50 | 1.00 |" in table
     assert "| mc_dropout | -0.500 |  |  |" in table  # no rank without all sets
     assert "| *PBP*" in table
+    assert (tmp_path / "uci-ranks.png").stat().st_size > 1000
     paired = text.split("paired differences in log-likelihood")[1].split("##")[0]
     assert "| linear | +2.0 +- 1.0 | +2.0 +- 1.0 |" in paired
 

@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="at least so many, in place of the task's")
     parser.add_argument("--steps", type=int, help="at least so many, in place of the task's")
     parser.add_argument("--batch-size", type=int, help="in place of the task's")
+    parser.add_argument("--tuned", action="store_true", help="each method's own budget")
     parser.add_argument("--curve", action="store_true", help="record NLL over iterations")
     parser.add_argument("--net", default="mlp", help="mlp (784-100-100-10) or cnn, for images")
     parser.add_argument("--corruptions", action="store_true", help="score corrupted images too")
@@ -75,7 +76,15 @@ def main() -> int:
         if args.epochs is not None:
             budget.setdefault("steps", 0)
         request = Request(
-            args.task, names, args.splits, options, budget, args.curve, args.out, args.jobs
+            args.task,
+            names,
+            args.splits,
+            options,
+            budget,
+            args.curve,
+            args.out,
+            args.jobs,
+            args.tuned,
         )
         return 1 if run(request) else 0
     except ValueError as error:

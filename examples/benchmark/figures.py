@@ -142,3 +142,15 @@ def draw_curves(found: dict[str, Any], path: Path) -> None:
         ax.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
     _lines(path, draw, ("step", "NLL, nats per example"))
+
+
+def draw_ranks(ranks: dict[str, list[float]], path: Path) -> None:
+    """Mean rank of every method, and its ranks on the sets."""
+    figure, ax = plt.subplots(figsize=(6.0, 0.35 * len(ranks) + 1.0))
+    for row, values in enumerate(ranks.values()):
+        ax.scatter(values, np.full(len(values), row), s=12, color="C0", alpha=0.4)
+        ax.scatter(np.mean(values), row, s=50, color="C0")
+    ax.set_yticks(range(len(ranks)), list(ranks))
+    ax.invert_yaxis()
+    ax.set_xlabel("rank on each set, and their mean; 1 is best")
+    _save(figure, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ class Method:
         annealing: share of the epochs over which the KL is faded in.
         converted: whether the net is first trained as it is built, and then made a BALI net that
             sees the data once more.
+        tuned: by kind of task, fields of `Budget` that were chosen on held-out parts of the
+            training sets, one choice for all sets of a kind.
     """
 
     build: Callable[[Net, Any], r1.BayesianModel]
@@ -37,6 +39,7 @@ class Method:
     rate: float | None = 1e-3
     annealing: float = 0.0
     converted: bool = False
+    tuned: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 STOCK = Kit(keras.layers.Dense, keras.layers.Conv2D)

@@ -14,6 +14,7 @@ from examples.benchmark.scores import BETTER
 
 REFERENCE = "bali"
 UCI_SCORES = "log_likelihood", "rmse", "crps"
+RANKED = "log_likelihood"
 Contents = list[dict[str, Any]]
 
 
@@ -34,7 +35,9 @@ def write(folder: Path) -> str:
     uci = {t: c for t, c in by_task.items() if t.startswith("uci-")}
     if uci:
         for name in UCI_SCORES:
-            parts += [*_uci_table(uci, name), ""]
+            parts += [*_uci_table(folder, uci, name), ""]
+        if (folder / "uci-ranks.png").exists():
+            parts += [f"![Ranks by {_title(RANKED)}](uci-ranks.png)", ""]
         parts += [published.NOTE, ""]
         parts += [*_paired(uci), ""]
     for task, found in by_task.items():
@@ -61,7 +64,7 @@ def _origin(contents: Contents) -> list[str]:
 # -- UCI ------------------------------------------------------------------------------------------
 
 
-def _uci_table(uci: dict[str, Contents], name: str) -> list[str]:
+def _uci_table(folder: Path, uci: dict[str, Contents], name: str) -> list[str]:
     sets = sorted(uci)
     methods = list(dict.fromkeys(c["method"] for t in sets for c in uci[t]))
     means: dict[str, dict[str, float]] = defaultdict(dict)
@@ -72,8 +75,11 @@ def _uci_table(uci: dict[str, Contents], name: str) -> list[str]:
             if found:
                 means[content["method"]][task] = float(np.mean(found))
                 cells[content["method"]][task] = _cell(mean_and_error(found))
-    ranks = _ranks(means, sets, name)
+    by_set = _ranks(means, sets, name)
+    ranks = {m: float(np.mean(r)) for m, r in by_set.items()}
     order = sorted(methods, key=lambda m: (ranks.get(m, np.inf), m))
+    if name == RANKED and len(ranks) > 1:
+        figures.draw_ranks({m: by_set[m] for m in order if m in by_set}, folder / "uci-ranks.png")
     header = ["", *(t.removeprefix("uci-") for t in sets), "mean rank"]
     rows = []
     for method in order:
@@ -81,22 +87,24 @@ def _uci_table(uci: dict[str, Contents], name: str) -> list[str]:
         rows.append([method, *(cells[method].get(t, "") for t in sets), rank])
     if name in ("rmse", "log_likelihood"):
         for title, row in published.ROWS.items():
-            by_set = row.rmse if name == "rmse" else row.log_likelihood
-            found_cells = [_published(by_set.get(t.removeprefix("uci-"))) for t in sets]
+            known = row.rmse if name == "rmse" else row.log_likelihood
+            found_cells = [_published(known.get(t.removeprefix("uci-"))) for t in sets]
             rows.append([f"*{title}* ({row.source})", *found_cells, ""])
     return [f"## UCI regression: {_title(name)}", "", *_markdown(header, rows)]
 
 
-def _ranks(means: dict[str, dict[str, float]], sets: list[str], name: str) -> dict[str, float]:
-    """Mean rank over the sets, of the methods that have them all; ties share a rank."""
+def _ranks(
+    means: dict[str, dict[str, float]], sets: list[str], name: str
+) -> dict[str, list[float]]:
+    """Rank on every set, of the methods that have them all; ties share a rank."""
     complete = [m for m in means if all(t in means[m] for t in sets)]
     sign = 1.0 if BETTER[name] == "down" else -1.0
-    total = {m: 0.0 for m in complete}
+    ranks: dict[str, list[float]] = {m: [] for m in complete}
     for task in sets:
         found = np.array([sign * means[m][task] for m in complete])
         for method, value in zip(complete, found, strict=True):
-            total[method] += float((found < value).sum() + 0.5 * ((found == value).sum() + 1))
-    return {m: t / len(sets) for m, t in total.items()}
+            ranks[method].append(float((found < value).sum() + 0.5 * ((found == value).sum() + 1)))
+    return ranks
 
 
 def _published(value: tuple[float, float | None] | None) -> str:

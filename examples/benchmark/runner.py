@@ -17,7 +17,7 @@ import rich
 import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from examples.benchmark import methods, tasks
+from examples.benchmark import methods, peers, tasks
 from examples.benchmark.results import Results
 from examples.benchmark.scores import score
 from examples.benchmark.tasks import Budget, Options, Task
@@ -37,6 +37,7 @@ class Request:
         splits: splits or seeds, None for as many as the task has.
         options: about data.
         budget: fields of `Budget` that are not the task's own.
+        tuned: whether every method has its own budget, where it has one.
         curve: whether to record NLL over iterations.
         out: folder of results.
         jobs: processes at a time.
@@ -50,6 +51,13 @@ class Request:
     curve: bool
     out: Path
     jobs: int
+    tuned: bool = False
+
+    def budget_of(self, task: Task, method: str) -> Budget:
+        """The budget of a method on a task."""
+        own = methods.METHODS.get(method)
+        tuned = own.tuned.get(task.kind, {}) if self.tuned and own is not None else {}
+        return dataclasses.replace(task.budget, **{**tuned, **self.budget})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +83,18 @@ def run(request: Request) -> int:
             be read or used, or results of another configuration.
     """
     for name in request.methods:
-        methods.get(name)
+        if name in peers.PEERS:
+            peers.require()
+        else:
+            methods.get(name)
     stores: dict[tuple[str, str], Results] = {}
     jobs = []
     for name, task in _named_tasks(request):
         indices = range(request.splits or task.splits)
         for index in indices:
             check(task, task.load(index))
-        budget = dataclasses.replace(task.budget, **request.budget)
         for method in request.methods:
+            budget = request.budget_of(task, method)
             stores[name, method] = store = Results(
                 request.out, task.name, method, configuration(request, task, method, budget)
             )
@@ -121,10 +132,12 @@ def configuration(request: Request, task: Task, method: str, budget: Budget) -> 
     options = {
         name: getattr(request.options, name) for name in ("net", "corruptions", "held_out", "smoke")
     }
-    chosen = methods.get(method)
-    settings = {
-        f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name != "build"
-    }
+    if method in peers.PEERS:
+        settings = {"rate": peers.RATE, "samples": peers.SAMPLES}
+    else:
+        chosen = methods.get(method)
+        fields = (f.name for f in dataclasses.fields(chosen) if f.name not in ("build", "tuned"))
+        settings = {name: getattr(chosen, name) for name in fields}
     net = dataclasses.asdict(task.net)
     budgets = dataclasses.asdict(budget)
     return {"net": net, "budget": budgets, "method": settings, **options, "curve": request.curve}
@@ -162,9 +175,13 @@ def _task(name: str, options: Options) -> Task:
 def work(job: Job) -> Any:
     """Train and score; scores and figures, or the exception."""
     try:
-        task, method = _task(job.name, job.options), methods.get(job.method)
+        task = _task(job.name, job.options)
         data = task.load(job.index)
-        fitted = fit(method, task, data, job.budget, job.index, job.curve, [])
+        if job.method in peers.PEERS:
+            fitted = peers.fit(job.method, task, data, job.budget, job.index)
+        else:
+            method = methods.get(job.method)
+            fitted = fit(method, task, data, job.budget, job.index, job.curve, [])
         return score(fitted, task, data)
     except Exception as error:  # one failed job must not end the others
         return error
