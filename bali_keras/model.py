@@ -287,8 +287,8 @@ class _FitLength(keras.callbacks.Callback):
         model._last_step.assign(first + self.params["epochs"] * steps - 1)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Bring the covariances up to date."""
-        if int(self._bali._updates.numpy()) > self._bali._settings.warmup_steps:
+        """Bring the covariances up to date, also after a fit that ended in the warm-up."""
+        if int(self._bali._updates.numpy()) > 0:
             self._bali.factorise()
 
 

@@ -303,3 +303,16 @@ def test_padding_is_no_data():
     h = np.c_[rows, np.ones(len(rows))]
     statistics = longer.bali_layers[0].posterior_state.inputs.value()
     np.testing.assert_allclose(statistics, h.T @ h / 20, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fit_within_the_warm_up_ends_with_a_posterior():
+    """As after one epoch of a converted net on a few batches; the mean has not moved."""
+    x, y = linear_data()
+    model = net(hidden=(4,), activation="relu")
+    start = [np.array(v.kernel) for v in model.bali_layers]
+    model.compile(warmup_steps=10)
+    model.fit(x, y, batch_size=20, verbose=0)
+    for layer, kernel in zip(model.bali_layers, start, strict=True):
+        np.testing.assert_array_equal(layer.kernel, kernel)
+        covariance = layer.posterior_state.matrix_normal().row_covariance()
+        assert np.linalg.eigvalsh(covariance)[0] > 0.0
