@@ -89,6 +89,7 @@ class InferenceModel(BayesianModel):
             with Recorder(tape, fold_in(seed, 0), first_row) as recorder:
                 outputs = self(x, training=True)
             _check_outputs_rank(outputs)
+            self._trained_layers(recorder)  # says which take no part, before their KL is asked for
             objective = self.objective(y, outputs, sample_weight, training=True)
             log_prob = -self._sum_of_losses(y, outputs, weights)
             score = self._score(outputs, weights, fold_in(seed, 1), first_row)
@@ -162,22 +163,34 @@ class InferenceModel(BayesianModel):
                     "Received: no gradient"
                 )
 
+        fresh = [self._is_fresh(layer) for layer in layers]
+        stale = [i for i, is_fresh in enumerate(fresh) if not is_fresh]
+
         def collect() -> list[Moments]:
+            some = [outputs[i] for i in stale]
             if score is not None:
-                scores = tape.gradient(score, outputs)
+                scores = tape.gradient(score, some)
             else:
-                scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), gradients)
-            return [moments(r, s, weights, seed) for r, s in zip(records, scores, strict=True)]
+                found = [gradients[i] for i in stale]
+                scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), found)
+            return [
+                moments(records[i], s, weights, seed) for i, s in zip(stale, scores, strict=True)
+            ]
 
         every = self._factorise_every(layers)
-        if every <= 3 or not layers:  # then every step collects
+        if every <= 3 or not stale:  # then every step collects
             collected = collect()
         else:
             collected = tf.cond(
                 is_collecting(step, self._settings.warmup_steps, self._interval(every, rate)),
                 collect,
-                lambda: [no_moments(v.posterior_state.size) for v in layers],
+                lambda: [no_moments(layers[i].posterior_state.size) for i in stale],
             )
+        remaining = iter(collected)
+        collected = [
+            moments(r, None, weights, seed) if is_fresh else next(remaining)
+            for r, is_fresh in zip(records, fresh, strict=True)
+        ]
         crosses = [
             cross_sum(r, g, weights, self._noise_variance(v))
             for v, r, g in zip(layers, records, gradients, strict=True)
@@ -232,6 +245,7 @@ class InferenceModel(BayesianModel):
                 settings.prior_of(v, self._required_count(), self.likelihood),
                 s,
                 self._noise_variance(v),
+                self._is_fresh(v),
             )
             for v, s in zip(layers, sums, strict=True)
         ]
@@ -277,6 +291,11 @@ class InferenceModel(BayesianModel):
             return None
         variance = tf.square(self.likelihood.scale)
         return tf.broadcast_to(variance, [layer.posterior_state.size[1]])
+
+    def _is_fresh(self, layer: BaliLayer) -> bool:
+        """Whether a layer's covariance is computed in every step, as exactness needs."""
+        is_exact = layer is self._exact_layer and self._is_nll()
+        return is_exact and self._settings.factorise_every in (None, 1)
 
     def _is_nll(self) -> bool:
         return self._compile_loss is not None and isinstance(
@@ -346,10 +365,11 @@ class InferenceModel(BayesianModel):
         plain = super().objective(y, outputs, sample_weight, training)
         if self.num_train_examples is None:
             return plain
-        kl = tf.add_n([tf.zeros(()), *(v.kl() for v in self.bali_layers)])
+        kl = tf.add_n([tf.zeros(()), *(v.kl() for v in self.bali_layers if v.built)])
         weight = 1.0 / tf.constant(float(self.num_train_examples), tf.float32)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return Objective(plain.loss + weight * kl / replicas, plain.nll, plain.kl + kl, weight)
+        loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
+        return Objective(loss, plain.nll, plain.kl + kl, weight)
 
     def _track_health(self, rate: tf.Tensor, health: Health) -> None:
         refused = 1.0 - tf.cast(health.accepted, tf.float32)

@@ -15,10 +15,11 @@ from bali_keras._weights import check_finite_arrays, weight_of
 from bali_keras.layers._bali import marginal_scope
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import registered
+from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.predictive import sample_marginals
 from tfp_rank1.random import next_seed
 
-# Points for the closed-form output layer in `evaluate`: its NLL is then right to about 1 %.
+# Points by which metrics see the Gaussians of a closed-form output layer in `evaluate`.
 NODES = 16
 
 
@@ -50,8 +51,10 @@ class BaliModel(InferenceModel):
             `sample_weight` and `class_weight`. Give it for a stream that comes in several fits.
 
     `predict` and calls of the model draw one sample of the weights: every call another. Use
-    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale the inputs: statistics are
-    float32, and inputs whose mean is thousands of times their spread lose the spread.
+    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale inputs and targets:
+    statistics are float32, inputs whose mean is thousands of times their spread lose the spread,
+    and priors are meant for targets of unit size. A `sample_weight` of 2 counts as seeing the
+    example twice; the Fisher information of hidden layers is sampled, and so equal on average.
 
     Example:
     ```python
@@ -95,7 +98,8 @@ class BaliModel(InferenceModel):
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
                 `Linear(0.07, 0.001)` over each `fit`.
             damping: what is added to the Fisher information, `V^-1 = F + (a + r tr(F) / k) I`:
-                `a`, or `(a, r)`. Bounds V. Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for a
+                `a`, or `(a, r)`. Bounds V. (F is that of the rows of an example together; see
+                `bali_keras.posterior`.) Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for a
                 hundred examples to 0.02 for 60,000, and `r = 0.001`.
             prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
@@ -111,7 +115,8 @@ class BaliModel(InferenceModel):
             factorise_every: steps between two factorisations of the covariances. Defaults to None:
                 1 for small layers, else so that they cost about a fifteenth of the rest, but at
                 most a third of the averages' memory of `1 / rho` steps; and always at the end of
-                `fit`.
+                `fit`. The output layer of a Normal likelihood is then factorised in every step,
+                as its exactness needs.
             noise_prior: strength of the prior on a learned noise scale, in examples whose
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.
             evaluation_samples: samples of the predictive in `evaluate` and validation. Defaults
@@ -229,15 +234,21 @@ class BaliModel(InferenceModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        count = self._settings.evaluation_samples
+        count, exact = self._settings.evaluation_samples, None
         if self._stock_names or in_posterior_mean() or count == 1:
             outputs = self(x, training=False)
         else:
             seed = next_seed(self.seed_generator)
-            outputs = tf.transpose(
-                _equal_samples(*sample_marginals(self, x, count, seed)), [1, 0, 2]
-            )
+            samples, variance = sample_marginals(self, x, count, seed)
+            if variance is not None:
+                exact = PredictiveMixture(self.likelihood, samples, 0, variance)
+            outputs = tf.transpose(_equal_samples(samples, variance), [1, 0, 2])
         objective = self.objective(y, outputs, sample_weight, training=False)
+        if exact is not None and self._evaluation_loss is not None:
+            losses = -exact.log_prob(tf.convert_to_tensor(y))
+            reduce = _Reduction("nll", self._evaluation_loss.reduction, dtype="float32")
+            nll = reduce(losses, losses, sample_weight)
+            objective = objective._replace(nll=nll, loss=objective.loss - objective.nll + nll)
         logs = self._log(objective, x, y, outputs, sample_weight)
         return {name: value for name, value in logs.items() if name not in HEALTH}
 
@@ -292,11 +303,19 @@ class _FitLength(keras.callbacks.Callback):
             self._bali.factorise()
 
 
+class _Reduction(keras.losses.Loss):
+    """Reduces losses per example that are given as `y_pred`, with weights, as Keras does."""
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """The losses."""
+        return y_pred
+
+
 def _equal_samples(outputs: tf.Tensor, variance: tf.Tensor | None) -> tf.Tensor:
     """Samples `[S, B, D]` of outputs with means and variances, which metrics weigh alike.
 
-    Each Gaussian is `NODES` points at its quantiles, of the same mean and variance: the mixture
-    has no noise from the output layer.
+    Each Gaussian is `NODES` points at its quantiles, of the same mean and variance: moments are
+    right, tails end at two standard deviations. The NLL is computed without them.
     """
     if variance is None:
         return outputs

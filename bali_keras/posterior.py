@@ -1,7 +1,8 @@
 """The posterior of one layer: its variables, and how they follow the statistics.
 
 With H the layer's inputs (rows h_n, a trailing 1 for the bias), G the gradients of the
-log-likelihood at its pre-activations, and averages over examples that forget at rate rho,
+log-likelihood at its pre-activations, and averages that forget at rate rho, S over examples and F
+over rows (an example of a convolution has several),
 
     S <- average of h_n h_n'        F <- average of s_n s_n'        (s: scores, see `fisher`)
 
@@ -246,7 +247,9 @@ class LayerPosterior:
         share = tf.math.divide_no_nan(num_examples, sums.examples)
         cross, covariance = share * sums.cross, tf.convert_to_tensor(self.column_covariance)
         if holds_shifts:  # V is diagonal
-            gradient, shift = cross / tf.linalg.diag_part(covariance), cross
+            # The covariance is 0 in the warm-up, when no step is made.
+            gradient = tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance))
+            shift = cross
         else:
             gradient, shift = cross, tf.matmul(cross, covariance)
         bracket = shift - self.prior_times(prior, self.offset())

@@ -47,25 +47,31 @@ def cross_sum(
 
 
 def moments(
-    records: list[Record], scores: list[tf.Tensor], weights: tf.Tensor | None, seed: tf.Tensor
+    records: list[Record],
+    scores: list[tf.Tensor] | None,
+    weights: tf.Tensor | None,
+    seed: tf.Tensor,
 ) -> Moments:
     """`BatchSums.moments` of one layer, of this replica.
 
     Args:
         records: one per call of the layer.
-        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`.
+        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer whose V is known.
         weights: `[B]`, or None for 1.
         seed: int32 `[2]`, the same on all replicas.
     """
-    inputs, scores_rows = _rows([r.inputs for r in records]), _rows(scores)
+    inputs = _rows([r.inputs for r in records])
     weight, mask = _row_weights(records, weights), _row_weights(records, None)
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
-    if mask is not None:
-        scores_rows *= mask[:, tf.newaxis]
-    together, squares = _together(records, inputs, weight, scores_rows, seed)
+    k = records[0].mean.shape[-1]
+    fisher, together, squares = tf.zeros((k, k)), tf.zeros(()), tf.zeros(())
+    if scores is not None:
+        scores_rows = _rows(scores) if mask is None else _rows(scores) * mask[:, tf.newaxis]
+        fisher = tf.matmul(scores_rows, scores_rows, transpose_a=True)
+        together, squares = _together(records, inputs, weight, scores_rows, seed)
     return Moments(
         inputs=tf.matmul(inputs, weighted, transpose_a=True),
-        fisher=tf.matmul(scores_rows, scores_rows, transpose_a=True),
+        fisher=fisher,
         examples=_total(records[0].inputs, weights),
         rows=_total(inputs, weight),
         together=together,
@@ -87,13 +93,15 @@ def _together(
     if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
         return tf.zeros(()), tf.zeros(())
     projected = tf.matmul(inputs, normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed))
-    rows = projected[:, :, tf.newaxis] * scores[:, tf.newaxis, :]
-    calls = tf.split(rows, [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records])
-    examples = tf.shape(records[0].inputs)[0]
-    width = DIRECTIONS * scores.shape[-1]
-    sums = [tf.reduce_sum(tf.reshape(c, [examples, -1, width]), axis=1) for c in calls]
     squares = tf.reduce_sum(tf.square(projected), axis=-1)
     squares = squares if weight is None else weight * squares
+    sizes = [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records]
+    examples = tf.shape(records[0].inputs)[0]
+    sums = []
+    for some, score in zip(tf.split(projected, sizes), tf.split(scores, sizes), strict=True):
+        by_example = tf.reshape(some, [examples, -1, DIRECTIONS])
+        score = tf.reshape(score, [examples, -1, scores.shape[-1]])
+        sums.append(tf.matmul(by_example, score, transpose_a=True))
     return tf.reduce_sum(tf.square(tf.add_n(sums))), tf.reduce_sum(squares)
 
 

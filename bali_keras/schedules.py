@@ -105,7 +105,8 @@ class Averaging(Schedule):
     unless it is given: pass `num_train_examples=` to the model, or assign it as the stream grows.
 
     For one linear layer with known noise, and `warmup_steps=0`, one pass over the data in any
-    split into batches gives the posterior of all data at once.
+    split into batches gives the posterior of all data at once (unless `factorise_every` is given:
+    then the covariances of some steps are old).
     """
 
     def __call__(self, progress: Progress) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -23,12 +24,16 @@ class LayerUpdate(NamedTuple):
         sums: of the batch, over all replicas.
         noise_variance: `[k]` for the output layer of a Normal likelihood, whose targets are the
             labels; None for all others.
+        is_fresh: whether the layer collects and factorises in every step. Its steps are then as
+            long as they should be at any rate, and have no trust region: what makes one linear
+            layer conjugate regression.
     """
 
     state: LayerPosterior
     prior: Prior
     sums: BatchSums
     noise_variance: tf.Tensor | None
+    is_fresh: bool = False
 
 
 class Health(NamedTuple):
@@ -65,19 +70,19 @@ def update(
         collecting_rate: rho of the averages of moments, larger if few steps collect them.
         moving: boolean scalar; False only gathers statistics (warm-up).
         factorising: boolean scalar; whether to recompute covariances.
-        trust_region: bound of `Health.step_kl` over the layers that are not outputs of a Normal
-            likelihood (those are exact at any rate); the step is shortened to it. None: no bound.
+        trust_region: bound of `Health.step_kl` over the layers that are not fresh; their steps
+            are shortened to it. None: no bound.
         finite: boolean scalar; False refuses the batch.
     """
     accept = finite & all_finite([layer.sums for layer in layers])
     for layer in layers:
-        layer.state.collect(layer.sums, collecting_rate, accept)
-    factorised = tf.cond(
-        accept & factorising,
-        lambda: tf.reduce_all(tf.stack([_factorise(layer, num_examples) for layer in layers])),
-        lambda: tf.constant(True),
-    )
-    accept &= factorised
+        layer.state.collect(layer.sums, rate if layer.is_fresh else collecting_rate, accept)
+    fresh = [layer for layer in layers if layer.is_fresh]
+    others = [layer for layer in layers if not layer.is_fresh]
+    for when, some in ((moving, fresh), (factorising, others)):
+        if some:
+            factorise = functools.partial(_factorise, some, num_examples)
+            accept &= tf.cond(accept & when, factorise, lambda: tf.constant(True))
     shares = [layer.state.targets.share(layer.sums.examples, rate) for layer in layers]
     steps = [
         layer.state.step(
@@ -89,7 +94,7 @@ def update(
     accept &= all_finite(steps)
     step_kl = tf.zeros(())
     for layer, step, share in zip(layers, steps, shares, strict=True):
-        length = share if layer.noise_variance is not None else share * scale
+        length = share if layer.is_fresh else share * scale
         layer.state.move(step, length, accept & moving)
         layer.state.targets.update(layer.sums.examples, rate, accept)
         step_kl += tf.square(length) * step.kl / num_examples
@@ -97,8 +102,9 @@ def update(
     return Health(tf.where(accept & moving, step_kl, 0.0), condition, accept)
 
 
-def _factorise(layer: LayerUpdate, num_examples: tf.Tensor) -> tf.Tensor:
-    return layer.state.factorise(num_examples, layer.prior, layer.noise_variance)
+def _factorise(layers: list[LayerUpdate], num_examples: tf.Tensor) -> tf.Tensor:
+    done = [v.state.factorise(num_examples, v.prior, v.noise_variance) for v in layers]
+    return tf.reduce_all(tf.stack(done))
 
 
 def _scale(
@@ -112,7 +118,7 @@ def _scale(
     bounded = [
         tf.square(share) * step.kl / num_examples
         for layer, step, share in zip(layers, steps, shares, strict=True)
-        if layer.noise_variance is None
+        if not layer.is_fresh
     ]
     if trust_region is None or not bounded:
         return tf.ones(())
@@ -123,11 +129,13 @@ def _scale(
 def interval(rate: tf.Tensor, every: int) -> tf.Tensor:
     """Steps between factorisations at the present rate, int64 scalar, at most `every`.
 
-    A third of the averages' memory, `1 / rho` steps: a covariance older than that belongs to
-    another net, and steps by it overshoot.
+    At most a third of the averages' memory, `1 / rho` steps: a covariance older than that belongs
+    to another net, and steps by it overshoot. Powers of two, so that the multiples of a longer
+    interval are multiples of a shorter one, and none is missed when it grows.
     """
-    fresh = tf.cast(tf.floor(MEMORY_SHARE / rate), tf.int64)
-    return tf.clip_by_value(fresh, 1, every)
+    powers = tf.constant([2**i for i in range(every.bit_length())], tf.int64)
+    age = tf.cast(tf.floor(MEMORY_SHARE / rate), tf.int64)
+    return tf.reduce_max(tf.where(powers <= age, powers, 1))
 
 
 def stride(interval: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,7 @@ from bali_case import conjugate, linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from bali_keras.layers._bali import _row_mask
 
 
 def test_degenerate_data_gives_a_finite_posterior():
@@ -175,3 +176,26 @@ def test_features_of_any_scale_and_whole_numbers():
     whole = np.arange(6).reshape(2, 3)
     with r1.posterior_mean():
         np.testing.assert_array_equal(layer(whole), layer(whole.astype("float32")))
+
+
+@pytest.mark.filterwarnings("ignore:`build")  # Keras says that a layer is not built
+def test_a_layer_that_takes_no_part_is_named():
+    class Net(bk.BaliModel):
+        def __init__(self):
+            super().__init__(likelihood=r1.likelihoods.Normal())
+            self.used, self.unused = bk.layers.DenseBali(1), bk.layers.DenseBali(1, name="idle")
+
+        def call(self, inputs, training=None):
+            return self.likelihood(self.used(inputs, training=training))
+
+    model = Net()
+    model.compile()
+    with pytest.raises(ValueError, match=r"unused layers.*idle"):
+        model.fit(*linear_data(outputs=1), verbose=0)
+
+
+def test_unbuilt_sequential_nets_and_wrong_masks_are_named():
+    with pytest.raises(ValueError, match=r"begin it with keras\.Input"):
+        bk.BaliModel(keras.Sequential([bk.layers.DenseBali(2)]), likelihood="normal")
+    with pytest.raises(ValueError, match="one entry per row"):
+        _row_mask(tf.ones((4, 3, 2), bool), tf.ones((4, 3, 5)))

@@ -262,15 +262,20 @@ def test_defaults_follow_the_data():
     )
 
 
-def test_evaluation_integrates_the_output_layer_out():
-    """`val_nll` is that of the closed form, not of a few draws from it."""
+@pytest.mark.parametrize("times", [1.0, 20.0])
+def test_evaluation_integrates_the_output_layer_out(times):
+    """`val_nll` is that of the closed form, also where the weights' uncertainty dominates."""
     x, y = linear_data(rows=12, outputs=1)
     model = net(outputs=1)
     model.compile(warmup_steps=0, forgetting=1.0, metrics=[r1.metrics.RootMeanSquaredError()])
     model.fit(x, y, batch_size=12, verbose=0)
+    x, weights = times * x, np.linspace(0.5, 2.0, 12)
     exact = model.posterior_predictive(x, num_samples=1)
     found = model.evaluate(x, y, return_dict=True, verbose=0)
-    assert found["nll"] == pytest.approx(-float(np.mean(exact.log_prob(y))), abs=0.01)
+    assert found["nll"] == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-4)
+    weighted = model.evaluate(x, y, sample_weight=weights, return_dict=True, verbose=0)
+    expected = -float(np.mean(weights * exact.log_prob(y)))
+    assert weighted["nll"] == pytest.approx(expected, rel=1e-4)
     error = np.sqrt(np.mean((exact.mean() - y) ** 2))
     assert found["rmse"] == pytest.approx(error, rel=1e-4)
     metric = r1.metrics.PredictiveNLL()  # which takes the closed form as it is

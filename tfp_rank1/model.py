@@ -73,8 +73,8 @@ class BayesianModel(ObjectiveModel):
         num_train_examples: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if len(args) == 1 and isinstance(args[0], keras.Model) and args[0].built:
-            args = (args[0].inputs, args[0].outputs)  # such as a Sequential
+        if len(args) == 1 and isinstance(args[0], keras.Model):
+            args = _graph_of(args[0])  # such as a Sequential
         if is_functional_call(args, kwargs):
             cls: Any = type(self)
             self.__class__ = functional_variant(cls)
@@ -367,6 +367,17 @@ class BayesianModel(ObjectiveModel):
             self._count = int(count) if count.is_integer() else count
             self._forget_functions()
         super().load_own_variables(arrays)
+
+
+def _graph_of(model: keras.Model) -> tuple[Any, Any]:
+    """Inputs and outputs of a model that is given in their place."""
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            "A model in place of inputs and outputs must be Functional, or a Sequential that is "
+            "built: begin it with keras.Input. Received: "
+            f"{type(model).__name__}, built={model.built}"
+        )
+    return model.inputs, model.outputs
 
 
 def _check_count(count: float | None) -> int | None:

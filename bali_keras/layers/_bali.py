@@ -268,6 +268,11 @@ def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
     if mask is None:
         return None
     shape = tf.shape(rows)[:-1]
+    if mask.shape.rank > rows.shape.rank - 1:
+        raise ValueError(
+            "A mask must have one entry per row of the inputs, [batch, ...] without the last "
+            f"axis. Received: mask of shape {mask.shape} for inputs of shape {rows.shape}"
+        )
     missing = [1] * (rows.shape.rank - 1 - mask.shape.rank)
     leading = tf.concat([tf.shape(mask), tf.constant(missing, tf.int32)], axis=0)
     return tf.broadcast_to(tf.reshape(tf.cast(mask, tf.float32), leading), shape)
