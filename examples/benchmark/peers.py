@@ -81,7 +81,7 @@ class Trainer:
         self.y = torch.tensor(data.split.y_train).to(dtype)
         self.batch_size = budget.batch_size
         self.epochs = budget.epochs_for(len(self.x))
-        self.steps = self.epochs * -(-len(self.x) // self.batch_size)
+        self.steps = self.epochs * budget.steps_per_epoch(len(self.x))
 
     def loader(self) -> Any:
         """Shuffled batches."""

@@ -121,7 +121,7 @@ def run(request: Request) -> int:
 
 def _named_tasks(request: Request) -> list[tuple[str, Task]]:
     """Tasks with the names by which a worker finds them again."""
-    found = tasks.get(request.task, request.options)
+    found = _tasks(request.task, request.options)
     if len(found) == 1:
         return [(request.task, found[0])]
     return [(task.name.replace("-", "/", 1), task) for task in found]
@@ -167,21 +167,21 @@ def check(task: Task, data: tasks.Data) -> None:
 # -- one job --------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1)
-def _task(name: str, options: Options) -> Task:
-    return tasks.get(name, options)[0]
+@functools.lru_cache(maxsize=1)  # image sets are read when a task is made
+def _tasks(name: str, options: Options) -> list[Task]:
+    return tasks.get(name, options)
 
 
 def work(job: Job) -> Any:
     """Train and score; scores and figures, or the exception."""
     try:
-        task = _task(job.name, job.options)
+        task = _tasks(job.name, job.options)[0]
         data = task.load(job.index)
         if job.method in peers.PEERS:
             fitted = peers.fit(job.method, task, data, job.budget, job.index)
         else:
             method = methods.get(job.method)
-            fitted = fit(method, task, data, job.budget, job.index, job.curve, [])
+            fitted = fit(method, task, data, job.budget, job.index, job.curve)
         return score(fitted, task, data)
     except Exception as error:  # one failed job must not end the others
         return error

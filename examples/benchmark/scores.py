@@ -46,8 +46,8 @@ def score(fitted: Fitted, task: Task, data: Data) -> tuple[dict[str, float], dic
         outside = fitted.predict(images)
         scores.update(told_apart(inside, outside))
         figures["roc"] = {"outside": name, **roc(inside, outside)}
-    for name, images in data.shifted.items():
-        found = classification(fitted.predict(images), y)
+    for name, corrupted in data.shifted.items():
+        found = classification(fitted.predict(corrupted()), y)
         scores.update({f"{key}/{name}": value for key, value in found.items()})
     if data.grid is not None:
         figures["grid"] = on_grid(fitted.predict(data.grid), data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ class Budget:
     epochs: int
     steps: int = 0
 
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Steps that see so many examples once; the last batch may be short."""
+        return -(-num_examples // self.batch_size)
+
     def epochs_for(self, num_examples: int) -> int:
         """Epochs on so many examples."""
-        per_epoch = -(-num_examples // self.batch_size)
-        return max(self.epochs, -(-self.steps // per_epoch))
+        return max(self.epochs, -(-self.steps // self.steps_per_epoch(num_examples)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +54,14 @@ class Data:
         split: inputs and targets; targets of a regression standardized.
         scale: of the target, by which errors are multiplied.
         outside: inputs of other sources by name, to be told apart.
-        shifted: corrupted test inputs by name.
+        shifted: what makes corrupted test inputs, by name; one set at a time is held.
         grid: inputs to draw the predictive distribution on, or None.
     """
 
     split: Split
     scale: float = 1.0
     outside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    shifted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shifted: dict[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
     grid: np.ndarray | None = None
 
 
@@ -215,10 +219,10 @@ def _images(name: str, options: Options) -> Task:
         split = hold_out(whole, index) if options.held_out else whole
         if options.smoke:
             split = Split(split.x_train[:500], split.y_train[:500], *(v[:200] for v in split[2:]))
-        shifted = {}
+        shifted: dict[str, Callable[[], np.ndarray]] = {}
         if options.corruptions:
             shifted = {
-                f"{c}_{s}": corrupt(split.x_test, c, s, seed=index)
+                f"{c}_{s}": functools.partial(corrupt, split.x_test, c, s, seed=index)
                 for c in SEVERITIES
                 for s in range(1, 6)
             }

@@ -80,7 +80,6 @@ def fit(
     budget: Budget,
     seed: int,
     curve: bool,
-    progress: list[keras.callbacks.Callback],
 ) -> Fitted:
     """Build, compile and fit one model.
 
@@ -91,19 +90,18 @@ def fit(
         budget: for how long.
         seed: of weights, shuffling and samples.
         curve: whether to record NLL over iterations.
-        progress: callbacks of the runner.
     """
     keras.utils.set_random_seed(seed)
     likelihood = r1.likelihoods.get(task.likelihood)
     model = method.build(task.net, likelihood)
     epochs = budget.epochs_for(len(data.split.x_train))
-    callbacks = list(progress)
+    callbacks: list[keras.callbacks.Callback] = []
     if method.annealing:
         callbacks.append(r1.callbacks.KLAnnealing(epochs=max(1.0, method.annealing * epochs)))
     recorder = Curve(data, method.samples, epochs) if curve else None
     if recorder is not None:
         callbacks.append(recorder)
-    per_epoch = -(-len(data.split.x_train) // budget.batch_size)
+    per_epoch = budget.steps_per_epoch(len(data.split.x_train))
     start = time.perf_counter()
     arguments = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
     if method.rate is None:
