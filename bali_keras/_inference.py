@@ -163,19 +163,17 @@ class InferenceModel(BayesianModel):
                     "Received: no gradient"
                 )
 
-        fresh = [self._is_fresh(layer) for layer in layers]
-        stale = [i for i, is_fresh in enumerate(fresh) if not is_fresh]
+        stale = [i for i, layer in enumerate(layers) if not self._is_fresh(layer)]
 
-        def collect() -> list[Moments]:
-            some = [outputs[i] for i in stale]
+        def collect() -> dict[int, Moments]:
             if score is not None:
-                scores = tape.gradient(score, some)
+                found = tape.gradient(score, [outputs[i] for i in stale])
             else:
-                found = [gradients[i] for i in stale]
-                scores = tf.nest.map_structure(lambda g: _unweigh(g, weights), found)
-            return [
-                moments(records[i], s, weights, seed) for i, s in zip(stale, scores, strict=True)
-            ]
+                labels = [gradients[i] for i in stale]
+                found = tf.nest.map_structure(lambda g: _unweigh(g, weights), labels)
+            return {
+                i: moments(records[i], s, weights, seed) for i, s in zip(stale, found, strict=True)
+            }
 
         every = self._factorise_every(layers)
         if every <= 3 or not stale:  # then every step collects
@@ -184,18 +182,13 @@ class InferenceModel(BayesianModel):
             collected = tf.cond(
                 is_collecting(step, self._settings.warmup_steps, self._interval(every, rate)),
                 collect,
-                lambda: [no_moments(layers[i].posterior_state.size) for i in stale],
+                lambda: {i: no_moments(layers[i].posterior_state.size) for i in stale},
             )
-        remaining = iter(collected)
-        collected = [
-            moments(r, None, weights, seed) if is_fresh else next(remaining)
-            for r, is_fresh in zip(records, fresh, strict=True)
-        ]
-        crosses = [
-            cross_sum(r, g, weights, self._noise_variance(v))
-            for v, r, g in zip(layers, records, gradients, strict=True)
-        ]
-        sums = [BatchSums(*c, m) for c, m in zip(crosses, collected, strict=True)]
+        sums = []
+        for i, (layer, calls) in enumerate(zip(layers, records, strict=True)):
+            cross = cross_sum(calls, gradients[i], weights, self._noise_variance(layer))
+            found = collected[i] if i in stale else moments(calls, None, weights, seed)
+            sums.append(BatchSums(*cross, found))
         return sum_over_replicas(sums)
 
     def _factorise_every(self, layers: list[BaliLayer]) -> int:

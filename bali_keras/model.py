@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import keras
@@ -275,15 +276,20 @@ class BaliModel(InferenceModel):
 
 
 class _FitLength(keras.callbacks.Callback):
-    """Tells the model which steps belong to the present fit."""
+    """Tells the model which steps belong to the present fit, and the user what was refused."""
 
     def __init__(self, model: BaliModel, initial_epoch: int) -> None:
         super().__init__()
         self._bali, self._initial_epoch = model, initial_epoch
+        self._before = (0, 0)
+
+    def _counts(self) -> tuple[int, int]:
+        return int(self._bali._updates.numpy()), self._bali.refused_updates
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Set the first and last step."""
         model, steps = self._bali, self.params.get("steps")
+        self._before = self._counts()
         if steps is None:
             if model._settings.forgetting.needs_length:
                 raise ValueError(
@@ -298,9 +304,22 @@ class _FitLength(keras.callbacks.Callback):
         model._last_step.assign(first + self.params["epochs"] * steps - 1)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Bring the covariances up to date, also after a fit that ended in the warm-up."""
+        """Bring the covariances up to date, also after a fit that ended in the warm-up.
+
+        Warns of batches whose update was refused.
+        """
         if int(self._bali._updates.numpy()) > 0:
             self._bali.factorise()
+        batches, refused = (
+            now - old for now, old in zip(self._counts(), self._before, strict=True)
+        )
+        if refused:
+            warnings.warn(
+                f"{refused} of {batches} batches left the model as it was: a loss, a gradient or "
+                "a covariance was not finite. Look for NaN or huge numbers in these inputs and "
+                "targets, scale both to unit size, or raise damping=. See `refused` in the logs",
+                stacklevel=2,
+            )
 
 
 class _Reduction(keras.losses.Loss):

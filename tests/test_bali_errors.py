@@ -37,7 +37,8 @@ def test_one_bad_batch_is_refused_and_counted():
     with pytest.raises(ValueError, match="the first of them row 3"):
         model.fit(bad, y, verbose=0)
     bad = tf.data.Dataset.from_tensor_slices((bad[:10], y[:10])).batch(10)
-    history = model.fit(bad, verbose=0).history
+    with pytest.warns(UserWarning, match="1 of 1 batches left the model as it was"):
+        history = model.fit(bad, verbose=0).history
     assert history["refused"] == [1.0]
     assert model.refused_updates == 1
     for ours, theirs in zip(posteriors(model), before, strict=True):
@@ -97,6 +98,7 @@ def test_a_layer_without_gradient_is_named():
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"trust_region": 0.0}, "trust_region"),
         ({"factorise_every": 0}, "factorise_every"),
+        ({"factorise_every": True}, "factorise_every"),
         ({"evaluation_samples": 0}, "evaluation_samples"),
     ],
 )

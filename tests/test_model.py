@@ -227,13 +227,18 @@ def model_errors():
             lambda: (model.compile("sgd", loss=None), model.fit(x, np.zeros(4), verbose=0)),
             "The model has no loss",
         ),
+        (lambda: (model.compile("sgd"), model.fit(x, verbose=0)), "needs targets"),
+        (
+            lambda: (model.compile("sgd"), model.fit(x[:0], np.zeros(0), verbose=0)),
+            r"at least one example. Received: x of shape \[\(0, 64\)\]",
+        ),
         (lambda: r1.callbacks.KLAnnealing(), "exactly one of `epochs` and `steps`"),
         (lambda: r1.callbacks.KLAnnealing(epochs=1, start=2.0), r"`start` must lie in \[0, 1\]"),
         (lambda: model.export("model.onnx", format="onnx"), "would freeze the samples"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(14))
+@pytest.mark.parametrize("index", range(16))
 def test_errors_say_what_to_do(index):
     make, message = model_errors()[index]
     with pytest.raises(ValueError, match=message):

@@ -74,7 +74,7 @@ def positive(name: str, value: Any) -> float:
 
 def whole(name: str, value: Any) -> int:
     """`value` as an int, refused unless a whole number of at least 1."""
-    is_number = isinstance(value, (int, float, np.number))
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not is_number or not float(value).is_integer() or value < 1:
         raise ValueError(
             f"Argument `{name}` must be a whole number of at least 1. Received: {name}={value}"

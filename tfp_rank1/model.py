@@ -181,10 +181,11 @@ class BayesianModel(ObjectiveModel):
         """Train; as `keras.Model.fit`, after finding N and looking at array targets.
 
         Raises:
-            ValueError: if N is neither given nor found in `x`, or targets lie outside the
-                support of the likelihood.
+            ValueError: if N is neither given nor found in `x`, arrays are empty or come without
+                targets, or targets lie outside the support of the likelihood.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        _check_not_empty(x, y)
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
@@ -382,3 +383,15 @@ def _graph_of(model: keras.Model) -> tuple[Any, Any]:
 
 def _check_count(count: float | None) -> int | None:
     return None if count is None else whole("num_train_examples", count)
+
+
+def _check_not_empty(x: Any, y: Any) -> None:
+    """Refuse arrays without examples or without targets, before Keras asks for their length."""
+    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
+    if not arrays:
+        return
+    if y is None:
+        raise ValueError("`fit` needs targets with arrays of inputs: fit(x, y). Received: y=None")
+    if any(0 in leaf.shape[:1] for leaf in arrays):
+        shapes = [tuple(leaf.shape) for leaf in arrays]
+        raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
