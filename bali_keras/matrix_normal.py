@@ -18,6 +18,9 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+# Matrices of at most this size are factorised in one piece.
+SMALL = 256
+
 
 class NaturalParameters(NamedTuple):
     """A matrix normal by its natural parameters.
@@ -70,11 +73,11 @@ class MatrixNormal(NamedTuple):
 
     def row_covariance(self) -> tf.Tensor:
         """`L^-1`, `[d, d]`."""
-        return tf.matmul(self.row_factor, self.row_factor, transpose_b=True)
+        return covariance(self.row_factor)
 
     def column_covariance(self) -> tf.Tensor:
         """`V`, `[k, k]`."""
-        return tf.matmul(self.column_factor, self.column_factor, transpose_b=True)
+        return covariance(self.column_factor)
 
     def distribution(self) -> tfd.MatrixNormalLinearOperator:
         """The same as a TFP distribution, event shape `[d, k]`."""
@@ -191,9 +194,45 @@ def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
         R; NaN if X is not positive definite: TensorFlow raises nothing there.
     """
     scale = tf.math.rsqrt(tf.linalg.diag_part(matrix))
-    cholesky = tf.linalg.cholesky(matrix * scale[:, tf.newaxis] * scale)
-    identity = tf.eye(tf.shape(matrix)[-1], dtype=matrix.dtype)
-    return scale[:, tf.newaxis] * tf.transpose(tf.linalg.triangular_solve(cholesky, identity))
+    root = _inverse_cholesky(matrix * scale[:, tf.newaxis] * scale)
+    return scale[:, tf.newaxis] * tf.transpose(root)
+
+
+def _inverse_cholesky(matrix: tf.Tensor) -> tf.Tensor:
+    """`C^-1`, lower triangular, with `X = C C'`, by halves: most of it is matrix products.
+
+    X = [X1  .]      C^-1 = [      C1^-1            0  ]      B = X2 C1'^-1
+        [X2 X3]             [-C3^-1 B C1^-1    C3^-1]      C3 C3' = X3 - B B'
+    """
+    size = matrix.shape[0]
+    if size <= SMALL:
+        identity = tf.eye(size, dtype=matrix.dtype)
+        return tf.linalg.triangular_solve(tf.linalg.cholesky(matrix), identity)
+    half = size // 2
+    first = _inverse_cholesky(matrix[:half, :half])
+    b = tf.matmul(matrix[half:, :half], first, transpose_b=True)
+    last = _inverse_cholesky(matrix[half:, half:] - tf.matmul(b, b, transpose_b=True))
+    corner = -tf.matmul(last, tf.matmul(b, first))
+    zeros = tf.zeros([half, size - half], matrix.dtype)
+    return _blocks(first, zeros, corner, last)
+
+
+def covariance(factor: tf.Tensor) -> tf.Tensor:
+    """`R R'` of upper triangular R `[n, n]`, by halves: half of the product is saved."""
+    half = factor.shape[0] // 2
+    upper, corner, last = factor[:half], factor[:half, half:], factor[half:, half:]
+    right = tf.matmul(corner, last, transpose_b=True)
+    return _blocks(
+        tf.matmul(upper, upper, transpose_b=True),
+        right,
+        tf.transpose(right),
+        tf.matmul(last, last, transpose_b=True),
+    )
+
+
+def _blocks(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
+    """`[[a, b], [c, d]]` as one matrix."""
+    return tf.concat([tf.concat([a, b], axis=1), tf.concat([c, d], axis=1)], axis=0)
 
 
 def solve(factor: tf.Tensor, right: tf.Tensor) -> tf.Tensor:

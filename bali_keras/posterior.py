@@ -36,6 +36,7 @@ import tensorflow as tf
 from bali_keras.matrix_normal import (
     MatrixNormal,
     add_diagonal,
+    covariance,
     damp,
     inverse_factor,
     log_diagonal,
@@ -188,10 +189,9 @@ class LayerPosterior:
         accept = all_finite((row_factor, column_factor, prior_row_precision))
         keep(self.prior_row_precision, prior_row_precision, accept)
         keep(self.row_factor, row_factor, accept)
-        keep(self.row_covariance, tf.matmul(row_factor, row_factor, transpose_b=True), accept)
+        keep(self.row_covariance, covariance(row_factor), accept)
         keep(self.column_factor, column_factor, accept)
-        covariance = tf.matmul(column_factor, column_factor, transpose_b=True)
-        keep(self.column_covariance, covariance, accept)
+        keep(self.column_covariance, covariance(column_factor), accept)
         pull = tf.matmul(self.prior_times(prior, self.offset()), column_precision)
         keep(self.pull, pull, accept)
         keep(self.kl, self._kl_divergence(prior), accept)

@@ -104,3 +104,17 @@ def test_damping_bounds_the_eigenvalues(rng):
 def test_not_positive_definite_is_not_finite():
     factor = mn.inverse_factor(tf.constant([[1.0, 2.0], [2.0, 1.0]]))
     assert not np.isfinite(factor).all()
+
+
+def test_large_matrices_are_factorised_by_halves(rng):
+    """Two levels of halves, of odd sizes, with rows of very different scales."""
+    h = rng.normal(size=(900, 603)) * np.exp(rng.normal(size=603))
+    matrix = h.T @ h
+    factor = mn.inverse_factor(tf.constant(matrix)).numpy()
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    np.testing.assert_allclose(factor.T @ matrix @ factor, np.eye(603), atol=1e-9)
+    np.testing.assert_allclose(mn.covariance(tf.constant(factor)), factor @ factor.T, atol=1e-12)
+    matrix[-1, -1] = 0.0
+    assert not np.isfinite(mn.inverse_factor(tf.constant(matrix))).all()
+    matrix[-1, -1] = 1e-6  # positive diagonal, yet not positive definite
+    assert not np.isfinite(mn.inverse_factor(tf.constant(matrix))).all()
