@@ -9,16 +9,21 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from examples.benchmark.methods import Method
 from examples.benchmark.tasks import Budget, Data, Task
+from examples.datasets.small import Split
 from tfp_rank1.mixture import PredictiveMixture
 
 # Points of a curve, and training examples it is taken on.
 CURVE_POINTS, CURVE_EXAMPLES, CURVE_SAMPLES = 20, 1000, 16
 STEPS_PER_CALL = 10
+# An epoch of Keras costs some 40 ms beside its steps: with many passes over few data, several of
+# them are one epoch of `fit`, so that there are about so many.
+ROUNDS = 20
 
 
 @dataclasses.dataclass
@@ -43,7 +48,7 @@ class Fitted:
 class Curve(keras.callbacks.Callback):
     """NLL of the predictive distribution on training and test examples, over the epochs."""
 
-    def __init__(self, data: Data, samples: int, epochs: int) -> None:
+    def __init__(self, data: Data, samples: int, epochs: int, steps_per_epoch: int) -> None:
         super().__init__()
         split = data.split
         rows = np.random.default_rng(0).permutation(len(split.x_train))[:CURVE_EXAMPLES]
@@ -53,6 +58,7 @@ class Curve(keras.callbacks.Callback):
         }
         self._samples, self._offset = min(samples, CURVE_SAMPLES), np.log(data.scale)
         self._epochs = {round(e) for e in np.geomspace(1, epochs, CURVE_POINTS)}
+        self._steps_per_epoch = steps_per_epoch
         self.points: list[dict[str, float]] = []
         self.pause = 0.0
 
@@ -65,7 +71,11 @@ class Curve(keras.callbacks.Callback):
         if epoch + 1 not in self._epochs:
             return
         begin = time.perf_counter()
-        point = {"epoch": epoch + 1, "seconds": begin - self._start - self.pause}
+        point = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * self._steps_per_epoch,
+            "seconds": begin - self._start - self.pause,
+        }
         for name, (x, y) in self._parts.items():
             p = self.model.posterior_predictive(x, self._samples, seed=0, batch_size=2000)
             point[name] = float(self._offset - np.mean(p.log_prob(y)))
@@ -94,24 +104,26 @@ def fit(
     keras.utils.set_random_seed(seed)
     likelihood = r1.likelihoods.get(task.likelihood)
     model = method.build(task.net, likelihood)
-    epochs = budget.epochs_for(len(data.split.x_train))
+    count = len(data.split.x_train)
+    per_epoch, epochs = budget.steps_per_epoch(count), budget.epochs_for(count)
+    passes = 1 if curve else max(1, epochs // ROUNDS)
+    epochs = passes * -(-epochs // passes)
     callbacks: list[keras.callbacks.Callback] = []
     if method.annealing:
-        callbacks.append(r1.callbacks.KLAnnealing(epochs=max(1.0, method.annealing * epochs)))
-    recorder = Curve(data, method.samples, epochs) if curve else None
+        steps = max(1, round(method.annealing * epochs * per_epoch))
+        callbacks.append(r1.callbacks.KLAnnealing(steps=steps))
+    recorder = Curve(data, method.samples, epochs, per_epoch) if curve else None
     if recorder is not None:
         callbacks.append(recorder)
-    per_epoch = budget.steps_per_epoch(len(data.split.x_train))
     start = time.perf_counter()
     arguments = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
     if method.rate is None:
         model.compile(**arguments)
     else:
         model.compile(keras.optimizers.Adam(method.rate), **arguments)
-    model.fit(
-        data.split.x_train, data.split.y_train, batch_size=budget.batch_size, epochs=epochs,
-        verbose=0, callbacks=callbacks,
-    )  # fmt: skip
+    model.num_train_examples = count  # a repeated dataset would count every pass
+    batches = shuffled(data.split, budget.batch_size, passes)
+    model.fit(batches, epochs=epochs // passes, verbose=0, callbacks=callbacks)
     if method.converted:
         model, epochs = _convert(model, task, data, budget), epochs + 1
     seconds = time.perf_counter() - start - (recorder.pause if recorder else 0.0)
@@ -122,9 +134,15 @@ def fit(
         )
 
     points = recorder.points if recorder else []
-    for point in points:
-        point["step"] = point["epoch"] * per_epoch
     return Fitted(predict, parameters(model), seconds, epochs * per_epoch, points)
+
+
+def shuffled(split: Split, batch_size: int, passes: int) -> tf.data.Dataset:
+    """So many passes over the training examples, each in another order."""
+    x, y = map(tf.constant, (split.x_train, split.y_train))
+    rows = tf.data.Dataset.range(len(split.x_train)).shuffle(len(split.x_train))
+    batches = rows.batch(batch_size).map(lambda i: (tf.gather(x, i), tf.gather(y, i)))
+    return batches.repeat(passes).prefetch(tf.data.AUTOTUNE)
 
 
 def _convert(model: r1.BayesianModel, task: Task, data: Data, budget: Budget) -> bk.BaliModel:
