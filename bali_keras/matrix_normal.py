@@ -18,7 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-# Matrices of at most this size are factorised in one piece.
+# Triangular matrices of at most this size are inverted in one piece.
 SMALL = 256
 
 
@@ -188,33 +188,33 @@ def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
     very different scales, such as unscaled features, cost no precision.
 
     Args:
-        matrix: X `[n, n]`, symmetric positive definite.
+        matrix: X `[n, n]`, symmetric positive definite, n statically known.
 
     Returns:
         R; NaN if X is not positive definite: TensorFlow raises nothing there.
     """
     scale = tf.math.rsqrt(tf.linalg.diag_part(matrix))
-    root = _inverse_cholesky(matrix * scale[:, tf.newaxis] * scale)
-    return scale[:, tf.newaxis] * tf.transpose(root)
+    cholesky = tf.linalg.cholesky(matrix * scale[:, tf.newaxis] * scale)
+    return scale[:, tf.newaxis] * tf.transpose(_lower_inverse(cholesky))
 
 
-def _inverse_cholesky(matrix: tf.Tensor) -> tf.Tensor:
-    """`C^-1`, lower triangular, with `X = C C'`, by halves: most of it is matrix products.
+def _lower_inverse(lower: tf.Tensor) -> tf.Tensor:
+    """`C^-1` of lower triangular C, by halves: most of it is matrix products.
 
-    X = [X1  .]      C^-1 = [      C1^-1            0  ]      B = X2 C1'^-1
-        [X2 X3]             [-C3^-1 B C1^-1    C3^-1]      C3 C3' = X3 - B B'
+        C = [C1  0]      C^-1 = [      C1^-1            0  ]
+            [B  C2]             [-C2^-1 B C1^-1    C2^-1]
+
+    The Cholesky factorisation itself is not done so: what is left of an ill-conditioned matrix
+    after its first half would not be positive definite in float32.
     """
-    size = matrix.shape[0]
+    size = lower.shape[0]
     if size <= SMALL:
-        identity = tf.eye(size, dtype=matrix.dtype)
-        return tf.linalg.triangular_solve(tf.linalg.cholesky(matrix), identity)
+        return tf.linalg.triangular_solve(lower, tf.eye(size, dtype=lower.dtype))
     half = size // 2
-    first = _inverse_cholesky(matrix[:half, :half])
-    b = tf.matmul(matrix[half:, :half], first, transpose_b=True)
-    last = _inverse_cholesky(matrix[half:, half:] - tf.matmul(b, b, transpose_b=True))
-    corner = -tf.matmul(last, tf.matmul(b, first))
-    zeros = tf.zeros([half, size - half], matrix.dtype)
-    return _blocks(first, zeros, corner, last)
+    first = _lower_inverse(lower[:half, :half])
+    last = _lower_inverse(lower[half:, half:])
+    corner = -tf.matmul(last, tf.matmul(lower[half:, :half], first))
+    return _blocks(first, tf.zeros([half, size - half], lower.dtype), corner, last)
 
 
 def covariance(factor: tf.Tensor) -> tf.Tensor:

@@ -31,6 +31,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from bali_keras.matrix_normal import (
@@ -50,9 +51,10 @@ from bali_keras.statistics import (
     state_variable,
 )
 
-# Added to the diagonal of N S in its own units: float32 cannot tell smaller eigenvalues from
-# rounding. It bounds the condition number, and does not enter the fixed point of M.
+# Added to the diagonal of N S in its own units, at least: float32 cannot tell smaller eigenvalues
+# from rounding. It bounds the condition number, and does not enter the fixed point of M.
 JITTER = 1e-6
+EPSILON = float(np.finfo("float32").eps)
 
 
 class Prior(NamedTuple):
@@ -224,7 +226,7 @@ class LayerPosterior:
         """
         d, k = self.size
         data = num_examples * self.inputs.value()
-        data = add_diagonal(data, JITTER * tf.linalg.diag_part(data))
+        data = add_diagonal(data, _jitter(data) * tf.linalg.diag_part(data))
         if _is_matrix(prior.row_precision):
             return data + _matrix(prior.row_precision, d), tf.zeros(())
         if prior.row_precision is not None:
@@ -261,6 +263,18 @@ class LayerPosterior:
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """`M <- M + rate move`."""
         keep(self.mean, self.mean + rate * step.move, accept)
+
+
+def _jitter(data: tf.Tensor) -> tf.Tensor:
+    """What rounding may take from the eigenvalues of `[d, d]`, in units of its diagonal, scalar.
+
+    Float32's precision times the Frobenius norm of the correlations, which bounds the largest of
+    their eigenvalues: of many inputs that say the same the smallest ones are noise of that size.
+    """
+    scale = tf.math.divide_no_nan(1.0, tf.sqrt(tf.linalg.diag_part(data)))
+    correlations = data * scale[:, tf.newaxis] * scale
+    norm = tf.sqrt(tf.reduce_sum(tf.square(correlations)))
+    return tf.maximum(JITTER, EPSILON * norm)
 
 
 def _is_matrix(row_precision: Any) -> bool:

@@ -253,3 +253,19 @@ def test_covariances_are_young_enough(steps):
             assert bool(update.is_collecting(tf.constant(step, tf.int64), 10, between))
             last = step
     assert steps - last <= 16
+
+
+@pytest.mark.parametrize(("inputs", "rank"), [(300, 300), (400, 20)])
+def test_wide_inputs_of_any_rank_lose_no_batch(inputs, rank):
+    """The first batches have fewer rows than inputs; of 400 inputs that are 20, all have."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, rank)) @ rng.normal(size=(rank, inputs)) / np.sqrt(rank)
+    x = x.astype("float32")
+    y = x[:, :1] + 0.3 * rng.normal(size=(2000, 1)).astype("float32")
+    model = net(inputs, outputs=1)
+    model.compile(forgetting=bk.schedules.Averaging(), warmup_steps=0, prior_row_precision=0.01)
+    model.fit(x, y, batch_size=64, verbose=0)
+    assert model.refused_updates == 0
+    mean, _ = conjugate(x, y, 0.01)
+    found = x @ np.array(model.bali_layers[0].posterior_state.mean)[:-1]
+    np.testing.assert_allclose(found, x @ mean[:-1], atol=0.05)

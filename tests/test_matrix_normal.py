@@ -118,3 +118,14 @@ def test_large_matrices_are_factorised_by_halves(rng):
     assert not np.isfinite(mn.inverse_factor(tf.constant(matrix))).all()
     matrix[-1, -1] = 1e-6  # positive diagonal, yet not positive definite
     assert not np.isfinite(mn.inverse_factor(tf.constant(matrix))).all()
+
+
+@pytest.mark.parametrize("rank", [20, 200])
+def test_large_matrices_without_full_rank(rng, rank):
+    """Float32, N S + I of fewer examples than inputs: no eigenvalue is lost in the halves."""
+    h = rng.normal(size=(2000, rank)) @ rng.normal(size=(rank, 513)) / np.sqrt(rank)
+    data = 1e5 * (h.T @ h).astype("float32") / 2000
+    matrix = data * (1.0 + 1e-5 * np.eye(513, dtype="float32")) + np.eye(513, dtype="float32")
+    factor = np.float64(mn.inverse_factor(tf.constant(matrix)))
+    assert np.isfinite(factor).all()
+    np.testing.assert_allclose(factor.T @ matrix @ factor, np.eye(513), atol=0.1)  # 1e6 * 1e-7

@@ -23,7 +23,7 @@ from examples.benchmark.scores import score
 from examples.benchmark.tasks import Budget, Options, Task
 from examples.benchmark.training import fit
 
-# Worker processes start anew after so many jobs: graphs of old models are never quite freed.
+# Of one process: graphs of old models are never quite freed.
 JOBS_PER_PROCESS = 40
 
 
@@ -194,16 +194,18 @@ def _outcomes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     if processes == 1:
         yield from ((job, work(job)) for job in jobs)
         return
-    with concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_limit_threads,
-        initargs=(max(1, (os.cpu_count() or 1) // processes),),
-        max_tasks_per_child=JOBS_PER_PROCESS,
-    ) as pool:
-        futures = {pool.submit(work, job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+    # New processes after so many jobs: the executor's own `max_tasks_per_child` can hang.
+    size = JOBS_PER_PROCESS * processes
+    for start in range(0, len(jobs), size):
+        with concurrent.futures.ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_limit_threads,
+            initargs=(max(1, (os.cpu_count() or 1) // processes),),
+        ) as pool:
+            futures = {pool.submit(work, job): job for job in jobs[start : start + size]}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
 
 
 def _limit_threads(count: int) -> None:
