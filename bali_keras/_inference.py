@@ -122,6 +122,11 @@ class InferenceModel(BayesianModel):
             y = tf.convert_to_tensor(y)
             y = y[:, tf.newaxis] if y.shape.rank == 1 and outputs.shape[-1] == 1 else y
         losses = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
+        if losses.shape.rank == 0:
+            raise ValueError(
+                "BALI needs the loss of every example, [batch], to weigh it: let the function "
+                "average over the last axis only. Received: a loss that returns a scalar"
+            )
         losses = tf.cast(tf.reshape(losses, [tf.shape(outputs)[0], -1]), tf.float32)
         per_example = tf.reduce_sum(losses, axis=-1)
         return tf.reduce_sum(per_example if weights is None else weights * per_example)

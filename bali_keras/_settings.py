@@ -57,11 +57,7 @@ class Settings:
         if values["factorise_every"] is not None:
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
-        if values["warmup_steps"] != 0:
-            try:
-                values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"])
-            except ValueError as error:
-                raise ValueError(str(error).replace("at least 1", "at least 0")) from error
+        values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)
 
     def check_names(self, layers: list[keras.layers.Layer]) -> None:
@@ -106,9 +102,9 @@ def _damping(damping: Any) -> tuple[float, float]:
     if isinstance(damping, numbers.Real):
         return positive("damping", damping), RELATIVE_DAMPING
     if isinstance(damping, (list, tuple)) and len(damping) == 2:
-        relative = float(damping[1])
-        if 0.0 <= relative < float("inf"):
-            return positive("damping", damping[0]), relative
+        absolute, relative = damping
+        if isinstance(relative, numbers.Real) and 0.0 <= float(relative) < float("inf"):
+            return positive("damping", absolute), float(relative)
     raise ValueError(
         "Argument `damping` must be a number above 0, or two: absolute (above 0) and relative to "
         f"the mean Fisher information (at least 0). Received: damping={damping!r}"

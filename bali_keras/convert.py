@@ -17,6 +17,7 @@ from bali_keras.layers import (
 )
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
+from tfp_rank1._registry import snake_case
 from tfp_rank1.likelihoods import Likelihood
 
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
@@ -27,6 +28,13 @@ _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
     keras.layers.Conv3D: (Conv3DBali, (*_CONV, "use_bias")),
     keras.layers.EinsumDense: (EinsumDenseBali, ("equation", "output_shape", "bias_axes")),
 }
+# What a likelihood applies to raw outputs, under the names it goes by.
+_APPLIED: dict[type[Likelihood], tuple[str, ...]] = {
+    likelihoods.Categorical: ("softmax",),
+    likelihoods.Bernoulli: ("sigmoid",),
+    likelihoods.Poisson: ("exponential", "exp"),
+}
+_SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
 
 
 def convert(
@@ -41,18 +49,21 @@ def convert(
     starts at the kernels. One epoch of `fit` over the data then gives a posterior around them.
     All other layers keep their weights and are frozen (batch normalization then uses its moving
     statistics); set `trainable = True` and compile with an optimizer to train them. So are layers
-    that have no BALI form: grouped convolutions, and einsum kernels with an axis per position.
+    that have no BALI form, grouped convolutions and einsum kernels with an axis per position; and
+    layers that are frozen already, such as a backbone, stay as they are.
 
     Args:
         model: a built Functional or Sequential model, nested ones included. It is not changed.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. Raw outputs are expected: the
-            softmax of a last layer is dropped for `"categorical"`, the sigmoid for `"bernoulli"`.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. It takes raw outputs: of a last
+            layer the softmax is dropped for `"categorical"`, the sigmoid for `"bernoulli"`, the
+            exponential for `"poisson"`.
         prior_at_kernels: True (default) centres the priors on the kernels, which keeps weights
             that the data say nothing about where they are; False centres them on 0.
         num_train_examples: as for `BaliModel`.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model, or one without any layer to convert.
+        ValueError: for a subclassed or unbuilt model, one without any trainable layer to convert,
+            or one whose last activation is not what the likelihood applies to raw outputs.
 
     Example:
     ```python
@@ -69,17 +80,16 @@ def convert(
         )
     likelihood = likelihoods.get(likelihood)
     pairs: dict[int, tuple[Any, Any]] = {}
-    last = _last_layer(model)
+    last = _last_operation(model)
+    _check_raw(last, likelihood)
 
     def clone(layer: Any) -> Any:
         if id(layer) not in pairs:
             new = _bali_layer(layer, prior_at_kernels)
             if new is None:
-                if layer is last:
-                    _check_raw(layer, likelihood)
                 new = type(layer).from_config(layer.get_config())
-            elif layer is last:
-                new.activation = _raw_activation(new.activation, likelihood)
+            elif layer is last and _function_of(layer) in _APPLIED.get(type(likelihood), ()):
+                new.activation = keras.activations.linear
             pairs[id(layer)] = layer, new
         return pairs[id(layer)][1]
 
@@ -95,7 +105,8 @@ def convert(
                 new.set_weights(old.get_weights())
     if not converted:
         raise ValueError(
-            f"The model has no layer that can be converted: {[c.__name__ for c in _ARGUMENTS]}. "
+            "The model has no trainable layer that can be converted: "
+            f"{[c.__name__ for c in _ARGUMENTS]}. "
             f"Received: layers {sorted({type(o).__name__ for o, _ in pairs.values()})}"
         )
     return BaliModel(
@@ -106,7 +117,7 @@ def convert(
 def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
     """The BALI counterpart of a layer; None if it has none."""
     found = _ARGUMENTS.get(type(layer))
-    if found is None or getattr(layer, "groups", 1) != 1:
+    if found is None or getattr(layer, "groups", 1) != 1 or not layer.trainable:
         return None
     cls, names = found
     config = layer.get_config()
@@ -134,34 +145,32 @@ def _start_at(new: BaliLayer, old: Any) -> None:
         new.posterior_state.prior_mean.assign(mean)
 
 
-def _last_layer(model: keras.Model) -> Any:
-    """The layer that makes the model's only output."""
+def _last_operation(model: keras.Model) -> Any:
+    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`."""
     operation = model.outputs[0]._keras_history.operation
     while isinstance(operation, keras.Model):
         operation = operation.outputs[0]._keras_history.operation
     return operation
 
 
-def _check_raw(layer: Any, likelihood: Likelihood) -> None:
-    """Refuse a last layer that cannot be converted and gives probabilities."""
-    activation = getattr(layer, "activation", None)
-    squashes = isinstance(layer, keras.layers.Softmax) or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )
-    if squashes and likelihood.mean_name == "probs":
+def _function_of(operation: Any) -> str:
+    """Name of the activation that a layer ends in; else of the layer or operation itself."""
+    activation = getattr(operation, "activation", None)
+    name = type(operation).__name__ if activation is None else activation.__name__
+    return snake_case(name).removesuffix("_v2")
+
+
+def _check_raw(last: Any, likelihood: Likelihood) -> None:
+    """Refuse outputs that are no raw outputs: the likelihood would apply its function to them.
+
+    A layer that is converted may end in that very function, which is dropped.
+    """
+    own = _APPLIED.get(type(likelihood), ())
+    found = _function_of(last)
+    is_dropped = found in own and _bali_layer(last, prior_at_kernels=False) is not None
+    if own and found in _SQUASHING and not is_dropped:
         raise ValueError(
-            f"The likelihood {type(likelihood).__name__} takes raw outputs, and the model's last "
-            f"layer gives probabilities. Convert keras.Model(model.inputs, the outputs before "
-            f"layer {layer.name!r}). Received: a last layer of type {type(layer).__name__}"
+            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {own[0]} "
+            f"itself. Convert keras.Model(model.inputs, the outputs before {found}). Received: "
+            f"a model that ends in {found}, in {type(last).__name__} {last.name!r}"
         )
-
-
-def _raw_activation(activation: Any, likelihood: Likelihood) -> Any:
-    """Linear in place of the function that the likelihood applies itself."""
-    applied = {
-        likelihoods.Categorical: keras.activations.softmax,
-        likelihoods.Bernoulli: keras.activations.sigmoid,
-    }
-    dropped = applied.get(type(likelihood))
-    return keras.activations.linear if activation is dropped else activation

@@ -139,6 +139,8 @@ class BaliModel(InferenceModel):
             noise_prior=noise_prior,
             evaluation_samples=evaluation_samples,
         )
+        if isinstance(loss, (list, tuple)) and len(loss) == 1:
+            loss = loss[0]  # as Keras allows for one output
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
         if not self._is_nll() and getattr(self.likelihood, "fixed_scale", 0.0) is None:
             raise ValueError(
@@ -185,7 +187,8 @@ class BaliModel(InferenceModel):
                 "Received: a CallbackList"
             )
         own_list = list(given) if isinstance(given, (list, tuple)) else [given]
-        arguments["callbacks"] = [length, *own_list]
+        # The last: others may go back to a checkpoint before, or to the best weights after.
+        arguments["callbacks"] = [*own_list, length]
         self._settings.check_names(self.bali_layers)
         check_finite_arrays(x)
         del arguments["self"]
@@ -299,7 +302,8 @@ class _FitLength(keras.callbacks.Callback):
                     "forgetting=0.02. Received: data of unknown length"
                 )
             return
-        first = int(model._updates.numpy()) + 1 - self._initial_epoch * steps
+        initial_epoch = model._initial_epoch or self._initial_epoch  # of a restored checkpoint
+        first = int(model._updates.numpy()) + 1 - initial_epoch * steps
         model._first_step.assign(first)
         model._last_step.assign(first + self.params["epochs"] * steps - 1)
 
@@ -317,7 +321,8 @@ class _FitLength(keras.callbacks.Callback):
             warnings.warn(
                 f"{refused} of {batches} batches left the model as it was: a loss, a gradient or "
                 "a covariance was not finite. Look for NaN or huge numbers in these inputs and "
-                "targets, scale both to unit size, or raise damping=. See `refused` in the logs",
+                "targets, scale both to unit size, or raise damping= and prior_precision=. See "
+                "`refused` in the logs",
                 stacklevel=2,
             )
 

@@ -33,7 +33,12 @@ class Progress(NamedTuple):
 
 
 class Schedule(Configurable):
-    """Base class of the schedules; a subclass maps `Progress` to a rate in (0, 1]."""
+    """Base class of the schedules; a subclass maps `Progress` to a rate in (0, 1].
+
+    The rate is not checked: above 1 statistics become negative and batches are refused. Register
+    a class of your own, `keras.saving.register_keras_serializable`, or a saved model does not
+    find it.
+    """
 
     # Whether the schedule must know how many steps `fit` will make.
     needs_length: bool = False
@@ -124,7 +129,7 @@ def get(forgetting: Any) -> Schedule:
         forgetting = keras.saving.deserialize_keras_object(forgetting)
     if isinstance(forgetting, Schedule):
         return forgetting
-    if isinstance(forgetting, numbers.Real):
+    if isinstance(forgetting, numbers.Real) and forgetting is not True:
         return Constant(check_rate("forgetting", float(forgetting)))
     raise ValueError(
         "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "

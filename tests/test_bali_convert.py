@@ -62,5 +62,69 @@ def test_conversion_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="raw outputs"):
         bk.convert(doubled, "categorical")
     empty = keras.Sequential([keras.Input((4,)), keras.layers.Activation("relu")])
-    with pytest.raises(ValueError, match="no layer that can be converted"):
+    with pytest.raises(ValueError, match="no trainable layer that can be converted"):
         bk.convert(empty, "normal")
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "activation"),
+    [
+        ("categorical", tf.nn.softmax),
+        ("categorical", keras.ops.softmax),
+        ("bernoulli", "sigmoid"),
+        ("bernoulli", tf.nn.sigmoid),
+        ("poisson", "exponential"),
+        ("poisson", tf.exp),
+        ("categorical", "tanh"),  # raw outputs like any other
+        ("normal", "softplus"),
+    ],
+)
+def test_the_function_of_the_likelihood_is_applied_once(likelihood, activation):
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    stock = keras.Model(inputs, keras.layers.Dense(3, activation=activation)(inputs))
+    model = bk.convert(stock, likelihood)
+    with r1.posterior_mean():
+        found = model(x)
+    applied = {"categorical": tf.nn.softmax, "bernoulli": tf.sigmoid, "poisson": tf.exp}
+    if activation not in ("tanh", "softplus"):
+        found = applied[likelihood](found)
+    np.testing.assert_allclose(found, stock(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "last"),
+    [
+        ("categorical", keras.layers.Dense(3, activation="sigmoid")),
+        ("categorical", keras.layers.Dense(3, activation="log_softmax")),
+        ("bernoulli", keras.layers.Dense(3, activation="softmax")),
+        ("poisson", keras.layers.Dense(3, activation="softplus")),
+        ("categorical", keras.layers.Softmax()),
+        ("categorical", keras.ops.softmax),
+        ("poisson", keras.ops.exp),
+    ],
+)
+def test_outputs_that_are_not_raw_are_refused(likelihood, last):
+    inputs = keras.Input((4,))
+    stock = keras.Model(inputs, last(keras.layers.Dense(3)(inputs)))
+    with pytest.raises(ValueError, match="takes raw outputs and applies"):
+        bk.convert(stock, likelihood)
+
+
+def test_a_frozen_backbone_stays_as_it_is():
+    inputs = keras.Input((8, 8, 1))
+    h = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(inputs))
+    backbone = keras.Model(inputs, h, name="backbone")
+    backbone.trainable = False
+    outer = keras.Input((8, 8, 1))
+    stock = keras.Model(outer, keras.layers.Dense(3)(backbone(outer, training=False)))
+    model = bk.convert(stock, "categorical")
+    assert [layer.units for layer in model.bali_layers] == [3]
+    assert not model.get_layer("backbone").trainable_variables
+    model.compile()
+    x = np.random.default_rng(0).normal(size=(32, 8, 8, 1)).astype("float32")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), stock(x), atol=1e-5)
+    model.fit(x, np.zeros(32, "int32"), verbose=0)
+    for ours, theirs in zip(model.get_layer("backbone").weights, backbone.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -96,6 +96,9 @@ def test_a_layer_without_gradient_is_named():
         ({"prior_row_precision": [[1.0, 2.0], [2.0, 1.0]]}, "positive definite"),
         ({"temperature": float("inf")}, "temperature"),
         ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_steps": False}, "warmup_steps"),
+        ({"forgetting": True}, "forgetting"),
+        ({"damping": (0.1, "a")}, "damping"),
         ({"trust_region": 0.0}, "trust_region"),
         ({"factorise_every": 0}, "factorise_every"),
         ({"factorise_every": True}, "factorise_every"),
@@ -130,6 +133,30 @@ def test_bad_fits(compile_arguments, fit_arguments, message):
     model.compile(**compile_arguments)
     with pytest.raises(ValueError, match=message):
         model.fit(x, y, verbose=0, **fit_arguments)
+
+
+def test_losses_are_one_per_example():
+    x, y = linear_data()
+    model = net()
+    model.compile(loss=lambda y, p: tf.reduce_mean(tf.square(y - p)))
+    with pytest.raises(ValueError, match="loss of every example"):
+        model.fit(x, y, verbose=0)
+    model.compile(loss=["mse"])
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda x, y: tf.data.Dataset.from_tensor_slices(x).batch(8), "needs targets"),
+        (lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)).batch(8).take(0), "at least one"),
+    ],
+)
+def test_datasets_without_targets_or_examples(data, message):
+    model = net()
+    model.compile()
+    with pytest.raises(ValueError, match=message):
+        model.fit(data(*linear_data()), verbose=0)
 
 
 def test_steps_without_a_length_are_refused():

@@ -321,3 +321,20 @@ def test_a_fit_within_the_warm_up_ends_with_a_posterior():
         np.testing.assert_array_equal(layer.kernel, kernel)
         covariance = layer.posterior_state.matrix_normal().row_covariance()
         assert np.linalg.eigvalsh(covariance)[0] > 0.0
+
+
+def test_restored_weights_get_their_covariances():
+    """A callback that goes back to earlier weights when training ends does so before the last
+    factorisation."""
+    x, y = linear_data()
+    model = net(hidden=(8,), activation="relu")
+    model.compile(factorise_every=16, warmup_steps=0)
+    stopping = keras.callbacks.EarlyStopping(
+        "step_kl", mode="max", patience=9, restore_best_weights=True
+    )
+    model.fit(x, y, batch_size=10, epochs=4, verbose=0, callbacks=[stopping])
+    found = posteriors(model)
+    model.factorise()
+    for ours, theirs in zip(found, posteriors(model), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -138,6 +138,11 @@ class ObjectiveModel(keras.Model):
             for `kl` (the whole KL in nats) and `kl_weight`.
         """
         self._check_outputs(outputs)
+        if y is None:
+            raise ValueError(
+                "The loss needs targets: give arrays as (x, y), a dataset of pairs (x, y). "
+                "Received: batches without targets"
+            )
         if not self.likelihood.built:
             raise ValueError(
                 "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"

@@ -72,12 +72,13 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def whole(name: str, value: Any) -> int:
-    """`value` as an int, refused unless a whole number of at least 1."""
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, refused unless a whole number of at least `least`."""
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not is_number or not float(value).is_integer() or value < 1:
+    if not is_number or not float(value).is_integer() or value < least:
         raise ValueError(
-            f"Argument `{name}` must be a whole number of at least 1. Received: {name}={value}"
+            f"Argument `{name}` must be a whole number of at least {least}. "
+            f"Received: {name}={value}"
         )
     return int(value)
 

@@ -53,7 +53,9 @@ def export_predictive(
     ```
     """
     num_samples = whole("num_samples", num_samples)
-    signature = input_signature if input_signature is not None else _signature_of(model)
+    if isinstance(input_signature, (list, tuple)) and len(input_signature) == 1:
+        input_signature = input_signature[0]  # as keras.Model.export takes it
+    signature = _signature_of(model) if input_signature is None else input_signature
 
     def serve(x: Any) -> dict[str, tf.Tensor]:
         outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())

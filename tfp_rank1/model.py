@@ -194,11 +194,14 @@ class BayesianModel(ObjectiveModel):
             return super().fit(x, y, *args, **kwargs)
         finally:
             # Also after an interrupt, when Keras tells no callback that training has ended.
+            self._initial_epoch = None  # of a restored checkpoint
             if self._annealing is not annealing:
                 self.set_annealing(annealing)
 
     def _find_count(self, arguments: dict[str, Any]) -> None:
         found = count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
+        if found == 0:
+            raise ValueError("`fit` needs at least one example. Received: N = 0")
         if found != self._count:
             self._count = found
             self._forget_functions()

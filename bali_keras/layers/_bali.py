@@ -197,9 +197,10 @@ class BaliLayer(keras.layers.Layer):
     def _refuse_training(self, training: bool | None) -> None:
         if training and self.trainable:
             raise ValueError(
-                f"Layer {self.name!r} learns only in a bali_keras.BaliModel; an optimizer would "
-                "leave it as it is without a word. Use BaliModel(inputs, outputs, likelihood=...)"
-                ", or freeze the layer: layer.trainable = False. Received: training=True"
+                f"Layer {self.name!r} learns only in `fit` of a bali_keras.BaliModel; an optimizer "
+                "would leave it as it is without a word. Use BaliModel(inputs, outputs, "
+                "likelihood=...), call the model with training=False, or freeze the layer: "
+                "layer.trainable = False. Received: training=True"
             )
 
     # -- what users read ------------------------------------------------------------------------
