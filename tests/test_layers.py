@@ -288,3 +288,18 @@ def test_indivisible_batch_is_refused(layer):
     graph = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, 2])])
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         graph(np.ones((6, 2), "float32"))
+
+
+@pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
+def test_as_many_examples_as_members(perturbation):
+    """One unit, K examples: every row still gets its own member's factors and bias."""
+    k = 3
+    layer = L.DenseRank1(1, ensemble_size=k, perturbation=perturbation)
+    x = np.random.default_rng(0).normal(size=(k * k, 1)).astype("float32")
+    with r1.posterior_mean():
+        layer(x)
+        layer.bias.assign(np.arange(k, dtype="float32")[:, None])
+        together = np.reshape(layer(x), (k, k))
+        alone = np.stack([np.reshape(layer(np.repeat(x.reshape(k, k)[:, i], 1)[:, None]), k)
+                          for i in range(k)], axis=1)  # fmt: skip
+    np.testing.assert_allclose(together, alone, atol=1e-6)

@@ -184,7 +184,7 @@ class Rank1Mixin:
             z = self._combine(z, self.bias_factor, fold_in(seed, 2), channel_axis, "bias")
         elif self.use_bias:
             bias = ops.convert_to_tensor(self.bias)[:, tf.newaxis]
-            z = self._apply(z, bias, channel_axis, ops.add)
+            z = self._apply(z, bias, channel_axis, tf.add)
         activation = self.activation  # type: ignore[attr-defined]
         return z if activation is None else activation(z)
 
@@ -198,7 +198,8 @@ class Rank1Mixin:
             value = tf.clip_by_value(
                 value, self.min_perturbation_value, self.max_perturbation_value
             )
-        operation = ops.multiply if how == "multiplicative" else ops.add
+        # Not ops.add: it takes `[K, 1, 1]` for a bias of the second axis if that has K entries.
+        operation = tf.multiply if how == "multiplicative" else tf.add
         return self._apply(x, value, channel_axis, operation)
 
     def _num_draws(self, x: tf.Tensor) -> Any:
