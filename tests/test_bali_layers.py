@@ -186,7 +186,7 @@ def test_a_plain_model_predicts_but_does_not_train():
     model = keras.Sequential([keras.Input((3,)), L.DenseBali(2), K.Dense(1)])
     assert model.predict(x, verbose=0).shape == (4, 1)
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="learns only in `fit` of a bali_keras.BaliModel"):
+    with pytest.raises(ValueError, match=r"learns only in `fit` of a bali_keras\.BaliModel"):
         model.fit(x, np.ones(4), verbose=0)
     model.layers[0].trainable = False
     model.compile("sgd", "mse")

@@ -20,7 +20,8 @@ def posterior_mean() -> Iterator[None]:
 
     The median stands in where a family has no mean (Cauchy, HalfCauchy). The methods `predict`,
     `evaluate` and `fit` of a `BayesianModel` follow the context; a plain `keras.Model` keeps the
-    function it compiled first, so call it directly, `model(x)`.
+    function it compiled first, so call it directly, `model(x)`. The context belongs to its thread,
+    and replicas are threads of their own: with `strategy.run` enter it in the function that runs.
 
     Example:
     ```python
@@ -28,8 +29,15 @@ def posterior_mean() -> Iterator[None]:
         outputs = model(x)                    # deterministic
     ```
     """
+    with mean_mode(True):
+        yield
+
+
+@contextlib.contextmanager
+def mean_mode(active: bool) -> Iterator[None]:
+    """`posterior_mean()` if `active`, else its opposite, within it as well."""
     previous = _mode.posterior_mean
-    _mode.posterior_mean = True
+    _mode.posterior_mean = active
     try:
         yield
     finally:

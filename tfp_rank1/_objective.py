@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfp_rank1._distribution import DistributedModel
 from tfp_rank1._functional import check_members_agree, same_likelihood
 from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.losses import NAMES as LOSS_NAMES
@@ -26,7 +27,7 @@ class Objective(NamedTuple):
     kl_weight: tf.Tensor
 
 
-class ObjectiveModel(keras.Model):
+class ObjectiveModel(DistributedModel):
     """The part of a `BayesianModel` that is configured by `compile` and computes the loss."""
 
     num_train_examples: float | None
@@ -236,10 +237,6 @@ class ObjectiveModel(keras.Model):
         """
         self._annealing = annealing
         self._forget_functions()
-
-    def _forget_functions(self) -> None:
-        """N and the annealing are constants of the compiled functions: compile anew."""
-        self.train_function = self.test_function = self.predict_function = None
 
 
 def _owns_kl(layer: keras.layers.Layer) -> bool:

@@ -19,7 +19,6 @@ from tfp_rank1._functional import (
     is_functional_call,
     take_graph,
 )
-from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
 from tfp_rank1._registry import registered, whole
 from tfp_rank1.export import check_exportable, export_predictive
@@ -100,7 +99,6 @@ class BayesianModel(ObjectiveModel):
         self._loss_name: str | None = None
         self._evaluation_loss: MixtureNLL | None = None
         self._stock_names: list[str] = []
-        self._traced_with_mean = False
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = keras.metrics.Mean(name="nll")
         self._kl_tracker = keras.metrics.Mean(name="kl")
@@ -212,27 +210,6 @@ class BayesianModel(ObjectiveModel):
         """Loss and metrics; as `keras.Model.evaluate`."""
         self._check_array_targets(y)
         return super().evaluate(x, y, *args, **kwargs)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_test_function(force)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_predict_function(force)
-
-    def _follow_posterior_mean(self) -> None:
-        """The context is read when a function is traced: a change of it needs a new trace."""
-        if in_posterior_mean() != self._traced_with_mean:
-            self._traced_with_mean = in_posterior_mean()
-            self._forget_functions()
 
     def _check_array_targets(self, y: Any) -> None:
         if y is None or not hasattr(y, "__array__") or self._evaluation_loss is None:

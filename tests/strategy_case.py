@@ -1,0 +1,95 @@
+"""One training, the same on one replica, two replicas and two workers.
+
+python strategy_case.py METHOD FILE      as one of the workers in TF_CONFIG
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import bali_keras as bk
+import tfp_rank1 as r1
+
+ROWS, INPUTS, CLASSES, BATCH = 44, 5, 3, 8  # the last batch has four examples
+
+
+def data(rows=ROWS, seed=0):
+    """Inputs, labels and weights."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, INPUTS)).astype("float32")
+    labels = np.argmax(x @ rng.normal(size=(INPUTS, CLASSES)), axis=1)
+    return x, labels, rng.uniform(0.5, 2.0, size=rows).astype("float32")
+
+
+def dataset(weighted=True):
+    """Batches in a fixed order."""
+    x, labels, weights = data()
+    parts = (x, labels, weights) if weighted else (x, labels)
+    return tf.data.Dataset.from_tensor_slices(parts).batch(BATCH)
+
+
+def bali():
+    h = inputs = keras.Input((INPUTS,))
+    h = bk.layers.DenseBali(8, activation="relu")(h)
+    return bk.BaliModel(inputs, bk.layers.DenseBali(CLASSES)(h), likelihood="categorical")
+
+
+def rank1(posterior="deterministic"):
+    inputs = keras.Input((INPUTS,))
+    h = r1.layers.TileMembers(2)(inputs)
+    kwargs = {"ensemble_size": 2, "posterior": posterior}
+    h = r1.layers.DenseRank1(8, activation="relu", **kwargs)(h)
+    outputs = r1.layers.SplitMembers(2)(r1.layers.DenseRank1(CLASSES, **kwargs)(h))
+    return r1.BayesianModel(inputs, outputs, likelihood="categorical")
+
+
+METHODS = {"bali": bali, "rank1": rank1, "rank1_normal": lambda: rank1("normal")}
+
+
+def train(method, strategy, **compile_arguments):
+    """Fit, evaluate and predict under a strategy; arrays by name."""
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        model = METHODS[method]()
+        if method == "bali":
+            model.compile(warmup_steps=2, metrics=["accuracy"], **compile_arguments)
+        else:
+            optimizer = keras.optimizers.Adam(1e-2)
+            model.compile(optimizer, metrics=["accuracy"], **compile_arguments)
+    # After compile: initial values drew from the global generator alike.
+    model.seed_generator.state.assign([5, 0])
+    history = model.fit(dataset(), epochs=3, verbose=0).history
+    with r1.posterior_mean():
+        scores = model.evaluate(dataset(), verbose=0, return_dict=True)
+        outputs = model.predict(dataset(weighted=False), verbose=0)
+    sampled = model.evaluate(dataset(weighted=False), verbose=0, return_dict=True)
+    found = {f"history/{name}": np.array(values) for name, values in history.items()}
+    found |= {f"scores/{name}": np.array(value) for name, value in scores.items()}
+    found |= {f"weights/{i}": np.array(v) for i, v in enumerate(model.weights)}
+    predictive = model.posterior_predictive(data()[0], num_samples=4, seed=1)
+    return found | {
+        "outputs": outputs, "sampled": np.array(sampled["nll"]), "mean": predictive.mean()
+    }  # fmt: skip
+
+
+def train_briefly(model):
+    """The model after one epoch."""
+    x, labels, _ = data()
+    model.compile(None if isinstance(model, bk.BaliModel) else "adam")
+    model.fit(x, labels, batch_size=BATCH, verbose=0)
+    return model
+
+
+if __name__ == "__main__":
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    results = train(sys.argv[1], strategy)
+    index = strategy.cluster_resolver.task_id
+    np.savez(f"{sys.argv[2]}-{index}.npz", **results)
+    sys.stdout.flush()
+    os._exit(0)  # leaving by the garbage collector aborts in the collective's threads

@@ -1,0 +1,125 @@
+"""The functions that `fit`, `evaluate` and `predict` compile, on any number of replicas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1._mode import in_posterior_mean, mean_mode
+
+Step = Callable[[Any], Any]
+
+
+class DistributedModel(keras.Model):
+    """The part of a `BayesianModel` that runs on several replicas and workers.
+
+    Keras alone fails in two cases. With several replicas and `steps_per_execution` above 1 its
+    loop over steps holds a conditional, in which replicas cannot meet: here the steps of one
+    execution are unrolled. With several workers it averages batches of unequal workers to learn
+    their shape, and logs along an axis that scalars have not: here it looks at one replica's
+    batch, and logs get an axis.
+    """
+
+    steps_per_execution: int
+    _traced_with_mean = False
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
+        self._follow_posterior_mean()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
+        self._follow_posterior_mean()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """As in Keras, following `posterior_mean()`."""
+        self._follow_posterior_mean()
+        return super().make_predict_function(force)
+
+    def predict_step(self, data: Any) -> Any:
+        """One batch of outputs."""
+        return self._in_mode(super().predict_step)(data)
+
+    def _follow_posterior_mean(self) -> None:
+        """The context is read when a function is traced: a change of it needs a new trace."""
+        if in_posterior_mean() != self._traced_with_mean:
+            self._traced_with_mean = in_posterior_mean()
+            self._forget_functions()
+
+    def _in_mode(self, step: Step) -> Step:
+        """The context reaches replicas, which are threads of their own."""
+
+        def wrapped(data: Any) -> Any:
+            replica = tf.distribute.get_replica_context()
+            is_thread = replica is not None and replica.num_replicas_in_sync > 1
+            with mean_mode(self._traced_with_mean if is_thread else in_posterior_mean()):
+                return step(data)
+
+        return wrapped
+
+    def _forget_functions(self) -> None:
+        """What they hold as constants (N, annealing, mode) has changed: compile anew."""
+        self.train_function = self.test_function = self.predict_function = None
+
+    def _make_function(self, step_function: Step) -> Callable[[Iterator[Any]], Any]:
+        strategy, step_function = self.distribute_strategy, self._in_mode(step_function)
+        if _has_workers(strategy):
+            step_function = _with_axis(step_function)
+        count: int = self.steps_per_execution
+        if strategy.num_replicas_in_sync == 1 or count == 1:
+            return super()._make_function(step_function)
+        self.steps_per_execution = 1
+        try:
+            one_step = super()._make_function(step_function)
+        finally:
+            self.steps_per_execution = count
+
+        def several(batches: tuple[Any, ...]) -> Any:
+            for batch in batches:
+                outputs = one_step(iter([batch]))
+            return outputs
+
+        if not self.run_eagerly:
+            several = tf.function(several, reduce_retracing=True, autograph=False)
+
+        def function(iterator: Iterator[Any]) -> Any:
+            batches = tuple(itertools.islice(iterator, count))
+            if not batches:
+                raise StopIteration
+            return several(batches)
+
+        return function
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        strategy = self.distribute_strategy
+        if iterator is not None and _has_workers(strategy):
+            for _, _, batches in iterator:
+                data_batch = keras.tree.map_structure(
+                    lambda v: strategy.experimental_local_results(v)[0], next(batches)
+                )
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+
+def _has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes train together."""
+    is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return is_multi_worker and strategy.extended._in_multi_worker_mode()
+
+
+def _with_axis(step: Step) -> Step:
+    """A step whose scalar logs are vectors of one: workers average them along the first axis."""
+
+    def wrapped(data: Any) -> Any:
+        return keras.tree.map_structure(
+            lambda v: tf.reshape(v, [1]) if v.shape.rank == 0 else v, step(data)
+        )
+
+    return wrapped
