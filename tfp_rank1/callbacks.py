@@ -5,6 +5,10 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from tfp_rank1.checkpoints import Resume
+
+__all__ = ["KLAnnealing", "Resume"]
+
 
 class KLAnnealing(keras.callbacks.Callback):
     """Raises the KL weight linearly from `start` to 1, then keeps it there.

@@ -1,0 +1,139 @@
+"""A training that is killed and started again ends with the same bits."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from resume_case import EPOCHS, state, train
+
+import tfp_rank1 as r1
+from examples.distributed import launch
+
+CASE = Path(__file__).parent / "resume_case.py"
+
+
+def check_equal(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """What a user's Ctrl-C does, in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, 2):
+            raise KeyboardInterrupt
+
+
+def interrupted(method, folder, epoch):
+    with pytest.raises(KeyboardInterrupt):
+        train(method, folder, [Interrupt(epoch)])
+
+
+@pytest.mark.parametrize("method", ["bali", "rank1_normal", "mixed"])
+def test_an_interrupted_training_goes_on(method, tmp_path):
+    """Twice; a training that is complete does nothing when started again."""
+    expected = state(train(method, tmp_path / "whole"))
+    interrupted(method, tmp_path / "parts", 1)
+    interrupted(method, tmp_path / "parts", 3)
+    check_equal(state(train(method, tmp_path / "parts")), expected)
+    check_equal(state(train(method, tmp_path / "parts")), expected)
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, CASE, "mixed", *map(str, arguments)], timeout=300
+    ).returncode
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    """In the first epoch, while a checkpoint is written, and in the middle of the last epoch."""
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    assert run(tmp_path / "whole", whole) == 0
+    for point in ((0, 1), (1, -1), (EPOCHS - 1, 3)):
+        assert run(tmp_path / "parts", parts, *point) == -9
+    assert run(tmp_path / "parts", parts) == 0
+    found, expected = np.load(parts), np.load(whole)
+    check_equal([found[k] for k in expected], [expected[k] for k in expected])
+
+
+def test_a_lost_worker_ends_in_a_new_start_for_all(tmp_path):
+    """One of two is killed in its third epoch; all are started again, as a scheduler does."""
+    folders = [[str(tmp_path / name), str(tmp_path / f"{name}.npz")] for name in ("whole", "parts")]
+    whole, parts = ([str(CASE), "bali", *arguments] for arguments in folders)
+    assert [w.wait(timeout=300) for w in launch.start(2, whole)] == [0, 0]
+    first, second = launch.start(2, [*parts, "2", "3"])
+    assert second.wait(timeout=300) == -9
+    first.kill()  # it waits for the other
+    first.wait()
+    assert [w.wait(timeout=300) for w in launch.start(2, parts)] == [0, 0]
+    for index in range(2):
+        found, expected = (np.load(f"{file}-{index}.npz") for _, file in (folders[1], folders[0]))
+        check_equal([found[k] for k in expected], [expected[k] for k in expected])
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path):
+    expected = state(train("bali", tmp_path / "whole"))
+    interrupted("bali", tmp_path / "parts", 3)
+    newest = max((tmp_path / "parts").glob("epoch-000003*"))
+    content = newest.read_bytes()
+    middle = len(content) // 2
+    newest.write_bytes(
+        {
+            "cut": content[:middle],
+            "changed": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "empty": b"",
+        }[damage]
+    )
+    with pytest.warns(UserWarning, match="damaged; the checkpoint before it"):
+        model = train("bali", tmp_path / "parts")
+    check_equal(state(model), expected)
+
+
+def test_a_full_disk_does_not_end_training(tmp_path):
+    """No file may grow: what was saved before stays, nothing half-written is left."""
+    expected = state(train("bali", tmp_path / "whole"))
+    interrupted("bali", tmp_path / "parts", 2)
+    before = sorted((tmp_path / "parts").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.warns(UserWarning, match="No checkpoint after epoch [34]"):
+            model = train("bali", tmp_path / "parts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted((tmp_path / "parts").iterdir()) == before
+    check_equal(state(model), expected)
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path):
+    with pytest.raises(ValueError, match="at least 1"):
+        r1.callbacks.Resume(tmp_path, keep=0)
+    train("bali", tmp_path)
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        train("rank1", tmp_path)
+
+    class Net(r1.BayesianModel):
+        def call(self, inputs, training=None):
+            return self.likelihood(inputs)
+
+    model = Net(likelihood="categorical")
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="an unbuilt Net"):
+        model.fit(
+            np.ones((4, 3)), np.zeros(4), verbose=0, callbacks=[r1.callbacks.Resume(tmp_path)]
+        )
