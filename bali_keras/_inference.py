@@ -180,6 +180,7 @@ class InferenceModel(BayesianModel):
                 i: moments(records[i], s, weights, seed) for i, s in zip(stale, found, strict=True)
             }
 
+        states = [(v.posterior_state.size, v.posterior_state.dtype) for v in layers]
         every = self._factorise_every(layers)
         if every <= 3 or not stale:  # then every step collects
             collected = collect()
@@ -187,12 +188,13 @@ class InferenceModel(BayesianModel):
             collected = tf.cond(
                 is_collecting(step, self._settings.warmup_steps, self._interval(every, rate)),
                 collect,
-                lambda: {i: no_moments(layers[i].posterior_state.size) for i in stale},
+                lambda: {i: no_moments(*states[i]) for i in stale},
             )
         sums = []
         for i, (layer, calls) in enumerate(zip(layers, records, strict=True)):
-            cross = cross_sum(calls, gradients[i], weights, self._noise_variance(layer))
-            found = collected[i] if i in stale else moments(calls, None, weights, seed)
+            dtype = layer.posterior_state.dtype
+            cross = cross_sum(calls, gradients[i], weights, self._noise_variance(layer), dtype)
+            found = collected[i] if i in stale else moments(calls, None, weights, seed, dtype)
             sums.append(BatchSums(*cross, found))
         return sum_over_replicas(sums)
 

@@ -274,8 +274,8 @@ class BaliModel(InferenceModel):
         with marginal_scope(layer) as marginal:
             mean = tf.cast(self(x, training=False), tf.float32)
             row_variance = tf.cast(marginal.variance, tf.float32)
-        columns = layer.posterior_state.matrix_normal().column_covariance()
-        return mean, row_variance[:, tf.newaxis] * tf.linalg.diag_part(columns)
+        columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
+        return mean, row_variance[:, tf.newaxis] * tf.cast(columns, tf.float32)
 
 
 class _FitLength(keras.callbacks.Callback):

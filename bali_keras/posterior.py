@@ -51,11 +51,6 @@ from bali_keras.statistics import (
     state_variable,
 )
 
-# Added to the diagonal of N S in its own units, at least: float32 cannot tell smaller eigenvalues
-# from rounding. It bounds the condition number, and does not enter the fixed point of M.
-JITTER = 1e-6
-EPSILON = float(np.finfo("float32").eps)
-
 
 class Prior(NamedTuple):
     """What the compiled model says about a layer's prior and noise.
@@ -93,6 +88,7 @@ class LayerPosterior:
         size: `(d, k)`, the bias row included in d.
         fan_in: inputs of one unit, the bias not counted.
         prior_at_mean: whether the prior is centred on a stored M0; else M0 = 0.
+        dtype: of statistics and posterior, "float32" (default) or "float64".
     """
 
     def __init__(
@@ -102,23 +98,28 @@ class LayerPosterior:
         size: tuple[int, int],
         fan_in: int,
         prior_at_mean: bool,
+        dtype: str = "float32",
     ) -> None:
         d, k = size
-        self.size, self.fan_in = size, fan_in
-        self.mean = state_variable(layer, "mean", (d, k), initial_mean)
-        self.prior_mean = state_variable(layer, "prior_mean", (d, k)) if prior_at_mean else None
+        self.size, self.fan_in, self.dtype = size, fan_in, dtype
+
+        def variable(name: str, shape: tuple[int, ...], start: Any = "zeros") -> keras.Variable:
+            return state_variable(layer, name, shape, start, dtype)
+
+        self.mean = variable("mean", (d, k), initial_mean)
+        self.prior_mean = variable("prior_mean", (d, k)) if prior_at_mean else None
         # Zero: a point, until there are statistics.
-        self.row_factor = state_variable(layer, "row_factor", (d, d))
-        self.column_factor = state_variable(layer, "column_factor", (k, k))
+        self.row_factor = variable("row_factor", (d, d))
+        self.column_factor = variable("column_factor", (k, k))
         # Products that every step needs and only a factorisation changes.
-        self.row_covariance = state_variable(layer, "row_covariance", (d, d))
-        self.column_covariance = state_variable(layer, "column_covariance", (k, k))
-        self.pull = state_variable(layer, "pull", (d, k))
-        self.prior_row_precision = state_variable(layer, "prior_row_precision", ())
+        self.row_covariance = variable("row_covariance", (d, d))
+        self.column_covariance = variable("column_covariance", (k, k))
+        self.pull = variable("pull", (d, k))
+        self.prior_row_precision = variable("prior_row_precision", ())
         self.kl = state_variable(layer, "kl", ())
-        self.inputs = WeightedAverage(layer, "inputs", (d, d))
-        self.fisher = WeightedAverage(layer, "fisher", (k, k))
-        self.together = WeightedAverage(layer, "together", ())
+        self.inputs = WeightedAverage(layer, "inputs", (d, d), dtype)
+        self.fisher = WeightedAverage(layer, "fisher", (k, k), dtype)
+        self.together = WeightedAverage(layer, "together", (), dtype)
         self.targets = Accumulation(layer, "targets")
 
     # -- reading --------------------------------------------------------------------------------
@@ -142,17 +143,17 @@ class LayerPosterior:
         """A lower bound of the condition number of L: `(max diag R / min diag R)^2`."""
         diagonal = tf.linalg.diag_part(self.row_factor)
         ratio = tf.math.divide_no_nan(tf.reduce_max(diagonal), tf.reduce_min(diagonal))
-        return tf.square(ratio)
+        return tf.cast(tf.square(ratio), tf.float32)
 
     def prior_times(self, prior: Prior, right: tf.Tensor) -> tf.Tensor:
         """`L0 B`."""
         if _is_matrix(prior.row_precision):
-            return tf.matmul(_matrix(prior.row_precision, self.size[0]), right)
+            return tf.matmul(self._matrix(prior.row_precision), right)
         return self.prior_row_precision * right
 
     def _log_det_prior(self, prior: Prior) -> tf.Tensor:
         if _is_matrix(prior.row_precision):
-            return tf.linalg.logdet(_matrix(prior.row_precision, self.size[0]))
+            return tf.linalg.logdet(self._matrix(prior.row_precision))
         return self.size[0] * tf.math.log(self.prior_row_precision)
 
     # -- updating -------------------------------------------------------------------------------
@@ -178,10 +179,12 @@ class LayerPosterior:
         Returns:
             Boolean scalar: False where a factorisation failed, and then everything is as before.
         """
+        num_examples = tf.cast(num_examples, self.dtype)
         if noise_variance is None:
             column_precision = damp(self._rows_together() * self.fisher.value(), *prior.damping)
             column_factor = inverse_factor(column_precision)
         else:
+            noise_variance = tf.cast(noise_variance, self.dtype)
             column_precision = tf.linalg.diag(1.0 / noise_variance)
             column_factor = tf.linalg.diag(tf.sqrt(noise_variance))
         row_precision, prior_row_precision = self._row_precision(
@@ -196,7 +199,7 @@ class LayerPosterior:
         keep(self.column_covariance, covariance(column_factor), accept)
         pull = tf.matmul(self.prior_times(prior, self.offset()), column_precision)
         keep(self.pull, pull, accept)
-        keep(self.kl, self._kl_divergence(prior), accept)
+        keep(self.kl, tf.cast(self._kl_divergence(prior), tf.float32), accept)
         return accept
 
     def _rows_together(self) -> tf.Tensor:
@@ -224,13 +227,13 @@ class LayerPosterior:
         From a precision of weights: `L0^-1 (x) V` has variances `V_jj / l`, on average
         `1 / weight_precision` for `l = weight_precision k / tr(V^-1)` (harmonic mean of V).
         """
-        d, k = self.size
+        k = self.size[1]
         data = num_examples * self.inputs.value()
         data = add_diagonal(data, _jitter(data) * tf.linalg.diag_part(data))
         if _is_matrix(prior.row_precision):
-            return data + _matrix(prior.row_precision, d), tf.zeros(())
+            return data + self._matrix(prior.row_precision), tf.zeros((), self.dtype)
         if prior.row_precision is not None:
-            number = tf.constant(float(prior.row_precision), tf.float32)
+            number = tf.constant(float(prior.row_precision), self.dtype)
         else:
             number = prior.weight_precision * self.fan_in * k / trace
         return add_diagonal(data, number), number
@@ -246,7 +249,7 @@ class LayerPosterior:
             prior: of the layer.
             holds_shifts: whether `sums.cross` holds whole shifts `y - M' h` in place of gradients.
         """
-        share = tf.math.divide_no_nan(num_examples, sums.examples)
+        share = tf.cast(tf.math.divide_no_nan(num_examples, sums.examples), self.dtype)
         cross, covariance = share * sums.cross, tf.convert_to_tensor(self.column_covariance)
         if holds_shifts:  # V is diagonal
             # The covariance is 0 in the warm-up, when no step is made.
@@ -258,34 +261,36 @@ class LayerPosterior:
         move = tf.matmul(self.row_covariance, bracket)
         # A V^-1 without a product: its second part is as old as the last factorisation.
         kl = 0.5 * tf.reduce_sum(move * (gradient - self.pull))
-        return Step(move, tf.nn.relu(kl))
+        return Step(move, tf.cast(tf.nn.relu(kl), tf.float32))
 
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """`M <- M + rate move`."""
-        keep(self.mean, self.mean + rate * step.move, accept)
+        keep(self.mean, self.mean + tf.cast(rate, self.dtype) * step.move, accept)
+
+    def _matrix(self, row_precision: Any) -> tf.Tensor:
+        d, matrix = self.size[0], tf.convert_to_tensor(row_precision, self.dtype)
+        if matrix.shape != (d, d):
+            raise ValueError(
+                f"A matrix `prior_row_precision` must be [{d}, {d}], one row per input and one "
+                f"for the bias. Received: shape {matrix.shape}"
+            )
+        return matrix
 
 
 def _jitter(data: tf.Tensor) -> tf.Tensor:
     """What rounding may take from the eigenvalues of `[d, d]`, in units of its diagonal, scalar.
 
-    Float32's precision times the Frobenius norm of the correlations, which bounds the largest of
-    their eigenvalues: of many inputs that say the same the smallest ones are noise of that size.
+    It is added there: it bounds the condition number, and does not enter the fixed point of M.
+    The precision of the dtype times the Frobenius norm of the correlations, which bounds the
+    largest of their eigenvalues: where many inputs say the same the smallest ones are noise of
+    that size.
     """
     scale = tf.math.divide_no_nan(1.0, tf.sqrt(tf.linalg.diag_part(data)))
     correlations = data * scale[:, tf.newaxis] * scale
     norm = tf.sqrt(tf.reduce_sum(tf.square(correlations)))
-    return tf.maximum(JITTER, EPSILON * norm)
+    precision = np.finfo(data.dtype.as_numpy_dtype).eps
+    return tf.maximum(tf.cast(8.0 * precision, data.dtype), precision * norm)
 
 
 def _is_matrix(row_precision: Any) -> bool:
     return row_precision is not None and len(getattr(row_precision, "shape", ())) == 2
-
-
-def _matrix(row_precision: Any, d: int) -> tf.Tensor:
-    matrix = tf.convert_to_tensor(row_precision, tf.float32)
-    if matrix.shape != (d, d):
-        raise ValueError(
-            f"A matrix `prior_row_precision` must be [{d}, {d}], one row per input and one for "
-            f"the bias. Received: shape {matrix.shape}"
-        )
-    return matrix

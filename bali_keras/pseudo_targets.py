@@ -23,6 +23,7 @@ def cross_sum(
     gradients: list[tf.Tensor],
     weights: tf.Tensor | None,
     noise_variance: tf.Tensor | None,
+    dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`BatchSums.cross` and `BatchSums.examples` of one layer, of this replica.
 
@@ -34,15 +35,18 @@ def cross_sum(
         weights: `[B]`, or None for 1.
         noise_variance: as in `LayerUpdate`: pseudo-targets are then the labels, whatever noise
             the forward pass drew.
+        dtype: of the sums.
     """
-    cross = _rows(gradients)
+    cross = _rows(gradients, dtype)
     if noise_variance is not None:
-        noise, weight = _rows([r.outputs - r.mean for r in records]), _row_weights(records, weights)
-        cross = cross * noise_variance + (noise if weight is None else noise * weight[:, None])
-    mask = _row_weights(records, None)
+        noise = _rows([r.outputs - r.mean for r in records], dtype)
+        weight = _row_weights(records, weights, dtype)
+        cross = cross * tf.cast(noise_variance, dtype)
+        cross += noise if weight is None else noise * weight[:, tf.newaxis]
+    mask = _row_weights(records, None, dtype)
     if mask is not None:
         cross = cross * mask[:, tf.newaxis]
-    inputs = _rows([r.inputs for r in records])
+    inputs = _rows([r.inputs for r in records], dtype)
     return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
 
 
@@ -51,6 +55,7 @@ def moments(
     scores: list[tf.Tensor] | None,
     weights: tf.Tensor | None,
     seed: tf.Tensor,
+    dtype: str = "float32",
 ) -> Moments:
     """`BatchSums.moments` of one layer, of this replica.
 
@@ -59,14 +64,16 @@ def moments(
         scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer whose V is known.
         weights: `[B]`, or None for 1.
         seed: int32 `[2]`, the same on all replicas.
+        dtype: of the sums.
     """
-    inputs = _rows([r.inputs for r in records])
-    weight, mask = _row_weights(records, weights), _row_weights(records, None)
+    inputs = _rows([r.inputs for r in records], dtype)
+    weight, mask = (_row_weights(records, w, dtype) for w in (weights, None))
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
     k = records[0].mean.shape[-1]
-    fisher, together, squares = tf.zeros((k, k)), tf.zeros(()), tf.zeros(())
+    fisher, together, squares = (tf.zeros(shape, dtype) for shape in ((k, k), (), ()))
     if scores is not None:
-        scores_rows = _rows(scores) if mask is None else _rows(scores) * mask[:, tf.newaxis]
+        scores_rows = _rows(scores, dtype)
+        scores_rows = scores_rows if mask is None else scores_rows * mask[:, tf.newaxis]
         fisher = tf.matmul(scores_rows, scores_rows, transpose_a=True)
         together, squares = _together(records, inputs, weight, scores_rows, seed)
     return Moments(
@@ -91,8 +98,9 @@ def _together(
     Zeros where every example n is one row t: nothing is lost there.
     """
     if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
-        return tf.zeros(()), tf.zeros(())
-    projected = tf.matmul(inputs, normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed))
+        return tf.zeros((), inputs.dtype), tf.zeros((), inputs.dtype)
+    directions = normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed)
+    projected = tf.matmul(inputs, tf.cast(directions, inputs.dtype))
     squares = tf.reduce_sum(tf.square(projected), axis=-1)
     squares = squares if weight is None else weight * squares
     sizes = [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records]
@@ -105,26 +113,34 @@ def _together(
     return tf.reduce_sum(tf.square(tf.add_n(sums))), tf.reduce_sum(squares)
 
 
-def no_moments(size: tuple[int, int]) -> Moments:
+def no_moments(size: tuple[int, int], dtype: str = "float32") -> Moments:
     """Zeros, for a step that collects none."""
     d, k = size
-    return Moments(tf.zeros((d, d)), tf.zeros((k, k)), *[tf.zeros(())] * 4)
+    scalar, count = tf.zeros((), dtype), tf.zeros(())
+    return Moments(
+        inputs=tf.zeros((d, d), dtype),
+        fisher=tf.zeros((k, k), dtype),
+        examples=count,
+        rows=count,
+        together=scalar,
+        squares=scalar,
+    )
 
 
 def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     """The sum of the weights along the first axis of a tensor; its length if they are all 1."""
     if weights is None:
         return tf.cast(tf.shape(tensor)[0], tf.float32)
-    return tf.reduce_sum(weights)
+    return tf.cast(tf.reduce_sum(weights), tf.float32)
 
 
-def _rows(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Tensors `[B, ..., n]` as rows `[R, n]`, float32."""
-    flat = [tf.reshape(tf.cast(t, tf.float32), [-1, t.shape[-1]]) for t in tensors]
+def _rows(tensors: list[tf.Tensor], dtype: str) -> tf.Tensor:
+    """Tensors `[B, ..., n]` as rows `[R, n]`."""
+    flat = [tf.reshape(tf.cast(t, dtype), [-1, t.shape[-1]]) for t in tensors]
     return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
 
 
-def _row_weights(records: list[Record], weights: tf.Tensor | None) -> tf.Tensor | None:
+def _row_weights(records: list[Record], weights: tf.Tensor | None, dtype: str) -> tf.Tensor | None:
     """The weight of every row, `[R]`: that of its example, and 0 for padding; None for all 1."""
     if weights is None and all(record.mask is None for record in records):
         return None
@@ -136,4 +152,4 @@ def _row_weights(records: list[Record], weights: tf.Tensor | None) -> tf.Tensor 
             ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
             spread *= tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
         per_call.append(tf.reshape(spread, [-1]))
-    return tf.concat(per_call, axis=0)
+    return tf.cast(tf.concat(per_call, axis=0), dtype)

@@ -16,17 +16,20 @@ class WeightedAverage:
 
     The weight cures the cold start (after the first batch the value is that batch's average),
     makes a short last batch count for the examples it has, and an example of weight 2 count as
-    two. Float32 whatever the dtype policy: in half precision small contributions vanish.
+    two. Never in half precision, where small contributions vanish.
 
     Args:
         layer: the Keras layer that owns the variables, `<name>_total` and `<name>_weight`.
         name: of the average.
         shape: of A.
+        dtype: of both, "float32" (default) or "float64".
     """
 
-    def __init__(self, layer: keras.layers.Layer, name: str, shape: tuple[int, ...]) -> None:
-        self.total = state_variable(layer, f"{name}_total", shape)
-        self.weight = state_variable(layer, f"{name}_weight", ())
+    def __init__(
+        self, layer: keras.layers.Layer, name: str, shape: tuple[int, ...], dtype: str = "float32"
+    ) -> None:
+        self.total = state_variable(layer, f"{name}_total", shape, dtype=dtype)
+        self.weight = state_variable(layer, f"{name}_weight", (), dtype=dtype)
 
     def update(
         self, total: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, accept: tf.Tensor
@@ -39,8 +42,9 @@ class WeightedAverage:
             rate: rho, scalar in (0, 1].
             accept: boolean scalar; False leaves the average as it is.
         """
+        total, weight, rate = (tf.cast(v, self.total.dtype) for v in (total, weight, rate))
         # Like the batch, so that a batch whose examples all have weight 0 changes nothing.
-        rate = tf.where(weight > 0.0, rate, 0.0)
+        rate = tf.where(weight > 0.0, rate, tf.zeros_like(rate))
         keep(self.total, (1.0 - rate) * self.total + rate * total, accept)
         keep(self.weight, (1.0 - rate) * self.weight + rate * weight, accept)
 
@@ -121,14 +125,18 @@ def sum_over_replicas(sums: Any) -> Any:
 
 
 def state_variable(
-    layer: keras.layers.Layer, name: str, shape: tuple[int, ...], initializer: Any = "zeros"
+    layer: keras.layers.Layer,
+    name: str,
+    shape: tuple[int, ...],
+    initializer: Any = "zeros",
+    dtype: str = "float32",
 ) -> keras.Variable:
-    """A float32 variable that no optimizer touches and no dtype policy casts."""
+    """A variable that no optimizer touches and no dtype policy casts."""
     return layer.add_weight(
         name=name,
         shape=shape,
         initializer=initializer,
-        dtype="float32",
+        dtype=dtype,
         trainable=False,
         autocast=False,
     )

@@ -63,6 +63,9 @@ class BaliLayer(keras.layers.Layer):
             else `"weights"`, because rows of one example (positions of a convolution) share W.
         prior_at_mean: whether the prior is centred on a stored M0 (`bali_keras.convert` sets it)
             in place of 0. Defaults to False.
+        statistics_dtype: of statistics, factorisations and posterior, `"float32"` or `"float64"`
+            (inputs of huge offsets, a million inputs that say the same). Defaults to None:
+            float64 in a layer that computes in it, else float32, also in mixed precision.
         seed: integer for reproducible draws in prediction. Defaults to None.
         **kwargs: as for `keras.layers.Layer`.
 
@@ -77,10 +80,16 @@ class BaliLayer(keras.layers.Layer):
         bias_initializer: Any = "zeros",
         sampling: str | None = None,
         prior_at_mean: bool = False,
+        statistics_dtype: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if statistics_dtype not in (None, "float32", "float64"):
+            raise ValueError(
+                "Argument `statistics_dtype` must be None, 'float32' or 'float64'. "
+                f"Received: statistics_dtype={statistics_dtype!r}"
+            )
         if sampling not in (None, "example", "weights"):
             raise ValueError(
                 "Argument `sampling` must be None, 'example' or 'weights'. "
@@ -92,6 +101,7 @@ class BaliLayer(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.sampling = sampling
         self.prior_at_mean = prior_at_mean
+        self.statistics_dtype = statistics_dtype
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -121,8 +131,11 @@ class BaliLayer(keras.layers.Layer):
                 return kernel
             return ops.concatenate([kernel, self.bias_initializer((1, units), dtype=dtype)], 0)
 
+        dtype = self.statistics_dtype or (
+            "float64" if self.compute_dtype == "float64" else "float32"
+        )
         self.posterior_state = LayerPosterior(
-            self, initial_mean, (rows, units), fan_in, self.prior_at_mean
+            self, initial_mean, (rows, units), fan_in, self.prior_at_mean, dtype
         )
         self.built = True
 
@@ -177,7 +190,7 @@ class BaliLayer(keras.layers.Layer):
         if (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights":
             state = self.posterior_state.matrix_normal()
             noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
-            return ops.matmul(h, ops.cast(state.perturb(noise), h.dtype))
+            return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
         mean = self._mean(h)
         noise = normal(_shape(mean), next_seed(self.seed_generator))
         return self._add_noise(mean, self._row_variance(h), noise)
@@ -251,6 +264,7 @@ class BaliLayer(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "sampling": self.sampling,
             "prior_at_mean": self.prior_at_mean,
+            "statistics_dtype": self.statistics_dtype,
             "seed": self.seed,
         }
 

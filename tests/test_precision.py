@@ -1,0 +1,109 @@
+"""Half precision against float32 on real data, and statistics in float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from bali_case import conjugate, linear_data, net
+from conftest import small_classifier
+from shared_data import mean_and_error
+
+import bali_keras as bk
+import tfp_rank1 as r1
+
+
+def bali():
+    model = net(64, (64,), 10, "categorical", "relu")
+    model.compile()
+    return model, {"batch_size": 32, "epochs": 10}
+
+
+def rank1():
+    model = small_classifier(units=64)
+    model.compile(keras.optimizers.Adam(3e-3))
+    return model, {"batch_size": 64, "epochs": 15}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [bali, rank1])
+def test_precisions_agree_on_digits(make, digits):
+    """Accuracy and NLL on half of the digits, three seeds."""
+    x, y, x_test, y_test = digits
+    found = {}
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16", "float64"):
+        keras.config.set_dtype_policy(policy)
+        scores = []
+        for seed in range(3):
+            keras.utils.set_random_seed(seed)
+            model, arguments = make()
+            model.fit(x, y, verbose=0, **arguments)
+            p = model.posterior_predictive(x_test, num_samples=32, seed=0)
+            accuracy = np.mean(np.argmax(p.mean(), axis=1) == y_test)
+            scores.append((accuracy, -np.mean(p.log_prob(y_test))))
+        found[policy] = np.mean(scores, axis=0)
+        accuracies, nlls = zip(*scores, strict=True)
+        print(f"\n{make.__name__}, {policy}: accuracy {mean_and_error(accuracies)}, "
+              f"NLL {mean_and_error(nlls)}")  # fmt: skip
+    for accuracy, nll in found.values():
+        assert abs(accuracy - found["float32"][0]) < 0.01
+        assert abs(nll - found["float32"][1]) < 0.02
+
+
+def offset_data():
+    """Inputs whose mean is ten thousand times their spread."""
+    x, y = linear_data(rows=300)
+    return x + 1e4, y
+
+
+def test_float64_statistics_see_the_spread_beside_a_huge_offset():
+    x, y = offset_data()
+    x = x.astype("float64")
+    inputs = keras.Input((3,), dtype="float64")
+    model = bk.BaliModel(
+        inputs,
+        bk.layers.DenseBali(2, dtype="float64")(inputs),
+        likelihood=r1.likelihoods.Normal(scale=0.3),
+    )
+    model.compile(forgetting=1.0, warmup_steps=0, prior_row_precision=1e-3)
+    model.fit(x, y, batch_size=300, verbose=0)
+    state = model.bali_layers[0].posterior_state
+    assert state.mean.dtype == state.row_covariance.dtype == "float64"
+    mean, covariance = conjugate(x, y, 1e-3)
+    h = np.c_[x, np.ones(300)]
+    np.testing.assert_allclose(h @ np.array(state.mean), h @ mean, atol=1e-3)
+    np.testing.assert_allclose(
+        state.matrix_normal().row_variance(tf.constant(h)),
+        np.einsum("ni,ij,nj->n", h, covariance, h),
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_float64_statistics_under_any_policy(policy, tmp_path):
+    """Hidden and output layers, convolutions that sum over rows, a matrix prior, save and load."""
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((6, 6, 1))
+    arguments = {"statistics_dtype": "float64"}
+    h = bk.layers.Conv2DBali(2, 3, activation="relu", name="convolution", **arguments)(inputs)
+    outputs = bk.layers.DenseBali(1, **arguments)(keras.layers.Flatten()(h))
+    model = bk.BaliModel(inputs, outputs, likelihood="normal")
+    model.compile(warmup_steps=0, prior_row_precision={"convolution": np.eye(10)})
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6, 6, 1)).astype("float32")
+    y, weights = x[:, 2, 2], rng.uniform(0.5, 2.0, 40)
+    history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=3, verbose=0).history
+    assert history["refused"] == [0.0, 0.0, 0.0]
+    state = model.bali_layers[0].posterior_state
+    assert {v.dtype for v in (state.mean, state.row_factor, state.inputs.total)} == {"float64"}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(loaded(x), model(x))
+    p = model.posterior_predictive(x, num_samples=4)
+    assert p.mean().dtype == np.float32
+    assert np.isfinite(p.stddev()).all()
+
+
+def test_other_dtypes_are_named():
+    with pytest.raises(ValueError, match="statistics_dtype"):
+        bk.layers.DenseBali(2, statistics_dtype="float16")
