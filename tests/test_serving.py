@@ -1,0 +1,76 @@
+"""An exported model behind HTTP: many clients, sizes and mistakes."""
+
+import concurrent.futures
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from strategy_case import CLASSES, INPUTS, METHODS, train_briefly
+
+from examples.serving.client import ask
+from examples.serving.server import Server
+
+
+@pytest.fixture(scope="module", params=["bali", "rank1_normal"])
+def url(request, tmp_path_factory):
+    """Where a small classifier answers."""
+    folder = tmp_path_factory.mktemp("export") / "served"
+    train_briefly(METHODS[request.param]()).export_predictive(str(folder), num_samples=4)
+    with Server(folder, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{server.path}"
+        server.shutdown()
+
+
+def inputs(rows, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, INPUTS)).astype("float32")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_any_number_of_rows(url, rows):
+    answer = ask(url, inputs(rows))
+    assert answer["probs"].shape == (rows, CLASSES)
+    np.testing.assert_allclose(answer["probs"].sum(axis=1), 1.0, atol=1e-4)
+    assert (answer["mutual_information"] > -1e-5).all()
+    assert answer["entropy"].shape == (rows,)
+
+
+def test_many_clients_at_once(url):
+    """Valid answers from samples of their own: no two the same."""
+    sizes = np.random.default_rng(0).integers(1, 40, 64)
+    x = inputs(40)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: ask(url, x[:n])["probs"], sizes))
+    for size, answer in zip(sizes, answers, strict=True):
+        assert answer.shape == (size, CLASSES)
+        assert np.isfinite(answer).all()
+    first = {tuple(answer[0]) for answer in answers}
+    assert len(first) == len(answers)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "Expecting value|instances"),
+        (b"{]", "Expecting"),
+        (b'{"rows": [1]}', "no .*instances"),
+        (b'{"instances": []}', "at least one"),
+        (b'{"instances": [[1.0, 2.0]]}', r"must have shape .*\(1, 2\)"),
+        (b'{"instances": [["a", "b", "c", "d", "e"]]}', "nested lists of numbers"),
+        (b'{"instances": [[NaN, 1, 1, 1, 1]]}', "finite"),
+    ],
+)
+def test_mistakes_are_named(url, body, message):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, body), timeout=10)
+    assert caught.value.code == 400
+    assert re.search(message, json.load(caught.value)["error"])
+
+
+def test_another_address_is_named(url):
+    with pytest.raises(ValueError, match=r"404.*POST /v1/models/served:predict"):
+        ask(url.replace("served", "nobody"), inputs(1))
