@@ -168,6 +168,7 @@ class InferenceModel(BayesianModel):
                     "Received: no gradient"
                 )
 
+        states = [(v.posterior_state.size, v.posterior_state.dtype) for v in layers]
         stale = [i for i, layer in enumerate(layers) if not self._is_fresh(layer)]
 
         def collect() -> dict[int, Moments]:
@@ -177,10 +178,10 @@ class InferenceModel(BayesianModel):
                 labels = [gradients[i] for i in stale]
                 found = tf.nest.map_structure(lambda g: _unweigh(g, weights), labels)
             return {
-                i: moments(records[i], s, weights, seed) for i, s in zip(stale, found, strict=True)
+                i: moments(records[i], s, weights, seed, states[i][1])
+                for i, s in zip(stale, found, strict=True)
             }
 
-        states = [(v.posterior_state.size, v.posterior_state.dtype) for v in layers]
         every = self._factorise_every(layers)
         if every <= 3 or not stale:  # then every step collects
             collected = collect()

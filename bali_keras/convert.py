@@ -28,6 +28,7 @@ _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
     keras.layers.Conv3D: (Conv3DBali, (*_CONV, "use_bias")),
     keras.layers.EinsumDense: (EinsumDenseBali, ("equation", "output_shape", "bias_axes")),
 }
+_PASSING = keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
 # What a likelihood applies to raw outputs, under the names it goes by.
 _APPLIED: dict[type[Likelihood], tuple[str, ...]] = {
     likelihoods.Categorical: ("softmax",),
@@ -146,18 +147,33 @@ def _start_at(new: BaliLayer, old: Any) -> None:
 
 
 def _last_operation(model: keras.Model) -> Any:
-    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`."""
-    operation = model.outputs[0]._keras_history.operation
-    while isinstance(operation, keras.Model):
-        operation = operation.outputs[0]._keras_history.operation
-    return operation
+    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`.
+
+    Behind layers that only arrange its numbers.
+    """
+    tensor = model.outputs[0]
+    while True:
+        operation, node, index = tensor._keras_history
+        if isinstance(operation, keras.Model):
+            tensor = operation.outputs[index]
+        elif isinstance(operation, _PASSING) or _is_linear(operation):
+            tensor = operation._inbound_nodes[node].input_tensors[0]
+        else:
+            return operation
+
+
+def _is_linear(operation: Any) -> bool:
+    """Whether it is an `Activation("linear")`, as mixed precision often ends in."""
+    return isinstance(operation, keras.layers.Activation) and _function_of(operation) == "linear"
 
 
 def _function_of(operation: Any) -> str:
     """Name of the activation that a layer ends in; else of the layer or operation itself."""
     activation = getattr(operation, "activation", None)
-    name = type(operation).__name__ if activation is None else activation.__name__
-    return snake_case(name).removesuffix("_v2")
+    if isinstance(activation, keras.layers.Layer):
+        return _function_of(activation)
+    found = operation if activation is None else activation
+    return snake_case(getattr(found, "__name__", type(found).__name__)).removesuffix("_v2")
 
 
 def _check_raw(last: Any, likelihood: Likelihood) -> None:

@@ -187,8 +187,9 @@ class BaliModel(InferenceModel):
                 "Received: a CallbackList"
             )
         own_list = list(given) if isinstance(given, (list, tuple)) else [given]
-        # The last: others may go back to a checkpoint before, or to the best weights after.
-        arguments["callbacks"] = [*own_list, length]
+        # The last: others may go back to a checkpoint before, or to the best weights after; and
+        # what they see at the end is up to date.
+        arguments["callbacks"] = [_Factorisation(self), *own_list, length]
         self._settings.check_names(self.bali_layers)
         check_finite_arrays(x)
         del arguments["self"]
@@ -278,12 +279,25 @@ class BaliModel(InferenceModel):
         return mean, row_variance[:, tf.newaxis] * tf.cast(columns, tf.float32)
 
 
-class _FitLength(keras.callbacks.Callback):
+class _Factorisation(keras.callbacks.Callback):
+    """Brings the covariances up to date at the end, also of a fit that ended in the warm-up."""
+
+    def __init__(self, model: BaliModel) -> None:
+        super().__init__()
+        self._bali = model
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Factorise."""
+        if int(self._bali._updates.numpy()) > 0:
+            self._bali.factorise()
+
+
+class _FitLength(_Factorisation):
     """Tells the model which steps belong to the present fit, and the user what was refused."""
 
     def __init__(self, model: BaliModel, initial_epoch: int) -> None:
-        super().__init__()
-        self._bali, self._initial_epoch = model, initial_epoch
+        super().__init__(model)
+        self._initial_epoch = initial_epoch
         self._before = (0, 0)
 
     def _counts(self) -> tuple[int, int]:
@@ -308,12 +322,8 @@ class _FitLength(keras.callbacks.Callback):
         model._last_step.assign(first + self.params["epochs"] * steps - 1)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Bring the covariances up to date, also after a fit that ended in the warm-up.
-
-        Warns of batches whose update was refused.
-        """
-        if int(self._bali._updates.numpy()) > 0:
-            self._bali.factorise()
+        """Factorise, and warn of batches whose update was refused."""
+        super().on_train_end(logs)
         batches, refused = (
             now - old for now, old in zip(self._counts(), self._before, strict=True)
         )

@@ -75,6 +75,8 @@ def test_conversion_refuses_what_it_cannot_do():
         ("bernoulli", tf.nn.sigmoid),
         ("poisson", "exponential"),
         ("poisson", tf.exp),
+        ("categorical", keras.layers.Softmax()),
+        ("categorical", keras.layers.LeakyReLU(0.2)),
         ("categorical", "tanh"),  # raw outputs like any other
         ("normal", "softplus"),
     ],
@@ -87,7 +89,7 @@ def test_the_function_of_the_likelihood_is_applied_once(likelihood, activation):
     with r1.posterior_mean():
         found = model(x)
     applied = {"categorical": tf.nn.softmax, "bernoulli": tf.sigmoid, "poisson": tf.exp}
-    if activation not in ("tanh", "softplus"):
+    if not (activation in ("tanh", "softplus") or isinstance(activation, keras.layers.LeakyReLU)):
         found = applied[likelihood](found)
     np.testing.assert_allclose(found, stock(x), rtol=1e-5)
 
@@ -128,3 +130,15 @@ def test_a_frozen_backbone_stays_as_it_is():
     model.fit(x, np.zeros(32, "int32"), verbose=0)
     for ours, theirs in zip(model.get_layer("backbone").weights, backbone.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "after", [keras.layers.Reshape((3,)), keras.layers.Activation("linear", dtype="float32")]
+)
+def test_a_softmax_behind_other_layers_is_seen(after):
+    inputs = keras.Input((4,))
+    outputs = after(keras.layers.Dense(3, activation="softmax")(inputs))
+    stock, x = keras.Model(inputs, outputs), np.ones((2, 4), "float32")
+    with r1.posterior_mean():
+        found = tf.nn.softmax(bk.convert(stock, "categorical")(x))
+    np.testing.assert_allclose(found, stock(x), rtol=1e-5)

@@ -374,3 +374,20 @@ def test_early_stopping_knows_the_direction(digits):
     ]
     stops.append(keras.callbacks.EarlyStopping("val_nll", mode="min"))
     model.fit(x, y, validation_data=(x, y), epochs=1, verbose=0, callbacks=stops)
+
+
+def test_callbacks_may_predict_in_the_other_mode(digits):
+    x, y = digits[0][:32], digits[1][:32]
+    model = small_classifier()
+    model.compile("adam")
+    found = []
+
+    def predict(epoch, logs):
+        with r1.posterior_mean():
+            found.append(model.predict(x, verbose=0))
+            model.evaluate(x, y, verbose=0)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=predict)
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[callback])
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(found[-1], model.predict(x, verbose=0))

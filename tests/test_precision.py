@@ -78,6 +78,22 @@ def test_float64_statistics_see_the_spread_beside_a_huge_offset():
     )
 
 
+@pytest.mark.parametrize("factorise_every", [None, 10])
+def test_hidden_layers_with_float64_statistics_and_a_huge_offset(factorise_every):
+    """Of inputs whose spread float32 loses in their second moments, no batch is refused."""
+    x, y = offset_data()
+    inputs = keras.Input((3,))
+    arguments = {"statistics_dtype": "float64"}
+    h = bk.layers.DenseBali(4, activation="relu", **arguments)(inputs)
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(2, **arguments)(h), likelihood="normal")
+    model.compile(factorise_every=factorise_every)
+    history = model.fit(x, y, batch_size=16, epochs=3, verbose=0).history
+    assert not any(history["refused"])
+    state = model.bali_layers[0].posterior_state
+    assert np.linalg.eigvalsh(state.inputs.value())[0] > 0.0
+    assert bool(state.has_statistics())
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_float64_statistics_under_any_policy(policy, tmp_path):
     """Hidden and output layers, convolutions that sum over rows, a matrix prior, save and load."""

@@ -25,50 +25,41 @@ class DistributedModel(keras.Model):
     """
 
     steps_per_execution: int
-    _traced_with_mean = False
+    _train_in_mean = _test_in_mean = _predict_in_mean = False
 
     def make_train_function(self, force: bool = False) -> Any:
         """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_train_function(force)
+        return super().make_train_function(self._mode_changes("train") or force)
 
     def make_test_function(self, force: bool = False) -> Any:
         """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_test_function(force)
+        return super().make_test_function(self._mode_changes("test") or force)
 
     def make_predict_function(self, force: bool = False) -> Any:
         """As in Keras, following `posterior_mean()`."""
-        self._follow_posterior_mean()
-        return super().make_predict_function(force)
+        return super().make_predict_function(self._mode_changes("predict") or force)
 
     def predict_step(self, data: Any) -> Any:
         """One batch of outputs."""
-        return self._in_mode(super().predict_step)(data)
+        return _in_mode(super().predict_step, self._predict_in_mean)(data)
 
-    def _follow_posterior_mean(self) -> None:
-        """The context is read when a function is traced: a change of it needs a new trace."""
-        if in_posterior_mean() != self._traced_with_mean:
-            self._traced_with_mean = in_posterior_mean()
-            self._forget_functions()
+    def _mode_changes(self, name: str) -> bool:
+        """The context is read when a function is traced: a change of it needs a new trace.
 
-    def _in_mode(self, step: Step) -> Step:
-        """The context reaches replicas, which are threads of their own."""
-
-        def wrapped(data: Any) -> Any:
-            replica = tf.distribute.get_replica_context()
-            is_thread = replica is not None and replica.num_replicas_in_sync > 1
-            with mean_mode(self._traced_with_mean if is_thread else in_posterior_mean()):
-                return step(data)
-
-        return wrapped
+        Of that function alone: a callback may predict in the other mode while `fit` is running.
+        """
+        attribute, mode = f"_{name}_in_mean", in_posterior_mean()
+        changes = getattr(self, attribute) != mode
+        setattr(self, attribute, mode)
+        return changes
 
     def _forget_functions(self) -> None:
         """What they hold as constants (N, annealing, mode) has changed: compile anew."""
         self.train_function = self.test_function = self.predict_function = None
 
     def _make_function(self, step_function: Step) -> Callable[[Iterator[Any]], Any]:
-        strategy, step_function = self.distribute_strategy, self._in_mode(step_function)
+        strategy = self.distribute_strategy
+        step_function = _in_mode(step_function, in_posterior_mean())
         if _has_workers(strategy):
             step_function = _with_axis(step_function)
         count: int = self.steps_per_execution
@@ -106,6 +97,18 @@ class DistributedModel(keras.Model):
                 break
             iterator = None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+
+def _in_mode(step: Step, mean: bool) -> Step:
+    """A step in the mode its function was made for: replicas are threads, without the context."""
+
+    def wrapped(data: Any) -> Any:
+        replica = tf.distribute.get_replica_context()
+        is_thread = replica is not None and replica.num_replicas_in_sync > 1
+        with mean_mode(mean if is_thread else in_posterior_mean()):
+            return step(data)
+
+    return wrapped
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:

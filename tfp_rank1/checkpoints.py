@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -49,7 +50,7 @@ class Resume(keras.callbacks.Callback):
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
         super().__init__()
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.keep = whole("keep", keep)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -60,8 +61,10 @@ class Resume(keras.callbacks.Callback):
                 f"model. Received: an unbuilt {type(self.model).__name__}"
             )
         for epoch, path in reversed(self._checkpoints()):
-            if _digest(path.read_bytes()) not in path.name:
+            if not _is_whole(path):
                 warnings.warn(f"{path} is damaged; the checkpoint before it is used", stacklevel=2)
+                with contextlib.suppress(OSError):  # it must not count as one to keep
+                    path.rename(path.with_name(f"{path.name}.damaged"))
                 continue
             _restore(self.model, path)
             self.model._initial_epoch = epoch
@@ -111,7 +114,7 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 def _content(model: keras.Model) -> bytes:
     # In memory, and not HDF5, whose library ends the process if a file cannot be written.
     buffer = io.BytesIO()
-    np.savez(buffer, *[np.array(v) for v in _variables(model)])
+    np.savez(buffer, *[keras.ops.convert_to_numpy(v) for v in _variables(model)])
     return buffer.getvalue()
 
 
@@ -138,6 +141,13 @@ def _generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
             if isinstance(value, keras.random.SeedGenerator):
                 found[id(value)] = value
     return list(found.values())
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _digest(path.read_bytes()) in path.name
+    except OSError:
+        return False
 
 
 def _digest(content: bytes) -> str:
