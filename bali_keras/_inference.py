@@ -193,7 +193,7 @@ class InferenceModel(BayesianModel):
             )
         sums = []
         for i, (layer, calls) in enumerate(zip(layers, records, strict=True)):
-            dtype = layer.posterior_state.dtype
+            dtype = states[i][1]
             cross = cross_sum(calls, gradients[i], weights, self._noise_variance(layer), dtype)
             found = collected[i] if i in stale else moments(calls, None, weights, seed, dtype)
             sums.append(BatchSums(*cross, found))

@@ -52,10 +52,11 @@ class BaliModel(InferenceModel):
             `sample_weight` and `class_weight`. Give it for a stream that comes in several fits.
 
     `predict` and calls of the model draw one sample of the weights: every call another. Use
-    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale inputs and targets:
-    statistics are float32, inputs whose mean is thousands of times their spread lose the spread,
-    and priors are meant for targets of unit size. A `sample_weight` of 2 counts as seeing the
-    example twice; the Fisher information of hidden layers is sampled, and so equal on average.
+    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale inputs and targets: priors
+    are meant for targets of unit size, and in float32, the default of a layer's
+    `statistics_dtype`, inputs whose mean is thousands of times their spread lose the spread. A
+    `sample_weight` of 2 counts as seeing the example twice; the Fisher information of hidden
+    layers is sampled, and so equal on average.
 
     Example:
     ```python

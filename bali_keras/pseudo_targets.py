@@ -23,7 +23,7 @@ def cross_sum(
     gradients: list[tf.Tensor],
     weights: tf.Tensor | None,
     noise_variance: tf.Tensor | None,
-    dtype: str = "float32",
+    dtype: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`BatchSums.cross` and `BatchSums.examples` of one layer, of this replica.
 
@@ -55,7 +55,7 @@ def moments(
     scores: list[tf.Tensor] | None,
     weights: tf.Tensor | None,
     seed: tf.Tensor,
-    dtype: str = "float32",
+    dtype: str,
 ) -> Moments:
     """`BatchSums.moments` of one layer, of this replica.
 
@@ -113,7 +113,7 @@ def _together(
     return tf.reduce_sum(tf.square(tf.add_n(sums))), tf.reduce_sum(squares)
 
 
-def no_moments(size: tuple[int, int], dtype: str = "float32") -> Moments:
+def no_moments(size: tuple[int, int], dtype: str) -> Moments:
     """Zeros, for a step that collects none."""
     d, k = size
     scalar, count = tf.zeros((), dtype), tf.zeros(())
