@@ -14,6 +14,7 @@ from bali_keras._inference import HEALTH, InferenceModel
 from bali_keras._settings import Settings
 from bali_keras._weights import check_finite_arrays, weight_of
 from bali_keras.layers._bali import marginal_scope
+from bali_keras.update import factorise
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import registered
 from tfp_rank1.mixture import PredictiveMixture
@@ -223,19 +224,19 @@ class BaliModel(InferenceModel):
         """Recompute the covariances from the present statistics; `fit` ends with it.
 
         Returns:
-            False if a factorisation failed; that layer's is then as before.
+            False if a factorisation failed; all are then as before.
         """
-        count = self._required_count() / self._settings.temperature
-        flags = [
-            v.posterior_state.factorise(
-                tf.constant(count, tf.float32),
-                self._settings.prior_of(v, self._required_count(), self.likelihood),
+        count = self._required_count()
+        layers = [
+            (
+                v.posterior_state,
+                self._settings.prior_of(v, count, self.likelihood),
                 self._noise_variance(v),
             )
             for v in self.bali_layers
             if v.trainable
         ]
-        return all(bool(f) for f in flags)
+        return bool(factorise(layers, tf.constant(count / self._settings.temperature, tf.float32)))
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""

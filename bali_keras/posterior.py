@@ -46,7 +46,6 @@ from bali_keras.statistics import (
     Accumulation,
     BatchSums,
     WeightedAverage,
-    all_finite,
     keep,
     state_variable,
 )
@@ -77,6 +76,22 @@ class Step(NamedTuple):
 
     move: tf.Tensor
     kl: tf.Tensor
+
+
+class Factors(NamedTuple):
+    """What `LayerPosterior.factorised` finds; not finite where a factorisation failed.
+
+    Attributes:
+        prior_row_precision: L0, scalar, or the scale of one that is a matrix.
+        row: R with `L^-1 = R R'`, `[d, d]`.
+        column: C with `V = C C'`, `[k, k]`.
+        column_precision: `V^-1`, `[k, k]`.
+    """
+
+    prior_row_precision: tf.Tensor
+    row: tf.Tensor
+    column: tf.Tensor
+    column_precision: tf.Tensor
 
 
 class LayerPosterior:
@@ -165,10 +180,10 @@ class LayerPosterior:
         self.fisher.update(moments.fisher, moments.rows, rate, accept)
         self.together.update(moments.together, moments.squares, rate, accept)
 
-    def factorise(
+    def factorised(
         self, num_examples: tf.Tensor, prior: Prior, noise_variance: Any = None
-    ) -> tf.Tensor:
-        """Recompute V, L0 and the factor of L^-1 from the averages.
+    ) -> Factors:
+        """V, L0 and the factor of L^-1 of the present averages; `take` puts them in place.
 
         Args:
             num_examples: N, divided by the temperature.
@@ -176,8 +191,6 @@ class LayerPosterior:
             noise_variance: `[k]` for the output layer of a Normal likelihood, whose V is the
                 observation noise itself; None for V from the Fisher information.
 
-        Returns:
-            Boolean scalar: False where a factorisation failed, and then everything is as before.
         """
         num_examples = tf.cast(num_examples, self.dtype)
         if noise_variance is None:
@@ -191,16 +204,18 @@ class LayerPosterior:
             num_examples, prior, tf.linalg.trace(column_precision)
         )
         row_factor = inverse_factor(row_precision)
-        accept = all_finite((row_factor, column_factor, prior_row_precision))
-        keep(self.prior_row_precision, prior_row_precision, accept)
-        keep(self.row_factor, row_factor, accept)
-        keep(self.row_covariance, covariance(row_factor), accept)
-        keep(self.column_factor, column_factor, accept)
-        keep(self.column_covariance, covariance(column_factor), accept)
-        pull = tf.matmul(self.prior_times(prior, self.offset()), column_precision)
+        return Factors(prior_row_precision, row_factor, column_factor, column_precision)
+
+    def take(self, factors: Factors, prior: Prior, accept: tf.Tensor) -> None:
+        """Put new factors in place, with all that follows from them, if accepted."""
+        keep(self.prior_row_precision, factors.prior_row_precision, accept)
+        keep(self.row_factor, factors.row, accept)
+        keep(self.row_covariance, covariance(factors.row), accept)
+        keep(self.column_factor, factors.column, accept)
+        keep(self.column_covariance, covariance(factors.column), accept)
+        pull = tf.matmul(self.prior_times(prior, self.offset()), factors.column_precision)
         keep(self.pull, pull, accept)
         keep(self.kl, tf.cast(self._kl_divergence(prior), tf.float32), accept)
-        return accept
 
     def _rows_together(self) -> tf.Tensor:
         """c, at least 1, scalar."""

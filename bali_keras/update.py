@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -63,6 +63,8 @@ def update(
 ) -> Health:
     """Update statistics, factorisations and means of all layers; all of it or none.
 
+    (But for averages whose factorisation fails: they stay, and covariances and means with them.)
+
     Args:
         layers: what the batch says about each layer.
         num_examples: N, divided by the temperature.
@@ -77,12 +79,16 @@ def update(
     accept = finite & all_finite([layer.sums for layer in layers])
     for layer in layers:
         layer.state.collect(layer.sums, rate if layer.is_fresh else collecting_rate, accept)
-    fresh = [layer for layer in layers if layer.is_fresh]
-    others = [layer for layer in layers if not layer.is_fresh]
-    for when, some in ((moving, fresh), (factorising, others)):
-        if some:
-            factorise = functools.partial(_factorise, some, num_examples)
-            accept &= tf.cond(accept & when, factorise, lambda: tf.constant(True))
+    parts = [(layer.state, layer.prior, layer.noise_variance) for layer in layers]
+    fresh = [part for part, layer in zip(parts, layers, strict=True) if layer.is_fresh]
+    accept &= tf.cond(
+        accept & factorising,
+        lambda: factorise(parts, num_examples),
+        # Fresh layers factorise in every step that moves, and steps that factorise move.
+        lambda: tf.cond(
+            accept & moving, lambda: factorise(fresh, num_examples), lambda: tf.constant(True)
+        ),
+    )
     shares = [layer.state.targets.share(layer.sums.examples, rate) for layer in layers]
     steps = [
         layer.state.step(
@@ -102,9 +108,24 @@ def update(
     return Health(tf.where(accept & moving, step_kl, 0.0), condition, accept)
 
 
-def _factorise(layers: list[LayerUpdate], num_examples: tf.Tensor) -> tf.Tensor:
-    done = [v.state.factorise(num_examples, v.prior, v.noise_variance) for v in layers]
-    return tf.reduce_all(tf.stack(done))
+def factorise(
+    layers: Iterable[tuple[LayerPosterior, Prior, Any]], num_examples: tf.Tensor
+) -> tf.Tensor:
+    """New covariances for all layers or, if one factorisation fails, for none.
+
+    Args:
+        layers: posterior, prior, and noise variance or None (see `LayerPosterior.factorised`).
+        num_examples: N, divided by the temperature.
+
+    Returns:
+        Boolean scalar: whether all succeeded.
+    """
+    layers = list(layers)
+    found = [state.factorised(num_examples, prior, noise) for state, prior, noise in layers]
+    accept = all_finite(found) if found else tf.constant(True)
+    for (state, prior, _), factors in zip(layers, found, strict=True):
+        state.take(factors, prior, accept)
+    return accept
 
 
 def _scale(

@@ -22,7 +22,7 @@ from strategy_case import CLASSES, INPUTS, METHODS, dataset
 import bali_keras as bk
 import tfp_rank1 as r1
 
-EPOCHS = 4
+EPOCHS = int(os.environ.get("EPOCHS", "4"))
 
 
 def mixed():

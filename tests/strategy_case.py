@@ -1,6 +1,8 @@
 """One training, the same on one replica, two replicas and two workers.
 
 python strategy_case.py METHOD FILE      as one of the workers in TF_CONFIG
+
+METHOD "losses" measures the losses of a random net in place of training one.
 """
 
 import os
@@ -52,8 +54,8 @@ def rank1(posterior="deterministic"):
 METHODS = {"bali": bali, "rank1": rank1, "rank1_normal": lambda: rank1("normal")}
 
 
-def train(method, strategy, **compile_arguments):
-    """Fit, evaluate and predict under a strategy; arrays by name."""
+def train(method, strategy, served=None, **compile_arguments):
+    """Fit, evaluate and predict under a strategy, and export to `served`; arrays by name."""
     keras.utils.set_random_seed(3)
     with strategy.scope():
         model = METHODS[method]()
@@ -73,9 +75,28 @@ def train(method, strategy, **compile_arguments):
     found |= {f"scores/{name}": np.array(value) for name, value in scores.items()}
     found |= {f"weights/{i}": np.array(v) for i, v in enumerate(model.weights)}
     predictive = model.posterior_predictive(data()[0], num_samples=4, seed=1)
+    if served is not None:
+        model.export_predictive(str(served), num_samples=4)
     return found | {
         "outputs": outputs, "sampled": np.array(sampled["nll"]), "mean": predictive.mean()
     }  # fmt: skip
+
+
+def losses(strategy, parts=8, passes=20):
+    """Losses of a net with broad factors, in evaluation and in training, part by part.
+
+    Nothing moves: the optimizer's rate is 0.
+    """
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        model = rank1(r1.posteriors.Normal(stddev=0.5))
+        model.compile(keras.optimizers.SGD(0.0))
+    model.num_train_examples = ROWS
+    repeated = tf.data.Dataset.from_tensor_slices(data()[:2]).repeat(passes).batch(100)
+    scores = [model.evaluate(repeated, verbose=0, return_dict=True) for _ in range(parts)]
+    history = model.fit(repeated, epochs=parts, verbose=0).history
+    evaluation, training = [score["nll"] for score in scores], history["nll"]
+    return {"evaluation": np.array(evaluation), "training": np.array(training)}
 
 
 def train_briefly(model):
@@ -88,8 +109,12 @@ def train_briefly(model):
 
 if __name__ == "__main__":
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    results = train(sys.argv[1], strategy)
     index = strategy.cluster_resolver.task_id
-    np.savez(f"{sys.argv[2]}-{index}.npz", **results)
+    method, file = sys.argv[1:]
+    if method == "losses":
+        results = losses(strategy)
+    else:
+        results = train(method, strategy, f"{file}-served" if index == 0 else None)
+    np.savez(f"{file}-{index}.npz", **results)
     sys.stdout.flush()
     os._exit(0)  # leaving by the garbage collector aborts in the collective's threads

@@ -47,6 +47,26 @@ def test_one_bad_batch_is_refused_and_counted():
     assert model.fit(data, verbose=0).history["refused"] == [0.0]
 
 
+def test_statistics_that_are_not_positive_definite_are_refused():
+    """As after bits that flipped: counted, reported, the posterior stays; then it goes on."""
+    x, y = linear_data(rows=40)
+    model = net(hidden=(8,), activation="relu")
+    model.compile(warmup_steps=0, factorise_every=1)
+    model.fit(x, y, batch_size=10, verbose=0)
+    before = posteriors(model)
+    total = model.bali_layers[0].posterior_state.inputs.total
+    good = np.array(total)
+    total.assign(-100.0 * good)
+    with pytest.warns(UserWarning, match="4 of 4 batches left the model as it was"):
+        model.fit(x, y, batch_size=10, verbose=0)
+    assert model.refused_updates == 4
+    for ours, theirs in zip(posteriors(model), before, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+    total.assign(good)
+    assert model.fit(x, y, batch_size=10, verbose=0).history["refused"] == [0.0]
+
+
 def test_bad_targets_are_named():
     x, y = linear_data()
     y[3] = np.nan

@@ -1,8 +1,10 @@
 """A training that is killed and started again ends with the same bits."""
 
+import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -66,6 +68,32 @@ def test_a_killed_process_goes_on(tmp_path):
     for point in ((0, 1), (1, -1), (EPOCHS - 1, 3)):
         assert run(tmp_path / "parts", parts, *point) == -9
     assert run(tmp_path / "parts", parts) == 0
+    found, expected = np.load(parts), np.load(whole)
+    check_equal([found[k] for k in expected], [expected[k] for k in expected])
+
+
+@pytest.mark.slow
+def test_soak(tmp_path, monkeypatch):
+    """Half an hour of training that is killed at random moments, some of them during a start."""
+    monkeypatch.setenv("EPOCHS", os.environ.get("EPOCHS", "20000"))
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    undisturbed = subprocess.Popen(
+        [sys.executable, CASE, "mixed", str(tmp_path / "whole"), str(whole)]
+    )
+    rng, kills, start = np.random.default_rng(0), 0, time.monotonic()
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, CASE, "mixed", str(tmp_path / "parts"), str(parts)]
+        )
+        try:
+            status = process.wait(timeout=rng.uniform(2.0, 60.0))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert status == undisturbed.wait() == 0
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes, {kills} kills")
     found, expected = np.load(parts), np.load(whole)
     check_equal([found[k] for k in expected], [expected[k] for k in expected])
 

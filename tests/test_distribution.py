@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from strategy_case import train
+from strategy_case import CLASSES, data, losses, train
 
 from examples.distributed import launch
 
@@ -26,11 +26,21 @@ def check_same(found, expected):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def check_served(folder):
+    """An exported classifier answers rows of any number with probabilities."""
+    served = tf.saved_model.load(str(folder))
+    for rows in (1, 7, 44):
+        probs = served.serve(data()[0][:rows])["probs"]
+        assert probs.shape == (rows, CLASSES)
+        np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["bali", "rank1"])
 @pytest.mark.parametrize("arguments", [{}, {"steps_per_execution": 4}], ids=["", "several_steps"])
-def test_two_replicas_train_as_one(method, arguments, strategy):
+def test_two_replicas_train_as_one(method, arguments, strategy, tmp_path):
     """Weights, statistics, logs, metrics and predictions; a short last batch, weights."""
-    check_same(train(method, strategy, **arguments), on_one(method))
+    check_same(train(method, strategy, tmp_path / "served", **arguments), on_one(method))
+    check_served(tmp_path / "served")
 
 
 @pytest.mark.parametrize("method", ["bali", "rank1"])
@@ -39,3 +49,18 @@ def test_two_workers_train_as_one(method, tmp_path):
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     for index in range(2):
         check_same(dict(np.load(tmp_path / f"worker-{index}.npz")), on_one(method))
+    check_served(tmp_path / "worker-served")
+
+
+def test_losses_agree_in_expectation(strategy, tmp_path):
+    """Replicas and workers draw other samples, of the same distribution."""
+    found = [losses(tf.distribute.get_strategy()), losses(strategy)]
+    workers = launch.start(2, [str(CASE), "losses", str(tmp_path / "worker")])
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    found += [np.load(tmp_path / f"worker-{index}.npz") for index in range(2)]
+    for name, one in found[0].items():
+        for other in (parts[name] for parts in found[1:]):
+            assert not np.isin(other, one).any()
+            error = np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / len(one))
+            assert abs(other.mean() - one.mean()) < 5 * error
+            assert error < 0.02 * one.mean()

@@ -76,6 +76,53 @@ def test_convolutions_are_stock_layers(
     np.testing.assert_allclose(found, stock(x), atol=1e-4)
 
 
+CONVOLUTIONS = {
+    1: (r1.layers.Conv1DRank1, keras.layers.Conv1D),
+    2: (r1.layers.Conv2DRank1, keras.layers.Conv2D),
+    3: (r1.layers.Conv3DRank1, keras.layers.Conv3D),
+}
+
+
+@few
+@given(
+    rank=st.integers(1, 3), members=st.integers(1, 3), rows=st.integers(1, 3),
+    groups=st.integers(1, 2), kernel=st.integers(1, 3), strides=st.integers(1, 2),
+    padding=st.sampled_from(["valid", "same"]), seed=seeds,
+    perturbation=st.sampled_from(["multiplicative", "additive"]),
+    data_format=st.sampled_from(["channels_last", "channels_first"]),
+    dtype=st.sampled_from(["float32", "mixed_bfloat16", "float64"]),
+)  # fmt: skip
+def test_rank1_convolutions_are_stock_layers(
+    rank, members, rows, groups, kernel, strides, padding, seed, perturbation, data_format, dtype
+):
+    """Member k is the stock layer between r_k on its inputs and s_k on its outputs."""
+    cls, stock_cls = CONVOLUTIONS[rank]
+    arguments = {"strides": strides, "padding": padding, "groups": groups}
+    layer = cls(
+        3 * groups, kernel, ensemble_size=members, perturbation=perturbation, seed=seed,
+        data_format=data_format, dtype=dtype, bias_initializer="normal", **arguments,
+    )  # fmt: skip
+    x = array(seed, members * rows, *range(4, 4 + rank), 2 * groups)
+    first = data_format == "channels_first"
+    with r1.posterior_mean():
+        found = layer(np.moveaxis(x, -1, 1) if first else x)
+    assert found.dtype == layer.compute_dtype
+    found = np.array(tf.cast(found, tf.float32))
+    found = np.moveaxis(found, 1, -1) if first else found
+    stock = stock_cls(3 * groups, kernel, use_bias=False, **arguments)
+    stock.build(x.shape)
+    stock.set_weights([np.array(layer.kernel)])
+    combine = np.multiply if perturbation == "multiplicative" else np.add
+    r, s = (np.array(f.mean()) for f in (layer.r_factor, layer.s_factor))
+    tolerance = 0.05 if layer.compute_dtype == "bfloat16" else 1e-4
+    for k, (inputs, outputs) in enumerate(
+        zip(np.split(x, members), np.split(found, members), strict=True)
+    ):
+        expected = combine(stock(combine(inputs, r[k])), s[k]) + np.array(layer.bias)[k]
+        scale = 1 + np.abs(expected).max()
+        np.testing.assert_allclose(outputs, expected, atol=tolerance * scale)
+
+
 @few
 @given(
     cuts=st.lists(st.integers(1, 59), max_size=6, unique=True), seed=seeds,

@@ -2,13 +2,16 @@
 
 import concurrent.futures
 import json
+import os
 import re
 import threading
 import urllib.error
 import urllib.request
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from strategy_case import CLASSES, INPUTS, METHODS, train_briefly
 
 from examples.serving.client import ask
@@ -50,6 +53,50 @@ def test_many_clients_at_once(url):
         assert np.isfinite(answer).all()
     first = {tuple(answer[0]) for answer in answers}
     assert len(first) == len(answers)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
+def test_every_precision_is_served(method, policy, tmp_path):
+    """Answers in float32, those of the model itself."""
+    keras.config.set_dtype_policy(policy)
+    model = train_briefly(METHODS[method]())
+    model.export_predictive(str(tmp_path / "served"), num_samples=2000)
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    x = tf.constant(inputs(6), model.inputs[0].dtype)
+    found = served.serve(x)
+    assert {value.dtype for value in found.values()} == {tf.float32}
+    expected = model.posterior_predictive(x, num_samples=2000, seed=0)
+    np.testing.assert_allclose(found["probs"], expected.mean(), atol=0.03)
+    np.testing.assert_allclose(found["entropy"], expected.entropy(), atol=0.05)
+
+
+def resident_bytes():
+    """Memory of this process, which is also the server's."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests(url):
+    """From eight threads: every answer valid, none repeated, no memory kept."""
+    x = inputs(64)
+    rows = np.random.default_rng(1).integers(1, 65, 10_000)
+    first, memory = set(), []
+
+    def request(n):
+        probs = ask(url, x[:n])["probs"]
+        assert probs.shape == (n, CLASSES)
+        assert np.isfinite(probs).all()
+        return tuple(probs[0])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for part in np.split(rows, 10):
+            first.update(pool.map(request, part))
+            memory.append(resident_bytes())
+    print(f"MiB after every 1,000 requests: {[m >> 20 for m in memory]}")
+    assert len(first) == len(rows)
+    assert memory[-1] - memory[1] < 20 * 2**20
 
 
 @pytest.mark.parametrize(

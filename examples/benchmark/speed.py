@@ -10,6 +10,8 @@ units of rows x (inputs + outputs).
 
 BALI: one batch of `fit` of a net 784-512-512-10 at batch 512, against the stock net under Adam. Of
 its steps only some recompute covariances, so its mean step counts as well as its median.
+
+Serving (`serving.py`): requests of 1, 32 and 1,024 rows to exported nets 784-100-100-10.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from rich.table import Table
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from examples.benchmark import serving
 
 MEMBERS = 4
 
@@ -181,6 +184,18 @@ def measure_bali(repeats: int, hidden: tuple[int, ...], batch: int) -> dict[str,
     return {"case": f"BALI {name}, batch {batch}", "sampling": "", "mode": "fit step", **timing}
 
 
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Rows with the columns of the fullest."""
+    columns = max(rows, key=len)
+    found = Table(
+        *columns, title=f"{title}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    )
+    for row in rows:
+        values = (row.get(column, "") for column in columns)
+        found.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in values))
+    return found
+
+
 def main() -> None:
     """Measure, print, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -190,14 +205,11 @@ def main() -> None:
     results = measure(arguments.repeats)
     results.append(measure_bali(arguments.repeats, (512, 512), 512))
     results.append(measure_bali(arguments.repeats, (100, 100), 250))
-    table = Table(title=f"ours / stock, TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    for column in results[1]:
-        table.add_column(column)
-    for row in results:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
-    rich.print(table)
+    requests = serving.measure(10 * arguments.repeats)
+    rich.print(table("ours / stock", results))
+    rich.print(table("requests to exported nets", requests))
     if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(results + requests, indent=2) + "\n")
 
 
 if __name__ == "__main__":
