@@ -13,6 +13,32 @@ import tfp_rank1 as r1
 L = r1.layers
 K = 2
 
+
+@keras.saving.register_keras_serializable("tests")
+class SelfAttention(L.MultiHeadAttentionRank1):
+    """Attention of a sequence to itself, as a layer of one input."""
+
+    def build(self, input_shape):
+        super().build(input_shape, input_shape)
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, inputs, training=training)
+
+    def compute_output_shape(self, input_shape):
+        return super().compute_output_shape(input_shape, input_shape)
+
+    def compute_output_spec(self, inputs, training=None):
+        return keras.KerasTensor(inputs.shape, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("tests")
+class FloatTokens(L.EmbeddingRank1):
+    """An embedding of any numbers, rounded to tokens."""
+
+    def call(self, inputs):
+        return super().call(tf.cast(tf.abs(inputs) * 4.0, tf.int32) % self.input_dim)
+
+
 CASES = {
     "dense": (functools.partial(L.DenseRank1, 3, ensemble_size=K), (5,), True),
     "dense_rank3": (
@@ -33,6 +59,63 @@ CASES = {
         True,
     ),
     "conv3d": (functools.partial(L.Conv3DRank1, 2, 2, ensemble_size=K), (3, 4, 3, 2), True),
+    "conv1d_transpose": (
+        functools.partial(L.Conv1DTransposeRank1, 3, 3, strides=2, ensemble_size=K),
+        (4, 2),
+        True,
+    ),
+    "conv2d_transpose": (
+        functools.partial(L.Conv2DTransposeRank1, 3, 2, padding="same", ensemble_size=K),
+        (4, 3, 2),
+        True,
+    ),
+    "conv3d_transpose": (
+        functools.partial(L.Conv3DTransposeRank1, 2, 2, strides=2, ensemble_size=K),
+        (2, 2, 3, 2),
+        True,
+    ),
+    "depthwise_conv1d": (
+        functools.partial(L.DepthwiseConv1DRank1, 3, depth_multiplier=2, ensemble_size=K),
+        (5, 3),
+        True,
+    ),
+    "depthwise_conv2d": (
+        functools.partial(L.DepthwiseConv2DRank1, 3, padding="same", ensemble_size=K),
+        (4, 5, 3),
+        True,
+    ),
+    "separable_conv1d": (
+        functools.partial(L.SeparableConv1DRank1, 4, 3, ensemble_size=K),
+        (5, 3),
+        True,
+    ),
+    "separable_conv2d": (
+        functools.partial(L.SeparableConv2DRank1, 4, 3, depth_multiplier=2, ensemble_size=K),
+        (4, 5, 3),
+        True,
+    ),
+    "einsum_dense": (
+        functools.partial(
+            L.EinsumDenseRank1, "abc,cde->abde", (4, 2, 3), bias_axes="de", ensemble_size=K
+        ),
+        (4, 5),
+        True,
+    ),
+    "lstm": (
+        functools.partial(L.LSTMRank1, 3, return_sequences=True, ensemble_size=K),
+        (4, 2),
+        True,
+    ),
+    "embedding": (functools.partial(FloatTokens, 5, 3, ensemble_size=K), (4,), True),
+    "embedding_additive": (
+        functools.partial(
+            FloatTokens, 5, 3, perturbation="additive", sampling="member", ensemble_size=K
+        ),
+        (4,),
+        True,
+    ),
+    "attention": (functools.partial(SelfAttention, 2, 3, ensemble_size=K), (4, 6), True),
+    "gru": (functools.partial(L.GRURank1, 3, dropout=0.2, ensemble_size=K), (4, 2), True),
     "batch_norm": (
         functools.partial(L.EnsembleBatchNormalization, K, synchronized=True),
         (4, 3),
@@ -114,6 +197,104 @@ def test_convolution_equals_stock_layer_with_rank1_kernel(
             lay[axis] = -1
             expected = plain(x + r.reshape(lay))
         np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
+
+
+OTHER_CONVOLUTIONS = [
+    (L.Conv1DTransposeRank1, keras.layers.Conv1DTranspose, (5, 3), (4, 3), {"strides": 2}),
+    (L.Conv2DTransposeRank1, keras.layers.Conv2DTranspose, (4, 3, 2), (3, 3),
+     {"strides": 2, "padding": "same", "output_padding": 1}),
+    (L.Conv2DTransposeRank1, keras.layers.Conv2DTranspose, (4, 3, 2), (3, 2), {"dilation_rate": 2}),
+    (L.Conv3DTransposeRank1, keras.layers.Conv3DTranspose, (2, 3, 2, 2), (3, 2), {}),
+    (L.DepthwiseConv1DRank1, keras.layers.DepthwiseConv1D, (6, 3), (3,), {"depth_multiplier": 2}),
+    (L.DepthwiseConv2DRank1, keras.layers.DepthwiseConv2D, (6, 5, 3), (3,), {"strides": 2}),
+    (L.DepthwiseConv2DRank1, keras.layers.DepthwiseConv2D, (6, 5, 3), (2,), {"dilation_rate": 2}),
+    (L.SeparableConv1DRank1, keras.layers.SeparableConv1D, (6, 3), (4, 3), {}),
+    (L.SeparableConv2DRank1, keras.layers.SeparableConv2D, (6, 5, 3), (4, 3),
+     {"depth_multiplier": 2, "padding": "same"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
+@pytest.mark.parametrize(("cls", "stock", "shape", "sizes", "arguments"), OTHER_CONVOLUTIONS)
+def test_other_convolutions_are_stock_layers_between_factors(
+    cls, stock, shape, sizes, arguments, perturbation
+):
+    layer = cls(
+        *sizes, ensemble_size=2, perturbation=perturbation, bias_initializer="normal", **arguments
+    )
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    with r1.posterior_mean():
+        outputs = np.split(np.array(layer(np.concatenate([x, x]))), 2)
+    plain = stock(*sizes, use_bias=False, **arguments)
+    plain.build(x.shape)
+    plain.set_weights([np.array(v) for v in layer.weights if "kernel" in v.name])
+    combine = np.multiply if perturbation == "multiplicative" else np.add
+    for k in range(2):
+        r, s = (np.array(f.mean())[k, 0] for f in (layer.r_factor, layer.s_factor))
+        expected = combine(plain(combine(x, r)), s) + np.array(layer.bias)[k]
+        np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
+
+
+# Equation, output shape, bias axes, input shape, entries of r and s.
+EQUATIONS = [
+    ("abc,cd->abd", (None, 5), "d", (3, 4), (4, 5)),
+    ("...x,xy->...y", 5, "y", (2, 3, 4), (4, 5)),
+    ("abc,cde->abde", (None, 2, 3), "de", (3, 4), (4, 6)),
+    ("abcd,cde->abe", (None, 5), None, (3, 4, 2), (8, 5)),
+    ("abc,cde->aebd", (2, 3, 5), "d", (3, 4), (4, 10)),
+    ("abc,bcd->abd", (3, 5), "bd", (3, 4), (12, 15)),
+]
+
+
+@pytest.mark.parametrize(("equation", "output_shape", "bias_axes", "shape", "sizes"), EQUATIONS)
+def test_einsum_equals_stock_layer_between_factors(equation, output_shape, bias_axes, shape, sizes):
+    """Also for axes in another order, several together, and a kernel per position."""
+    layer = L.EinsumDenseRank1(
+        equation, output_shape, bias_axes=bias_axes, ensemble_size=2, bias_initializer="normal"
+    )
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    with r1.posterior_mean():
+        outputs = np.split(np.array(layer(np.concatenate([x, x]))), 2)
+    for k in range(2):
+        r, s = (np.array(f.mean())[k, 0] for f in (layer.r_factor, layer.s_factor))
+        assert (r.size, s.size) == sizes
+
+        def lay(value, axes, dims):
+            return value.reshape([d if i in axes else 1 for i, d in enumerate(dims)])
+
+        z = np.einsum(equation, x * lay(r, layer._input_axes, x.shape), np.array(layer.kernel))
+        expected = z * lay(s, layer._output_axes, z.shape)
+        if bias_axes is not None:
+            expected = expected + lay(np.array(layer.bias)[k], layer._bias_axes, z.shape)
+        np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
+@pytest.mark.parametrize("sampling", ["example", "member"])
+def test_embedding_is_dense_on_one_hot_inputs(perturbation, sampling):
+    """With the same draws: a token has one factor throughout an example."""
+    arguments = {"ensemble_size": 2, "perturbation": perturbation, "sampling": sampling}
+    layer = L.EmbeddingRank1(5, 3, **arguments)
+    dense = L.DenseRank1(3, use_bias=False, **arguments)
+    tokens = np.random.default_rng(0).integers(0, 5, (4, 6))
+    hot = np.eye(5, dtype="float32")[tokens]
+    layer(tokens), dense(hot)
+    dense.set_weights([np.array(v) for v in layer.weights])
+    with r1.random.seed_scope(r1.random.make_seed(1)):
+        found = layer(tokens)
+    with r1.random.seed_scope(r1.random.make_seed(1)):
+        np.testing.assert_allclose(found, dense(hot), atol=1e-5)
+
+
+def test_embedding_takes_a_table():
+    table = np.arange(6.0).reshape(3, 2).astype("float32")
+    layer = L.EmbeddingRank1(3, 2, weights=[table], posterior=r1.posteriors.Deterministic("ones"))
+    np.testing.assert_allclose(layer(np.array([[2, 0]])), table[[[2, 0]]])
+
+
+def test_einsum_kernels_without_a_batch_only():
+    with pytest.raises(ValueError, match="needs the batch as the first axis"):
+        L.EinsumDenseRank1("ab,ac->c", 3)(np.ones((2, 3), "float32"))
 
 
 @pytest.mark.parametrize("sampling", ["example", "member"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -19,6 +20,21 @@ from tfp_rank1.layers._members import check_rows, fold, unfold
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 
 DEFAULT = "default"
+# One axis of a tensor, or several that are channels together, in increasing order.
+Axes = int | tuple[int, ...]
+
+
+# Arguments that a config holds as they are.
+_PLAIN = (
+    "ensemble_size",
+    "perturbation",
+    "sampling",
+    "min_perturbation_value",
+    "max_perturbation_value",
+    "kl_weight",
+    "kl_reduction",
+    "seed",
+)
 
 
 class Rank1Mixin:
@@ -33,7 +49,9 @@ class Rank1Mixin:
     member. All members go through one matrix product, folded member-major into the batch axis.
 
     A subclass names its channel axes in `build` (`_build_rank1`) and applies
-    `_perturb_inputs` and `_finish` around its own linear map in `call`.
+    `_perturb_inputs` and `_finish` around its own linear map in `call`. Where several axes of a
+    tensor are channels, as in an einsum, a factor's entries run over all of them, in row-major
+    order.
 
     Args:
         ensemble_size: number of members K; rows come as `[K*B, ...]` from `TileMembers(K)`.
@@ -129,29 +147,35 @@ class Rank1Mixin:
 
     # -- building -------------------------------------------------------------------------------
 
-    def _build_rank1(self, input_shape: Any, in_dim: int, out_dim: int) -> None:
+    def _build_rank1(
+        self, input_shape: Any, in_dim: int, out_dim: int, bias_dim: int | None = None
+    ) -> None:
         """Build the stock layer, then the factors and the bias of every member."""
+        self._build_stock(input_shape)
+        bias_dim = out_dim if bias_dim is None else bias_dim
+        self.bias = self._add_bias(bias_dim) if self.use_bias else None
+        self.r_factor.build(self, (self.ensemble_size, in_dim))
+        self.s_factor.build(self, (self.ensemble_size, out_dim))
+        self._hang_kl()
+
+    def _build_stock(self, input_shape: Any) -> None:
+        """The stock layer without its bias, which has one row; ours has one per member."""
         stock_use_bias = self.use_bias
-        # The stock bias has one row; ours has one per member and is made below.
         self.use_bias = False
         try:
             super().build(input_shape)  # type: ignore[misc]
         finally:
             self.use_bias = stock_use_bias
-        self.bias = self._add_bias(out_dim) if stock_use_bias else None
-        self.r_factor.build(self, (self.ensemble_size, in_dim))
-        self.s_factor.build(self, (self.ensemble_size, out_dim))
-        self._hang_kl()
 
-    def _add_bias(self, out_dim: int) -> keras.Variable | None:
-        shape = (self.ensemble_size, out_dim)
+    def _add_bias(self, dim: int, initializer: Any = None) -> keras.Variable | None:
+        shape = (self.ensemble_size, dim)
         if self.bias_factor is not None:
             self.bias_factor.build(self, shape)
             return None
         return self.add_weight(  # type: ignore[attr-defined]
             name="bias",
             shape=shape,
-            initializer=self.bias_initializer,  # type: ignore[attr-defined]
+            initializer=initializer or self.bias_initializer,  # type: ignore[attr-defined]
             regularizer=self.bias_regularizer,  # type: ignore[attr-defined]
             constraint=self.bias_constraint,  # type: ignore[attr-defined]
         )
@@ -168,51 +192,60 @@ class Rank1Mixin:
 
     # -- calling --------------------------------------------------------------------------------
 
-    def _perturb_inputs(self, x: tf.Tensor, channel_axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _perturb_inputs(self, x: tf.Tensor, channel_axis: Axes) -> tuple[tf.Tensor, tf.Tensor]:
         """`x o r` (or `x + r`), and the seed that `_finish` continues with."""
         x = check_rows(x, self.ensemble_size, self.name)
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
             # Keras casts floats only; factors cast to integers would be truncated.
             x = ops.cast(x, self.compute_dtype)  # type: ignore[attr-defined]
         seed = next_seed(self.seed_generator)
-        return self._combine(x, self.r_factor, seed, channel_axis, self.perturbation), seed
+        r = self._draw(self.r_factor, self._num_draws(x), seed)
+        return self._perturb(x, r, channel_axis), seed
 
-    def _finish(self, z: tf.Tensor, seed: tf.Tensor, channel_axis: int) -> tf.Tensor:
+    def _finish(
+        self, z: tf.Tensor, seed: tf.Tensor, channel_axis: Axes, bias_axis: Axes | None = None
+    ) -> tf.Tensor:
         """`activation(s o z + b)` (or `activation(z + s + b)`)."""
-        z = self._combine(z, self.s_factor, fold_in(seed, 1), channel_axis, self.perturbation)
-        if self.use_bias and self.bias_factor is not None:
-            z = self._combine(z, self.bias_factor, fold_in(seed, 2), channel_axis, "bias")
-        elif self.use_bias:
-            bias = ops.convert_to_tensor(self.bias)[:, tf.newaxis]
-            z = self._apply(z, bias, channel_axis, tf.add)
+        s = self._draw(self.s_factor, self._num_draws(z), fold_in(seed, 1))
+        z = self._perturb(z, s, channel_axis)
+        if self.use_bias:
+            bias = self._draw_bias(self._num_draws(z), seed)
+            z = self._apply(z, bias, channel_axis if bias_axis is None else bias_axis, tf.add)
         activation = self.activation  # type: ignore[attr-defined]
         return z if activation is None else activation(z)
 
-    def _combine(
-        self, x: tf.Tensor, factor: Factor, seed: tf.Tensor, channel_axis: int, how: str
-    ) -> tf.Tensor:
-        """Draw `factor` and multiply it onto `x`, or add it."""
-        mean = in_posterior_mean()
-        value = factor.mean() if mean else factor.sample(self._num_draws(x), seed)
-        if not factor.posterior.finite_variance and how != "bias":
-            value = tf.clip_by_value(
-                value, self.min_perturbation_value, self.max_perturbation_value
-            )
-        # Not ops.add: it takes `[K, 1, 1]` for a bias of the second axis if that has K entries.
-        operation = tf.multiply if how == "multiplicative" else tf.add
-        return self._apply(x, value, channel_axis, operation)
+    def _draw(self, factor: Factor, rows: Any, seed: tf.Tensor) -> tf.Tensor:
+        """A factor for so many rows per member, `[K, rows or 1, dim]`: draws, or its mean."""
+        value = factor.mean() if in_posterior_mean() else factor.sample(rows, seed)
+        if factor.posterior.finite_variance or factor is self.bias_factor:
+            return value
+        return tf.clip_by_value(value, self.min_perturbation_value, self.max_perturbation_value)
+
+    def _draw_bias(self, rows: Any, seed: tf.Tensor) -> tf.Tensor:
+        """The bias of every member, `[K, rows or 1, dim]`."""
+        if self.bias_factor is not None:
+            return self._draw(self.bias_factor, rows, fold_in(seed, 2))
+        return ops.convert_to_tensor(self.bias)[:, tf.newaxis]
 
     def _num_draws(self, x: tf.Tensor) -> Any:
         return 1 if self.sampling == "member" else ops.shape(x)[0] // self.ensemble_size
 
-    def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: int, how: Any) -> tf.Tensor:
-        """`how(x, value)` with `value` `[K, B or 1, dim]` laid along the channel axis of x."""
+    def _perturb(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes) -> tf.Tensor:
+        """`x o value`, or `x + value`."""
+        # Not ops.add: it takes `[K, 1, 1]` for a bias of the second axis if that has K entries.
+        how = tf.multiply if self.perturbation == "multiplicative" else tf.add
+        return self._apply(x, value, channel_axis, how)
+
+    def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes, how: Any) -> tf.Tensor:
+        """`how(x, value)` with `value` `[K, B or 1, dim]` laid along the channel axes of x."""
         x = unfold(x, self.ensemble_size)
         rank = len(x.shape)
         shape = [1] * rank
         shape[0] = self.ensemble_size
         shape[1] = -1 if value.shape[1] is None else value.shape[1]
-        shape[channel_axis % (rank - 1) + 1] = value.shape[-1]
+        for axis in (channel_axis,) if isinstance(channel_axis, int) else channel_axis:
+            place = axis % (rank - 1) + 1
+            shape[place] = x.shape[place]
         return fold(how(x, ops.cast(ops.reshape(value, shape), x.dtype)))
 
     # -- what users read ------------------------------------------------------------------------
@@ -274,18 +307,7 @@ class Rank1Mixin:
         if self.bias_factor is not None:
             config["bias_posterior"] = _serialize(self.bias_factor.posterior)
             config["bias_prior"] = _serialize(self.bias_factor.prior)
-        for key in (
-            "ensemble_size",
-            "perturbation",
-            "sampling",
-            "min_perturbation_value",
-            "max_perturbation_value",
-            "kl_weight",
-            "kl_reduction",
-            "seed",
-        ):
-            config[key] = getattr(self, key)
-        return config
+        return config | {key: getattr(self, key) for key in _PLAIN}
 
     def save_own_variables(self, store: Any) -> None:
         """Save all weights and the random state.
@@ -299,6 +321,17 @@ class Rank1Mixin:
         """Load what `save_own_variables` wrote."""
         arrays = load_seed_state(self.seed_generator, store)
         keras.layers.Layer.load_own_variables(self, arrays)
+
+
+def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of the mixin, and the others."""
+    ours = {name: value for name, value in arguments.items() if name in ARGUMENTS}
+    return ours, {name: value for name, value in arguments.items() if name not in ours}
+
+
+def rank1_config(layer: Rank1Mixin) -> dict[str, Any]:
+    """The part of a layer's config that are the mixin's arguments."""
+    return {name: value for name, value in layer.get_config().items() if name in ARGUMENTS}
 
 
 def _serialize(value: Any) -> Any:
@@ -320,3 +353,11 @@ def _check_kl_weight(kl_weight: Any) -> float | None:
             f"Received: kl_weight={kl_weight}"
         )
     return float(kl_weight)
+
+
+# Names of the mixin's arguments.
+ARGUMENTS = frozenset(
+    p.name
+    for p in inspect.signature(Rank1Mixin.__init__).parameters.values()
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+)

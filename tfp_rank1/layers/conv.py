@@ -12,7 +12,7 @@ from tfp_rank1._registry import registered
 from tfp_rank1.layers._rank1 import Rank1Mixin
 
 
-class _ConvRank1(Rank1Mixin):
+class ConvRank1(Rank1Mixin):
     """The rank-independent part: r scales input channels, s scales output channels."""
 
     @property
@@ -34,7 +34,7 @@ class _ConvRank1(Rank1Mixin):
 
 
 @registered
-class Conv1DRank1(_ConvRank1, keras.layers.Conv1D):
+class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
     """A 1-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
@@ -78,7 +78,7 @@ class Conv1DRank1(_ConvRank1, keras.layers.Conv1D):
 
 
 @registered
-class Conv2DRank1(_ConvRank1, keras.layers.Conv2D):
+class Conv2DRank1(ConvRank1, keras.layers.Conv2D):
     """A 2-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
@@ -109,7 +109,7 @@ class Conv2DRank1(_ConvRank1, keras.layers.Conv2D):
 
 
 @registered
-class Conv3DRank1(_ConvRank1, keras.layers.Conv3D):
+class Conv3DRank1(ConvRank1, keras.layers.Conv3D):
     """A 3-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)

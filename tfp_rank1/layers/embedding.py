@@ -1,0 +1,90 @@
+"""EmbeddingRank1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1._registry import registered
+from tfp_rank1.layers._members import check_rows, fold, unfold
+from tfp_rank1.layers._rank1 import Rank1Mixin
+from tfp_rank1.random import fold_in, next_seed
+
+
+@registered
+class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
+    """An embedding whose table is perturbed by random rank-1 matrices, one per member.
+
+        y = r_k[i] * (E[i] o s_k),   r_k ~ q(r_k), s_k ~ q(s_k)            i: a token
+        y = E[i] + r_k E + s_k                                             if additive
+
+    It is `DenseRank1` on one-hot inputs: r_k has an entry per token, s_k per embedding dimension,
+    and a token keeps its factor throughout an example. With `sampling="example"` the draws take
+    `rows x input_dim` numbers; for large vocabularies take `sampling="member"`, or
+    `r_posterior="deterministic"`.
+
+    Args:
+        input_dim: number of tokens.
+        output_dim: size of an embedding.
+        **kwargs: every argument of `keras.layers.Embedding`, and those of
+            `tfp_rank1.layers.Rank1Mixin`; there is no bias.
+
+    Input shape: `[K*B, ...]`, whole numbers in `[0, input_dim)`.
+
+    Output shape: `[K*B, ..., output_dim]`.
+
+    Raises:
+        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
+            KL from the prior is infinite.
+
+    Example:
+    ```python
+    h = TileMembers(4)(keras.Input((None,), dtype="int32"))
+    h = EmbeddingRank1(1000, 32, mask_zero=True, ensemble_size=4)(h)
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    use_bias = False
+    activation = None
+
+    def __init__(self, *args: Any, weights: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if weights is not None:  # the stock layer would build itself before the factors are there
+            self.build()
+            self._embeddings.assign(weights[0] if isinstance(weights, list) else weights)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create the table and the factors."""
+        if not self.built:
+            self._build_rank1(input_shape, in_dim=self.input_dim, out_dim=self.output_dim)
+
+    def _build_stock(self, input_shape: Any) -> None:
+        keras.layers.Embedding.build(self, input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Embeddings under fresh draws of the factors, in training and inference alike."""
+        tokens = ops.cast(check_rows(inputs, self.ensemble_size, self.name), "int32")
+        seed = next_seed(self.seed_generator)
+        rows = self._num_draws(tokens)
+        r = self._draw(self.r_factor, rows, seed)
+        table = ops.cast(self.embeddings, self.compute_dtype)
+        y = ops.take(table, tokens, axis=0)
+        if self.perturbation == "multiplicative":
+            y = y * ops.cast(self._of_tokens(r, tokens), y.dtype)[..., tf.newaxis]
+        else:
+            y = self._perturb(y, ops.matmul(ops.cast(r, y.dtype), table), channel_axis=-1)
+        return self._perturb(y, self._draw(self.s_factor, rows, fold_in(seed, 1)), channel_axis=-1)
+
+    def _of_tokens(self, r: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """Each token's entry of r, `[K, B or 1, input_dim]`, in its row; the shape of tokens."""
+        by_member = unfold(tokens, self.ensemble_size)
+        if r.shape[1] == 1:
+            shape = ops.shape(by_member)
+            flat = ops.reshape(by_member, (self.ensemble_size, -1))
+            return fold(ops.reshape(tf.gather(r[:, 0], flat, batch_dims=1), shape))
+        return fold(tf.gather(r, by_member, batch_dims=2))

@@ -1,0 +1,343 @@
+"""LSTMRank1 and GRURank1 with their cells: one draw of all factors per sequence."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1._registry import registered
+from tfp_rank1.layers._members import check_rows
+from tfp_rank1.layers._rank1 import Rank1Mixin, rank1_config
+from tfp_rank1.random import fold_in, next_seed
+
+
+class Draws(NamedTuple):
+    """Factors and biases of one sequence, `[K, B or 1, ...]`.
+
+    Attributes:
+        r, s: of the kernel, over inputs and gates.
+        recurrent_r, recurrent_s: of the recurrent kernel, over units and gates.
+        bias: over gates (GRU: twice the gates if `reset_after`); None without one.
+    """
+
+    r: tf.Tensor
+    s: tf.Tensor
+    recurrent_r: tf.Tensor
+    recurrent_s: tf.Tensor
+    bias: tf.Tensor | None
+
+
+class _Held(threading.local):
+    """Draws by cell, while a sequence is under way; replicas are threads."""
+
+    def __init__(self) -> None:
+        self.by_cell: weakref.WeakKeyDictionary[Any, Draws] = weakref.WeakKeyDictionary()
+
+
+_held = _Held()
+
+
+class _CellRank1(Rank1Mixin):
+    """The part that LSTM and GRU cells share.
+
+    Before its loop over time steps an RNN asks the cell for its dropout masks, and tells it to
+    forget them afterwards: that is where factors are drawn and forgotten, so that any
+    `keras.layers.RNN`, `StackedRNNCells` and `Bidirectional` has one draw per sequence. A cell
+    that is called on its own draws anew.
+    """
+
+    gates: int
+    units: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        center = 1.0 if self.perturbation == "multiplicative" else 0.0
+        self.recurrent_r_factor, self.recurrent_s_factor = (
+            self._make_factor(f"recurrent_{factor.name}", factor.posterior, factor.prior, center)
+            for factor in (self.r_factor, self.s_factor)
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Create kernels, biases and factors."""
+        outputs = self.gates * self.units
+        self._build_rank1(input_shape, input_shape[-1], outputs, bias_dim=self._bias_dim())
+        self.recurrent_r_factor.build(self, (self.ensemble_size, self.units))
+        self.recurrent_s_factor.build(self, (self.ensemble_size, outputs))
+
+    def _bias_dim(self) -> int:
+        return self.gates * self.units
+
+    def _factors(self) -> list[Any]:
+        return [*super()._factors(), self.recurrent_r_factor, self.recurrent_s_factor]
+
+    # -- one draw per sequence ------------------------------------------------------------------
+
+    def get_dropout_mask(self, step_input: tf.Tensor) -> Any:
+        """The dropout mask; an RNN that asks, before a sequence, also has the factors drawn."""
+        _held.by_cell[self] = self._draw_all(step_input)
+        return super().get_dropout_mask(step_input)  # type: ignore[misc]
+
+    def reset_dropout_mask(self) -> None:
+        """Forget mask and factors: the sequence is over."""
+        _held.by_cell.pop(self, None)
+        super().reset_dropout_mask()  # type: ignore[misc]
+
+    def _draw_all(self, x: tf.Tensor) -> Draws:
+        x = check_rows(x, self.ensemble_size, self.name)
+        rows, seed = self._num_draws(x), next_seed(self.seed_generator)
+        factors = (self.r_factor, self.s_factor, self.recurrent_r_factor, self.recurrent_s_factor)
+        drawn = (self._draw(f, rows, fold_in(seed, 3 + i)) for i, f in enumerate(factors))
+        return Draws._make([*drawn, self._draw_bias(rows, seed) if self.use_bias else None])
+
+    def _draws(self, x: tf.Tensor) -> Draws:
+        """Those of the sequence under way, or fresh ones."""
+        found = _held.by_cell.get(self)
+        return self._draw_all(x) if found is None else found
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def _masks(self, inputs: tf.Tensor, h: tf.Tensor, training: Any) -> tuple[Any, Any]:
+        """Dropout masks for inputs and state: None, one, or one per gate."""
+        on_inputs = training and 0.0 < self.dropout < 1.0  # type: ignore[attr-defined]
+        on_state = training and 0.0 < self.recurrent_dropout < 1.0  # type: ignore[attr-defined]
+        return (
+            super().get_dropout_mask(inputs) if on_inputs else None,  # type: ignore[misc]
+            self.get_recurrent_dropout_mask(h) if on_state else None,  # type: ignore[attr-defined]
+        )
+
+    def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor) -> tf.Tensor:
+        """`W^T (x o mask o r)`, a mask for all gates or one for each."""
+        if isinstance(mask, Sequence):
+            parts = zip(mask, ops.split(kernel, len(mask), axis=1), strict=True)
+            return ops.concatenate([self._project(x, m, w, r) for m, w in parts], axis=-1)
+        return ops.matmul(self._perturb(x if mask is None else x * mask, r, -1), kernel)
+
+    def _add(self, z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        return z if bias is None else self._apply(z, bias, -1, tf.add)
+
+
+@registered
+class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
+    """An LSTM cell whose two kernels are perturbed by random rank-1 matrices.
+
+        z = s_k o (W^T (x o r_k)) + s'_k o (U^T (h o r'_k)) + b_k
+        i, f, o = recurrent_activation(z_i, z_f, z_o),   c <- f c + i activation(z_c)
+        h <- o activation(c)
+
+    Factors are drawn once per sequence.
+
+    Args:
+        units: size of the state.
+        **kwargs: every argument of `keras.layers.LSTMCell`, and those of
+            `tfp_rank1.layers.Rank1Mixin`; posterior and prior hold for both kernels.
+
+    Input shape: `[K*B, in]`, states `[K*B, units]`.
+
+    Raises:
+        ValueError: as for `LSTMRank1`.
+
+    Example:
+    ```python
+    keras.layers.RNN(LSTMCellRank1(32, ensemble_size=4), return_sequences=True)
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    gates = 4
+
+    def _add_bias(self, dim: int, initializer: Any = None) -> keras.Variable | None:
+        def forgetful(shape: Any, dtype: Any = None) -> tf.Tensor:
+            """A forget gate that is open at the start: a bias of 1."""
+            bias = ops.reshape(self.bias_initializer(shape, dtype), (shape[0], 4, -1))
+            ones = ops.ones((shape[0], 1, self.units), bias.dtype)
+            parts = [bias[:, :1], ones, bias[:, 2:]]
+            return ops.reshape(ops.concatenate(parts, axis=1), shape)
+
+        return super()._add_bias(dim, forgetful if self.unit_forget_bias else None)
+
+    def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
+        """The next output, and the states after it."""
+        h, c = states
+        draws = self._draws(inputs)
+        mask, recurrent_mask = self._masks(inputs, h, training)
+        z = self._perturb(self._project(inputs, mask, self.kernel, draws.r), draws.s, -1)
+        inner = self._project(h, recurrent_mask, self.recurrent_kernel, draws.recurrent_r)
+        z = self._add(z + self._perturb(inner, draws.recurrent_s, -1), draws.bias)
+        c, o = self._compute_carry_and_output_fused(ops.split(z, 4, axis=1), c)
+        h = o * self.activation(c)
+        return h, [h, c]
+
+
+@registered
+class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
+    """A GRU cell whose two kernels are perturbed by random rank-1 matrices.
+
+        x' = s_k o (W^T (x o r_k)) + b_k,   h' = s'_k o (U^T (h o r'_k)) + b'_k
+        z, r = recurrent_activation(x'_z + h'_z, x'_r + h'_r)
+        h <- z h + (1 - z) activation(x'_h + r h'_h)
+
+    With `reset_after=False` the gate r is on h, before the matrix product, and there is no b'.
+    Factors are drawn once per sequence.
+
+    Args:
+        units: size of the state.
+        **kwargs: every argument of `keras.layers.GRUCell`, and those of
+            `tfp_rank1.layers.Rank1Mixin`; posterior and prior hold for both kernels.
+
+    Input shape: `[K*B, in]`, state `[K*B, units]`.
+
+    Raises:
+        ValueError: as for `LSTMRank1`.
+
+    Example:
+    ```python
+    keras.layers.RNN(GRUCellRank1(32, ensemble_size=4))
+    ```
+
+    Source: Cho et al. (2014); Dusenberry et al. (2020).
+    """
+
+    gates = 3
+
+    def _bias_dim(self) -> int:
+        return (2 if self.reset_after else 1) * self.gates * self.units
+
+    def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
+        """The next output, and the state after it."""
+        is_nested = isinstance(states, (list, tuple))
+        h = states[0] if is_nested else states
+        draws = self._draws(inputs)
+        mask, recurrent_mask = self._masks(inputs, h, training)
+        bias, recurrent_bias = draws.bias, None
+        if bias is not None and self.reset_after:
+            bias, recurrent_bias = ops.split(bias, 2, axis=-1)
+        x = self._perturb(self._project(inputs, mask, self.kernel, draws.r), draws.s, -1)
+        x = ops.split(self._add(x, bias), 3, axis=-1)
+        if self.reset_after:
+            inner = self._state(h, recurrent_mask, draws, slice(0, 3))
+            inner = ops.split(self._add(inner, recurrent_bias), 3, axis=-1)
+        else:
+            inner = ops.split(self._state(h, recurrent_mask, draws, slice(0, 2)), 2, axis=-1)
+        z, r = (self.recurrent_activation(x[i] + inner[i]) for i in range(2))
+        if self.reset_after:
+            candidate = r * inner[2]
+        else:
+            candidate = self._state(r * h, recurrent_mask, draws, slice(2, 3))
+        h = z * h + (1 - z) * self.activation(x[2] + candidate)
+        return h, [h] if is_nested else h
+
+    def _state(self, h: tf.Tensor, mask: Any, draws: Draws, gates: slice) -> tf.Tensor:
+        """`s' o (U^T (h o r'))` for some of the gates."""
+        columns = slice(gates.start * self.units, gates.stop * self.units)
+        mask = mask[gates] if isinstance(mask, Sequence) else mask
+        kernel = ops.convert_to_tensor(self.recurrent_kernel)[:, columns]
+        inner = self._project(h, mask, kernel, draws.recurrent_r)
+        return self._perturb(inner, draws.recurrent_s[..., columns], -1)
+
+
+class _RecurrentRank1:
+    """A stock recurrent layer around a rank-1 cell.
+
+    The stock layers' constructors would make a stock cell, so this one goes past them.
+    """
+
+    _cell: Any
+    _cell_name: str
+    _of_layer = (
+        "return_sequences",
+        "return_state",
+        "go_backwards",
+        "stateful",
+        "unroll",
+        "zero_output_for_mask",
+        "activity_regularizer",
+        "name",
+    )
+
+    def __init__(self, units: int, use_cudnn: Any = False, **kwargs: Any) -> None:
+        if use_cudnn not in (False, "auto"):
+            raise ValueError(
+                "cuDNN knows no factors: argument `use_cudnn` must be False or 'auto', which is "
+                f"the same here. Received: use_cudnn={use_cudnn!r}"
+            )
+        layer = {name: kwargs.pop(name) for name in self._of_layer if name in kwargs}
+        layer |= {name: kwargs[name] for name in ("dtype", "trainable") if name in kwargs}
+        cell = self._cell(units, name=self._cell_name, **kwargs)
+        keras.layers.RNN.__init__(self, cell, **layer)
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+        self.use_cudnn = False
+        self.ensemble_size = cell.ensemble_size
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        config = super().get_config()  # type: ignore[misc]
+        return {**config, **rank1_config(self.cell)}  # type: ignore[attr-defined]
+
+
+@registered
+class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
+    """An LSTM whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
+
+    See `LSTMCellRank1` for the equations. cuDNN is not used.
+
+    Args:
+        units: size of the state.
+        **kwargs: every argument of `keras.layers.LSTM`, and those of
+            `tfp_rank1.layers.Rank1Mixin`. With `sampling="member"` all sequences of a member
+            share a draw.
+
+    Input shape: `[K*B, steps, in]`; masks `[K*B, steps]`.
+
+    Output shape: that of the stock layer.
+
+    Raises:
+        ValueError: if K does not divide the batch, for `use_cudnn=True`, for unknown names, or for
+            a posterior whose KL from the prior is infinite.
+
+    Example:
+    ```python
+    h = TileMembers(4)(keras.Input((None, 8)))
+    h = keras.layers.Bidirectional(LSTMRank1(32, return_sequences=True, ensemble_size=4))(h)
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    _cell, _cell_name = LSTMCellRank1, "lstm_cell"
+
+
+@registered
+class GRURank1(_RecurrentRank1, keras.layers.GRU):
+    """A GRU whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
+
+    See `GRUCellRank1` for the equations. cuDNN is not used.
+
+    Args:
+        units: size of the state.
+        **kwargs: every argument of `keras.layers.GRU`, and those of
+            `tfp_rank1.layers.Rank1Mixin`. With `sampling="member"` all sequences of a member
+            share a draw.
+
+    Input shape: `[K*B, steps, in]`; masks `[K*B, steps]`.
+
+    Output shape: that of the stock layer.
+
+    Raises:
+        ValueError: as for `LSTMRank1`.
+
+    Example:
+    ```python
+    GRURank1(32, ensemble_size=4, posterior="cauchy")
+    ```
+
+    Source: Cho et al. (2014); Dusenberry et al. (2020).
+    """
+
+    _cell, _cell_name = GRUCellRank1, "gru_cell"
