@@ -17,8 +17,7 @@ from bali_keras.layers import (
 )
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
-from tfp_rank1._registry import snake_case
-from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1._raw_outputs import applies, check_raw, is_graph, last_operation
 
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
 _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
@@ -28,14 +27,6 @@ _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
     keras.layers.Conv3D: (Conv3DBali, (*_CONV, "use_bias")),
     keras.layers.EinsumDense: (EinsumDenseBali, ("equation", "output_shape", "bias_axes")),
 }
-_PASSING = keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
-# What a likelihood applies to raw outputs, under the names it goes by.
-_APPLIED: dict[type[Likelihood], tuple[str, ...]] = {
-    likelihoods.Categorical: ("softmax",),
-    likelihoods.Bernoulli: ("sigmoid",),
-    likelihoods.Poisson: ("exponential", "exp"),
-}
-_SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
 
 
 def convert(
@@ -73,23 +64,22 @@ def convert(
     model.fit(x, y, epochs=1)
     ```
     """
-    is_graph = hasattr(model, "inputs") and bool(getattr(model, "inputs", None))
-    if not is_graph or not model.built:
+    if not is_graph(model):
         raise ValueError(
             "convert takes a built Functional or Sequential model; rewrite a subclassed one with "
             f"BALI layers. Received: {type(model).__name__}, built={model.built}"
         )
     likelihood = likelihoods.get(likelihood)
     pairs: dict[int, tuple[Any, Any]] = {}
-    last = _last_operation(model)
-    _check_raw(last, likelihood)
+    last = last_operation(model)
+    check_raw(last, likelihood, _bali_layer(last, prior_at_kernels=False) is not None)
 
     def clone(layer: Any) -> Any:
         if id(layer) not in pairs:
             new = _bali_layer(layer, prior_at_kernels)
             if new is None:
                 new = type(layer).from_config(layer.get_config())
-            elif layer is last and _function_of(layer) in _APPLIED.get(type(likelihood), ()):
+            elif layer is last and applies(layer, likelihood):
                 new.activation = keras.activations.linear
             pairs[id(layer)] = layer, new
         return pairs[id(layer)][1]
@@ -144,49 +134,3 @@ def _start_at(new: BaliLayer, old: Any) -> None:
     new.posterior_state.mean.assign(mean)
     if new.posterior_state.prior_mean is not None:
         new.posterior_state.prior_mean.assign(mean)
-
-
-def _last_operation(model: keras.Model) -> Any:
-    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`.
-
-    Behind layers that only arrange its numbers.
-    """
-    tensor = model.outputs[0]
-    while True:
-        operation, node, index = tensor._keras_history
-        if isinstance(operation, keras.Model):
-            tensor = operation.outputs[index]
-        elif isinstance(operation, _PASSING) or _is_linear(operation):
-            tensor = operation._inbound_nodes[node].input_tensors[0]
-        else:
-            return operation
-
-
-def _is_linear(operation: Any) -> bool:
-    """Whether it is an `Activation("linear")`, as mixed precision often ends in."""
-    return isinstance(operation, keras.layers.Activation) and _function_of(operation) == "linear"
-
-
-def _function_of(operation: Any) -> str:
-    """Name of the activation that a layer ends in; else of the layer or operation itself."""
-    activation = getattr(operation, "activation", None)
-    if isinstance(activation, keras.layers.Layer):
-        return _function_of(activation)
-    found = operation if activation is None else activation
-    return snake_case(getattr(found, "__name__", type(found).__name__)).removesuffix("_v2")
-
-
-def _check_raw(last: Any, likelihood: Likelihood) -> None:
-    """Refuse outputs that are no raw outputs: the likelihood would apply its function to them.
-
-    A layer that is converted may end in that very function, which is dropped.
-    """
-    own = _APPLIED.get(type(likelihood), ())
-    found = _function_of(last)
-    is_dropped = found in own and _bali_layer(last, prior_at_kernels=False) is not None
-    if own and found in _SQUASHING and not is_dropped:
-        raise ValueError(
-            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {own[0]} "
-            f"itself. Convert keras.Model(model.inputs, the outputs before {found}). Received: "
-            f"a model that ends in {found}, in {type(last).__name__} {last.name!r}"
-        )

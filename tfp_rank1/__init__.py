@@ -33,6 +33,7 @@ from tfp_rank1 import (  # noqa: E402  the backend is checked first
 )
 from tfp_rank1._mode import posterior_mean  # noqa: E402
 from tfp_rank1._version import __version__  # noqa: E402
+from tfp_rank1.convert import ConversionReport, convert, register_converter  # noqa: E402
 from tfp_rank1.model import BayesianModel  # noqa: E402
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
 
@@ -46,10 +47,12 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "BayesianModel",
+    "ConversionReport",
     "PosteriorPredictive",
     "PredictiveMoments",
     "__version__",
     "callbacks",
+    "convert",
     "initializers",
     "layers",
     "likelihoods",
@@ -60,4 +63,5 @@ __all__ = [
     "posteriors",
     "priors",
     "random",
+    "register_converter",
 ]

@@ -96,6 +96,7 @@ class BayesianModel(ObjectiveModel):
         self._count_is_given = num_train_examples is not None
         self._annealing: Annealing | None = None
         self._factor_multiplier = 1.0
+        self._frozen: list[Any] = []
         self._loss_name: str | None = None
         self._evaluation_loss: MixtureNLL | None = None
         self._stock_names: list[str] = []
@@ -234,6 +235,33 @@ class BayesianModel(ObjectiveModel):
         """All other weights of the model: kernels, point biases, stock layers."""
         factors = {id(v) for v in self.factor_variables}
         return [v for v in self.weights if id(v) not in factors]
+
+    def freeze_slow_weights(self, frozen: bool = True) -> None:
+        """Train the factors only, around weights that stay as they are; or all of it again.
+
+        Normalization by batches then uses its moving statistics. Compile anew afterwards. A saved
+        model does not keep it.
+
+        Args:
+            frozen: True (default) freezes; False makes every layer's own weights trainable again.
+
+        Example:
+        ```python
+        model = tfp_rank1.convert(trained, likelihood="categorical")
+        model.freeze_slow_weights()
+        model.compile("adam")
+        model.fit(x, y, epochs=2)
+        ```
+        """
+        if frozen:
+            layers = self._flatten_layers(include_self=False)
+            normalizations = [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
+            self._frozen += [v for v in [*normalizations, *self.slow_weights] if v.trainable]
+        for part in self._frozen:
+            part.trainable = not frozen
+        if not frozen:
+            self._frozen = []
+        self._forget_functions()
 
     # -- answers --------------------------------------------------------------------------------
 

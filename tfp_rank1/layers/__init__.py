@@ -20,6 +20,7 @@ from tfp_rank1.layers.embedding import EmbeddingRank1
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.layers.normalization import EnsembleBatchNormalization
 from tfp_rank1.layers.recurrent import GRUCellRank1, GRURank1, LSTMCellRank1, LSTMRank1
+from tfp_rank1.layers.time_distributed import TimeDistributedRank1
 
 __all__ = [
     "Conv1DRank1",
@@ -44,4 +45,5 @@ __all__ = [
     "SeparableConv2DRank1",
     "SplitMembers",
     "TileMembers",
+    "TimeDistributedRank1",
 ]

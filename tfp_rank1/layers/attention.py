@@ -10,7 +10,7 @@ from tfp_rank1._registry import registered
 from tfp_rank1.layers._rank1 import rank1_config, split_arguments
 from tfp_rank1.layers.einsum_dense import EinsumDenseRank1
 
-_PROJECTIONS = "_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense"
+PROJECTIONS = "_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense"
 
 
 @registered
@@ -56,7 +56,7 @@ class MultiHeadAttentionRank1(keras.layers.MultiHeadAttention):
         key_shape = value_shape if key_shape is None else key_shape
         heads = (*self._query_dense.compute_output_shape(query_shape)[:-1], self._value_dim)
         shapes = query_shape, key_shape, value_shape, query_shape, heads
-        for place, (name, shape) in enumerate(zip(_PROJECTIONS, shapes, strict=True)):
+        for place, (name, shape) in enumerate(zip(PROJECTIONS, shapes, strict=True)):
             stock = getattr(self, name, None)
             if stock is not None:
                 self._tracker.untrack(stock)

@@ -1,0 +1,299 @@
+"""Stock models as rank-1 models: the same function at unit factors, then a posterior."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfp_rank1 as r1
+
+K = 2
+layers = keras.layers
+rng = np.random.default_rng(0)
+
+
+def randomized(model):
+    """The model with random biases and statistics: zeros and ones would hide mistakes."""
+    for variable in model.weights:
+        if variable.name in ("bias", "beta", "gamma", "moving_mean", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def check_same_function(model, x, **arguments):
+    """At means of 1 every member computes the raw outputs of the original; returns it."""
+    converted = r1.convert(model, K, likelihood="normal", **arguments)
+    expected = np.array(model(x))
+    with r1.posterior_mean():
+        found = np.array(converted(x))
+    assert found.shape == (len(expected), K, *expected.shape[1:])
+    for k in range(K):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found[:, k], expected, atol=1e-5 * max(1.0, scale))
+    return converted
+
+
+def dense_net():
+    return keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, activation="relu"), layers.Dense(2)]
+    )
+
+
+def unbuilt_input_net():
+    model = keras.Sequential([layers.Dense(5), layers.ReLU(), layers.Dense(2)])
+    model.build((None, 4))
+    return model
+
+
+def shared_and_nested():
+    """A shared layer, a nested model used twice, raw operations, an activation with weights."""
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, activation=layers.PReLU()), layers.LayerNormalization()]
+    )
+    inputs = keras.Input((4,))
+    shared = layers.Dense(4)
+    h = keras.ops.tanh(shared(shared(inputs)))
+    h = layers.Concatenate()([inner(h), inner(inputs)]) * 2.0
+    return keras.Model(inputs, layers.Dense(2)(h))
+
+
+def convolutional():
+    inputs = keras.Input((8, 9, 3))
+    h = layers.Conv2D(4, 3, padding="same", use_bias=False)(inputs)
+    h = layers.ReLU()(layers.BatchNormalization()(h))
+    h = layers.DepthwiseConv2D(3, strides=2)(h)
+    h = layers.SeparableConv2D(6, 2)(h)
+    h = layers.Conv2DTranspose(3, 2, strides=2)(h)
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(h)))
+
+
+def sequences():
+    inputs = keras.Input((5, 4))
+    h = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(inputs)
+    h = layers.TimeDistributed(layers.Dense(4))(h)
+    h = layers.GRU(3, return_sequences=True)(h)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))
+
+
+def transformer():
+    tokens = keras.Input((6,), dtype="int32")
+    h = layers.Embedding(9, 8)(tokens)
+    a = layers.MultiHeadAttention(2, 4)(h, h)
+    h = layers.LayerNormalization()(h + a)
+    h = layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d", activation="gelu")(h)
+    return keras.Model(tokens, layers.Dense(2)(layers.GlobalAveragePooling1D()(h)))
+
+
+def inputs_of(model, rows=3):
+    shape = (rows, *model.inputs[0].shape[1:])
+    if model.inputs[0].dtype == "int32":
+        return rng.integers(0, 9, shape)
+    return rng.normal(size=shape).astype("float32")
+
+
+NETS = [
+    dense_net,
+    unbuilt_input_net,
+    shared_and_nested,
+    convolutional,
+    sequences,
+    transformer,
+]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_member_computes_the_original(net, tmp_path):
+    """And the result is saved, trained for a step, and exported."""
+    model = randomized(net())
+    x = inputs_of(model)
+    converted = check_same_function(model, x)
+    assert not np.array_equal(converted(x), converted(x))
+    converted.save(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(
+            keras.models.load_model(tmp_path / "model.keras")(x), converted(x)
+        )
+    converted.compile("adam")
+    y = np.zeros((len(x), 2), "float32")
+    assert np.isfinite(converted.fit(x, y, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("arguments", [
+    {"perturbation": "additive"}, {"sampling": "member"}, {"batch_normalization": "shared"},
+    {"posterior": r1.posteriors.Cauchy("ones")}, {"bias_posterior": "normal"},
+])  # fmt: skip
+def test_arguments_reach_all_layers(arguments):
+    model = randomized(convolutional())
+    converted = check_same_function(model, inputs_of(model), **arguments)
+    for name in ("sampling", "perturbation"):
+        if name in arguments:
+            found = {getattr(v, name) for v in converted.layers if hasattr(v, name)}
+            assert found == {arguments[name]}
+
+
+def test_the_report_names_every_layer():
+    model = convolutional()
+    excluded = [model.layers[-1].name]
+    report = r1.convert(model, K, likelihood="normal", exclude=excluded).conversion_report
+    converted = {row.before: row.after for row in report.converted}
+    assert converted["Conv2D"] == "Conv2DRank1"
+    assert converted["BatchNormalization"] == "EnsembleBatchNormalization"
+    notes = [(row.before, row.note) for row in report.left]
+    assert notes == [
+        ("ReLU", "no weights"), ("GlobalAveragePooling2D", "no weights"), ("Dense", "excluded")
+    ]  # fmt: skip
+    assert "5 layers converted, 3 left" in str(report)
+
+
+def test_the_last_softmax_is_dropped():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="softmax")])
+    converted = r1.convert(model, K, likelihood="categorical")
+    x = inputs_of(model)
+    with r1.posterior_mean():
+        logits = converted(x)
+    np.testing.assert_allclose(tf.nn.softmax(logits)[:, 0], model(x), atol=1e-6)
+    with pytest.raises(ValueError, match="takes raw outputs and applies sigmoid"):
+        ends = [layers.Dense(1), layers.Activation("sigmoid")]
+        r1.convert(keras.Sequential([keras.Input((4,)), *ends]), K, likelihood="bernoulli")
+
+
+def test_dtype_policies_stay():
+    inputs = keras.Input((4,))
+    h = layers.Dense(5, dtype="mixed_bfloat16")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, dtype="float32", trainable=False)(h))
+    found = r1.convert(model, K, likelihood="normal")
+    first, last = (v for v in found.layers if isinstance(v, r1.layers.DenseRank1))
+    assert (first.compute_dtype, last.compute_dtype) == ("bfloat16", "float32")
+    assert first.trainable
+    assert not last.trainable
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scale(layers.Layer):
+    """A user's own layer."""
+
+    def __init__(self, factor=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3), initializer="ones")
+
+    def call(self, x):
+        return self.factor * keras.ops.matmul(x, self.kernel)
+
+
+def test_own_layers_can_be_registered(monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), Scale(), layers.Dense(2)])
+    report = check_same_function(model, inputs_of(model)).conversion_report
+    assert [row.note for row in report.left] == ["shared by the members"]
+
+    def make(layer, arguments):
+        return r1.layers.DenseRank1(3, use_bias=False, name=layer.name, **arguments)
+
+    def transfer(old, new):
+        new.kernel.assign(old.factor * old.kernel)
+
+    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    r1.register_converter(Scale, make, transfer)
+    report = check_same_function(model, inputs_of(model)).conversion_report
+    assert not report.left
+
+
+def test_factors_alone_can_be_trained():
+    model = randomized(convolutional())
+    x = inputs_of(model, 6)
+    converted = r1.convert(model, K, likelihood="normal")
+    trainable = len(converted.trainable_variables)
+    converted.freeze_slow_weights()
+    assert converted.trainable_variables
+    factors = {id(v) for v in converted.factor_variables}
+    assert {id(v) for v in converted.trainable_variables} == factors
+    before = [np.array(v) for v in converted.slow_weights]
+    converted.compile("adam")
+    history = converted.fit(x, np.ones((6, 2)), verbose=0).history
+    assert history["kl"][0] > 0.0
+    for old, variable in zip(before, converted.slow_weights, strict=True):
+        np.testing.assert_array_equal(old, variable)
+    converted.freeze_slow_weights(frozen=False)
+    assert len(converted.trainable_variables) == trainable
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+def nested_subclassed():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(Subclassed()(inputs)))
+
+
+def with_lambda():
+    return keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
+
+
+def two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (Subclassed, {}, "rewrite a subclassed one with rank-1 layers"),
+        (nested_subclassed, {}, "rewrite a subclassed one.*Received: Subclassed"),
+        (lambda: keras.Sequential([layers.Dense(2)]), {}, "built=False"),
+        (with_lambda, {}, "A Lambda layer may mix the rows"),
+        (two_outputs, {}, "Received: 2 outputs"),
+        (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
+        (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),
+        (dense_net, {"batch_normalization": "own"}, "must be 'member' or 'shared'"),
+        (dense_net, {"prior": "gauss"}, "Unknown prior"),
+        (dense_net, {"ensemble_size": 0}, "`ensemble_size` must be a whole number"),
+    ],
+)
+def test_refusals_say_why(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        r1.convert(make(), likelihood="normal", **arguments)
+
+
+APPLICATIONS = {
+    "MobileNetV2": {"alpha": 0.35},
+    "ResNet50": {},
+    "EfficientNetB0": {},
+    "ConvNeXtTiny": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications(name, tmp_path):
+    """Equality, seconds, a round trip, a training step and an export."""
+    application = getattr(keras.applications, name)
+    model = application(
+        weights=None, input_shape=(64, 64, 3), classes=5, classifier_activation=None,
+        **APPLICATIONS[name],
+    )  # fmt: skip
+    model = randomized(model) if name != "ConvNeXtTiny" else model
+    x = rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    start = time.perf_counter()
+    r1.convert(model, K, likelihood="categorical")
+    seconds = time.perf_counter() - start
+    converted = check_same_function(model, x)
+    report = converted.conversion_report
+    print(f"\n{name}: {seconds:.1f} s, {len(report.converted)} converted, {len(report.left)} left")
+    converted = r1.convert(model, K, likelihood="categorical")
+    converted.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(loaded(x), converted(x), atol=1e-5)
+    converted.compile("adam")
+    history = converted.fit(x, np.array([0, 1]), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    converted.export_predictive(str(tmp_path / "served"), num_samples=K)
+    probs = tf.saved_model.load(str(tmp_path / "served")).serve(tf.constant(x))["probs"]
+    np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-4)

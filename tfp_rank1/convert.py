@@ -1,0 +1,371 @@
+"""A stock Keras model as a rank-1 model with the same kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
+
+from tfp_rank1 import layers, likelihoods, posteriors
+from tfp_rank1._raw_outputs import applies, check_raw, is_graph, last_operation
+from tfp_rank1.model import BayesianModel
+
+Arguments = dict[str, Any]
+Converter = Callable[[Any, Arguments], keras.layers.Layer]
+Transfer = Callable[[Any, Any], None]
+
+_KERNELS = "kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"
+_RANK1: dict[type, type] = {
+    getattr(keras.layers, name.removesuffix("Rank1")): getattr(layers, name)
+    for name in layers.__all__
+    if name.endswith("Rank1")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer of a converted model.
+
+    Attributes:
+        name: of the layer.
+        before: class it was.
+        after: class it is now.
+        note: why it was left as it was; empty for a layer that was converted.
+    """
+
+    name: str
+    before: str
+    after: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did with every layer of a model.
+
+    Attributes:
+        converted: layers with members of their own now.
+        left: layers whose weights, if any, all members share.
+    """
+
+    converted: tuple[Row, ...]
+    left: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.converted)} layers converted, {len(self.left)} left as they were"]
+        lines += [f"  {row.name}: {row.before} -> {row.after}" for row in self.converted]
+        lines += [f"  {row.name}: {row.before}, {row.note}" for row in self.left]
+        return "\n".join(lines)
+
+
+def convert(
+    model: keras.Model,
+    ensemble_size: int = 4,
+    *,
+    likelihood: Any,
+    batch_normalization: str = "member",
+    exclude: Iterable[str] = (),
+    num_train_examples: int | None = None,
+    **arguments: Any,
+) -> BayesianModel:
+    """A rank-1 `BayesianModel` with the layers and weights of a stock model.
+
+        y = activation( s_k o (W^T (x o r_k)) + b ),   r_k, s_k ~ q with mean 1
+
+    Kernels are kept, biases are copied to every member, and factors start around 1: with factors
+    of exactly 1 every member computes the original function. Functional and Sequential models,
+    nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
+    mixed dtype policies are understood. Layers without a rank-1 form stay as they are and are
+    shared by the members; `model.conversion_report` lists them. Inputs are tiled and outputs are
+    split here: the result maps `[B, ...]` to `[B, K, outputs]`.
+
+    Args:
+        model: a built Functional or Sequential model with one output. It is not changed.
+        ensemble_size: number of members K, at least 1. Defaults to 4.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. It takes raw outputs: of a last
+            layer the softmax is dropped for `"categorical"`, the sigmoid for `"bernoulli"`, the
+            exponential for `"poisson"`.
+        batch_normalization: `"member"` (default): every member has statistics, scale and offset of
+            its own, copied from the original; `"shared"`: the stock layers stay.
+        exclude: names of layers to leave as they are.
+        num_train_examples: as for `BayesianModel`.
+        **arguments: of `tfp_rank1.layers.Rank1Mixin`, for all layers, such as `posterior`, `prior`
+            or `sampling`. The posterior defaults to a Normal one with means of exactly 1 (0 if
+            additive).
+
+    Returns:
+        The model, with an attribute `conversion_report`, which is not saved.
+
+    Raises:
+        ValueError: for a subclassed or unbuilt model, a Lambda layer, several outputs, nothing to
+            convert, an unknown name, or a last activation that is not what the likelihood applies.
+
+    Example:
+    ```python
+    model = tfp_rank1.convert(keras.applications.ResNet50(), likelihood="categorical")
+    model.freeze_slow_weights()                       # train the factors only
+    model.compile("adam")
+    print(model.conversion_report)
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+    arguments = {"ensemble_size": ensemble_size, **arguments}
+    conversion = _Conversion(model, likelihood, batch_normalization, exclude, arguments)
+    inputs, outputs = conversion.graph()
+    built = BayesianModel(
+        inputs, outputs, likelihood=conversion.likelihood, num_train_examples=num_train_examples
+    )
+    built.conversion_report = conversion.report()
+    return built
+
+
+_registered: dict[type, tuple[Converter, Transfer]] = {}
+
+
+def register_converter(stock: type, make: Converter, transfer: Transfer | None = None) -> None:
+    """Teach `convert` a layer class of one's own; the latest word on a class counts.
+
+    Args:
+        stock: the class, exactly; its subclasses are other classes.
+        make: called as `make(layer, arguments)` with the layer and the keyword arguments of
+            `tfp_rank1.layers.Rank1Mixin` (`ensemble_size`, `posterior`, ...); returns a new layer.
+        transfer: called as `transfer(layer, new)` once the new layer is built, to copy weights.
+            Defaults to None: kernels by their names, and the bias to every member.
+
+    Example:
+    ```python
+    register_converter(MyDense, lambda layer, arguments: MyDenseRank1(layer.units, **arguments))
+    ```
+    """
+    _registered[stock] = make, transfer or transfer_kernels
+
+
+def transfer_kernels(old: Any, new: Any) -> None:
+    """Copy kernels, and the bias to every member."""
+    for name in _KERNELS:
+        if getattr(old, name, None) is not None:
+            getattr(new, name).assign(getattr(old, name))
+    bias = getattr(old, "bias", None)
+    if bias is not None:
+        row = np.array(bias).reshape(1, -1)
+        mine = new.bias if new.bias_factor is None else new.bias_factor.posterior_variables["loc"]
+        mine.assign(np.broadcast_to(row, mine.shape))
+
+
+class _Conversion:
+    """One run over a model."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        likelihood: Any,
+        batch_normalization: str,
+        exclude: Iterable[str],
+        arguments: Arguments,
+    ) -> None:
+        _check_model(model)
+        if batch_normalization not in ("member", "shared"):
+            raise ValueError(
+                "Argument `batch_normalization` must be 'member' or 'shared'. "
+                f"Received: batch_normalization={batch_normalization!r}"
+            )
+        self.model, self.exclude = model, frozenset(exclude)
+        self.likelihood = likelihoods.get(likelihood)
+        self.by_member = batch_normalization == "member"
+        center = "zeros" if arguments.get("perturbation") == "additive" else "ones"
+        self.arguments = {
+            "posterior": posteriors.Normal(mean_initializer=center),
+            **arguments,
+        }
+        self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
+        self.rows: list[Row] = []
+        self.last = last_operation(model)
+        check_raw(self.last, self.likelihood, type(self.last) in _RANK1)
+
+    def graph(self) -> tuple[Any, Any]:
+        """Inputs and outputs of the new model."""
+        members = self.arguments["ensemble_size"]
+        source: Any = getattr(self.model, "_functional", None) or self.model
+        inputs = keras.tree.map_structure(
+            lambda t: keras.Input(t.shape[1:], dtype=t.dtype, name=t.name), source._inputs_struct
+        )
+        tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
+        outputs = source._run_through_graph(tiled, operation_fn=self.convert)
+        unknown = self.exclude - {row.name for row in self.rows}
+        if unknown:
+            raise ValueError(
+                f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
+            )
+        for old, new, transfer in self.pairs.values():
+            transfer(old, new)
+        if not any(row.note == "" for row in self.rows):
+            raise ValueError(
+                "The model has no layer that can be converted: "
+                f"{sorted(c.__name__ for c in _RANK1)}. Received: "
+                f"layers {sorted({row.before for row in self.rows})}"
+            )
+        return inputs, layers.SplitMembers(members)(keras.tree.flatten(outputs)[0])
+
+    def report(self) -> ConversionReport:
+        """What became of every layer."""
+        done = tuple(row for row in self.rows if not row.note)
+        return ConversionReport(done, tuple(row for row in self.rows if row.note))
+
+    def convert(self, layer: Any) -> Any:
+        """The counterpart of a layer, the same one for every use of it."""
+        if id(layer) not in self.pairs:
+            new, transfer, note = self._counterpart(layer)
+            self.pairs[id(layer)] = layer, new, transfer
+            if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
+                row = Row(layer.name, type(layer).__name__, type(new).__name__, note)
+                self.rows.append(row)
+        return self.pairs[id(layer)][1]
+
+    def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
+        kind = type(layer)
+        if isinstance(layer, keras.Model):
+            _check_model(layer)
+            new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
+            return new, _nothing, ""
+        if not isinstance(layer, keras.layers.Layer):
+            return layer, _nothing, ""  # an operation of keras.ops has no weights
+        if kind is keras.layers.Lambda:
+            raise ValueError(
+                "A Lambda layer may mix the rows of a batch, which are members here, and cannot be "
+                "looked into. Write it with keras.ops, or as a registered layer. Received: layer "
+                f"{layer.name!r}"
+            )
+        if layer.name in self.exclude:
+            return _copy(layer), _same_weights, "excluded"
+        if kind in _registered:
+            make, transfer = _registered[kind]
+            return make(layer, dict(self.arguments)), transfer, ""
+        if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
+            return self._wrapper(layer)
+        if kind is keras.layers.MultiHeadAttention:
+            return self._rank1(layer), _attention_weights, ""
+        if kind in _RANK1:
+            transfer = _cell_weights if hasattr(layer, "cell") else transfer_kernels
+            return self._rank1(layer), transfer, ""
+        if kind is keras.layers.BatchNormalization and self.by_member and not layer.renorm:
+            return self._batch_normalization(layer), _weights_of_members, ""
+        note = "no weights" if not layer.weights else "shared by the members"
+        return _copy(layer), _same_weights, note
+
+    def _rank1(self, layer: Any) -> Any:
+        config = _live_config(layer)
+        if layer is self.last and applies(layer, self.likelihood):
+            config["activation"] = keras.activations.linear
+        return _RANK1[type(layer)](**{**config, **self._own(config)})
+
+    def _own(self, config: Arguments) -> Arguments:
+        """The mixin's arguments; a seed of the stock layer stays its seed."""
+        seed = {"seed": config["seed"]} if config.get("seed") is not None else {}
+        return {**seed, **self.arguments}
+
+    def _batch_normalization(self, layer: Any) -> Any:
+        config = _live_config(layer)
+        for name in ("renorm", "renorm_clipping", "renorm_momentum"):
+            config.pop(name, None)
+        return layers.EnsembleBatchNormalization(self.arguments["ensemble_size"], **config)
+
+    def _wrapper(self, layer: Any) -> tuple[Any, Transfer, str]:
+        """TimeDistributed and Bidirectional around converted layers."""
+        config = {**layer.get_config(), "dtype": layer.dtype_policy}
+        if isinstance(layer, keras.layers.TimeDistributed):
+            config["layer"] = inner = self.convert(layer.layer)
+            return layers.TimeDistributedRank1(**config), _nothing, _note_of(inner)
+        # The wrapper makes a copy of its forward layer, so weights go there through the wrapper.
+        forward, to_forward, _ = self._counterpart(layer.forward_layer)
+        backward, to_backward, _ = self._counterpart(layer.backward_layer)
+
+        def transfer(old: Any, new: Any) -> None:
+            to_forward(old.forward_layer, new.forward_layer)
+            to_backward(old.backward_layer, new.backward_layer)
+
+        config |= {"layer": forward, "backward_layer": backward}
+        return keras.layers.Bidirectional(**config), transfer, _note_of(forward)
+
+
+def _note_of(inner: Any) -> str:
+    has_members = any(getattr(v, "ensemble_size", None) for v in inner._flatten_layers())
+    return "" if has_members else "around a layer that was left"
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
+        raise ValueError(
+            "convert takes a built Functional or Sequential model; rewrite a subclassed one with "
+            f"rank-1 layers. Received: {type(model).__name__} {getattr(model, 'name', '')!r}, "
+            f"built={getattr(model, 'built', False)}"
+        )
+    if len(model.outputs) != 1:
+        raise ValueError(
+            "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
+            f" Received: {len(model.outputs)} outputs"
+        )
+
+
+def _live_config(layer: Any) -> Arguments:
+    """The config with live objects: what is not registered cannot be made from a description."""
+    config = layer.get_config()
+    suffixes = "_initializer", "_regularizer", "_constraint"
+    config |= {k: getattr(layer, k, v) for k, v in config.items() if k.endswith(suffixes)}
+    for name in ("activation", "recurrent_activation"):
+        if name in config:
+            config[name] = _copy_activation(getattr(layer, name))
+    return config | {"dtype": layer.dtype_policy}
+
+
+def _copy_activation(activation: Any) -> Any:
+    """A function is itself; a layer is copied with its weights."""
+    if not isinstance(activation, keras.layers.Layer):
+        return activation
+    new = _copy(activation)
+    if activation.weights:
+        new.build(activation._build_shapes_dict["input_shape"])
+        new.set_weights(activation.get_weights())
+    return new
+
+
+def _copy(layer: Any) -> Any:
+    try:
+        return type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise ValueError(
+            f"Layer {layer.name!r} of class {type(layer).__name__} cannot be copied: its config "
+            f"does not rebuild it ({error}). Give the class a get_config with all arguments of its "
+            "constructor."
+        ) from error
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+def _nothing(old: Any, new: Any) -> None:
+    """Nothing to copy, or copied by the layers within."""
+
+
+def _same_weights(old: Any, new: Any) -> None:
+    if old.weights:
+        new.set_weights(old.get_weights())
+
+
+def _weights_of_members(old: Any, new: Any) -> None:
+    for before, after in zip(old.weights, new.weights, strict=True):
+        after.assign(np.broadcast_to(np.array(before), after.shape))
+
+
+def _cell_weights(old: Any, new: Any) -> None:
+    transfer_kernels(old.cell, new.cell)
+
+
+def _attention_weights(old: Any, new: Any) -> None:
+    for name in layers.attention.PROJECTIONS:
+        if getattr(old, name, None) is not None:
+            transfer_kernels(getattr(old, name), getattr(new, name))

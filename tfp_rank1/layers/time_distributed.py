@@ -1,0 +1,46 @@
+"""TimeDistributedRank1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1._registry import registered
+
+
+@registered
+class TimeDistributedRank1(keras.layers.TimeDistributed):
+    """`keras.layers.TimeDistributed` for layers with members: steps are rows of their member.
+
+        `[K*B, T, ...]` -> `[K*B*T, ...]` -> layer -> `[K*B, T, ...]`
+
+    Rows stay in the order of the members, and all steps go through the layer at once, each with
+    draws of its own if the layer samples by example.
+
+    Args:
+        layer: any layer that takes `[K*B, ...]`.
+        **kwargs: every argument of `keras.layers.TimeDistributed`.
+
+    Input shape: `[K*B, T, ...]`.
+
+    Output shape: `[K*B, T, ...]`.
+
+    Example:
+    ```python
+    TimeDistributedRank1(Conv2DRank1(16, 3, ensemble_size=4))
+    ```
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        """Outputs of all time steps."""
+        shape = ops.shape(inputs)
+        kwargs: dict[str, Any] = {}
+        if self.layer._call_has_training_arg:
+            kwargs["training"] = training
+        if self.layer._call_has_mask_arg and mask is not None:
+            kwargs["mask"] = ops.reshape(mask, (-1, *ops.shape(mask)[2:]))
+        outputs = self.layer(ops.reshape(inputs, (-1, *shape[2:])), **kwargs)
+        return ops.reshape(outputs, (-1, shape[1], *ops.shape(outputs)[1:]))
