@@ -143,6 +143,13 @@ class BaliModel(InferenceModel):
         )
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]  # as Keras allows for one output
+        own_to_members = {"member_batches": "tiled", "num_train_samples": 1}
+        for name, default in own_to_members.items():
+            if kwargs.get(name, default) != default:
+                raise ValueError(
+                    f"Argument `{name}` is for nets with members; a BaliModel samples once per "
+                    f"example and step. Received: {name}={kwargs[name]!r}"
+                )
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
         if not self._is_nll() and getattr(self.likelihood, "fixed_scale", 0.0) is None:
             raise ValueError(

@@ -27,9 +27,11 @@ from tfp_rank1 import (  # noqa: E402  the backend is checked first
     likelihoods,
     losses,
     metrics,
+    models,
     posteriors,
     priors,
     random,
+    recipes,
 )
 from tfp_rank1._mode import posterior_mean  # noqa: E402
 from tfp_rank1._version import __version__  # noqa: E402
@@ -58,10 +60,12 @@ __all__ = [
     "likelihoods",
     "losses",
     "metrics",
+    "models",
     "plots",
     "posterior_mean",
     "posteriors",
     "priors",
     "random",
+    "recipes",
     "register_converter",
 ]

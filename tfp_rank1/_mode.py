@@ -1,4 +1,4 @@
-"""Whether layers draw samples or use the means of their posteriors."""
+"""Whether layers draw samples or use posterior means, and whether members share a batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 class _Mode(threading.local):
     posterior_mean = False
+    split_members = False
 
 
 _mode = _Mode()
@@ -47,3 +48,23 @@ def mean_mode(active: bool) -> Iterator[None]:
 def in_posterior_mean() -> bool:
     """Whether the context manager is active in this thread."""
     return _mode.posterior_mean
+
+
+@contextlib.contextmanager
+def split_members() -> Iterator[None]:
+    """Inside the context each member gets its own share of the batch, not all of it.
+
+    `TileMembers` passes `[B, ...]` on, of which member k sees rows `k B / K` and following;
+    `SplitMembers` gives every row the one output it has, `[B, 1, ...]`.
+    """
+    previous = _mode.split_members
+    _mode.split_members = True
+    try:
+        yield
+    finally:
+        _mode.split_members = previous
+
+
+def in_split_members() -> bool:
+    """Whether the context manager is active in this thread."""
+    return _mode.split_members

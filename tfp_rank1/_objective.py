@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import tensorflow as tf
 
 from tfp_rank1._distribution import DistributedModel
 from tfp_rank1._functional import check_members_agree, same_likelihood
+from tfp_rank1._mode import split_members
+from tfp_rank1._registry import whole
 from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
@@ -32,6 +35,8 @@ class ObjectiveModel(DistributedModel):
 
     num_train_examples: float | None
     _factor_multiplier: float
+    _member_batches: str
+    _num_train_samples: int
     _loss_name: str | None
     _annealing: Annealing | None
     _evaluation_loss: MixtureNLL | None
@@ -44,6 +49,8 @@ class ObjectiveModel(DistributedModel):
         *,
         metrics: Any = None,
         factor_learning_rate_multiplier: float = 1.0,
+        member_batches: str = "tiled",
+        num_train_samples: int = 1,
         **kwargs: Any,
     ) -> None:
         """Configure training; everything else as in `keras.Model.compile`.
@@ -56,7 +63,14 @@ class ObjectiveModel(DistributedModel):
                 one; `"accuracy"` is `metrics.Accuracy`. Those of Keras only without members.
             factor_learning_rate_multiplier: the factors' steps are this many times those of the
                 slow weights, for any optimizer, above 0. Defaults to 1.
+            member_batches: `"tiled"` (default): every member trains on the whole batch;
+                `"split"`: on a K-th of it, for the time of one net. K must divide the batches.
+            num_train_samples: samples per member and example in training, at least 1. The loss
+                averages them, or, `"mixture_nll"`, takes them for a mixture. Defaults to 1.
             **kwargs: as in Keras.
+
+        Raises:
+            ValueError: for values out of range, or a loss or metric that knows no members.
         """
         multiplier = float(factor_learning_rate_multiplier)
         if not 0.0 < multiplier < float("inf"):
@@ -65,6 +79,13 @@ class ObjectiveModel(DistributedModel):
                 f"Received: factor_learning_rate_multiplier={factor_learning_rate_multiplier}"
             )
         self._factor_multiplier = multiplier
+        if member_batches not in ("tiled", "split"):
+            raise ValueError(
+                "Argument `member_batches` must be 'tiled' or 'split'. "
+                f"Received: member_batches={member_batches!r}"
+            )
+        self._member_batches = member_batches
+        self._num_train_samples = whole("num_train_samples", num_train_samples)
         loss = self._resolve_loss(loss)
         metrics, weighted = (
             keras.tree.map_structure(_own_accuracy, m)
@@ -112,6 +133,8 @@ class ObjectiveModel(DistributedModel):
         if self._loss_name is not None:
             config["loss"] = self._loss_name
         config["factor_learning_rate_multiplier"] = self._factor_multiplier
+        config["member_batches"] = self._member_batches
+        config["num_train_samples"] = self._num_train_samples
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -121,6 +144,30 @@ class ObjectiveModel(DistributedModel):
             self.optimizer.build(self.trainable_variables)
 
     # -- the objective -------------------------------------------------------------------------
+
+    def training_outputs(self, x: Any) -> tf.Tensor:
+        """Raw outputs of one training pass, as `compile` asks for them.
+
+        Args:
+            x: one batch of inputs, `[B, ...]`.
+
+        Returns:
+            `[B, S K, D]` for S samples of tiled batches, `[B, 1, D]` for split ones.
+        """
+        samples = self._num_train_samples
+        if samples > 1:
+            x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
+        with split_members() if self._member_batches == "split" else contextlib.nullcontext():
+            outputs = self(x, training=True)
+        if self._member_batches == "tiled":
+            self._check_members(outputs)
+        if samples == 1:
+            return outputs
+        members = outputs.shape[1] if len(outputs.shape) == 3 else 1
+        dim = outputs.shape[-1]
+        by_sample = tf.reshape(outputs, [samples, -1, members, dim])
+        by_example = tf.transpose(by_sample, [1, 0, 2, 3])
+        return tf.reshape(by_example, [-1, samples * members, dim])
 
     def objective(
         self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
@@ -158,23 +205,22 @@ class ObjectiveModel(DistributedModel):
         return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
 
     def _check_outputs(self, outputs: tf.Tensor) -> None:
-        """Refuse what would be silently wrong.
-
-        Layers that fold another number of members mix examples; losses and metrics of Keras
-        broadcast the targets over the members.
-        """
+        """Refuse losses and metrics of Keras, which broadcast the targets over the members."""
         if self._compile_loss is None:
             raise ValueError(
                 "The model has no loss. Call compile(loss='average_nll') or compile(loss="
                 "'mixture_nll') first. Received: loss=None"
             )
-        check_members_agree(self._flatten_layers(include_self=False), outputs.shape)
         if len(outputs.shape) == 3 and self._stock_names:
             raise ValueError(
                 "Losses and metrics of Keras know no members and cannot be used for outputs "
                 "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
                 f"of tfp_rank1.metrics. Received: {', '.join(self._stock_names)}"
             )
+
+    def _check_members(self, outputs: tf.Tensor) -> None:
+        """Refuse layers that fold another number of members: they would mix examples."""
+        check_members_agree(self._flatten_layers(include_self=False), outputs.shape)
 
     def compute_loss(
         self,

@@ -96,6 +96,7 @@ class BayesianModel(ObjectiveModel):
         self._count_is_given = num_train_examples is not None
         self._annealing: Annealing | None = None
         self._factor_multiplier = 1.0
+        self._member_batches, self._num_train_samples = "tiled", 1
         self._frozen: list[Any] = []
         self._loss_name: str | None = None
         self._evaluation_loss: MixtureNLL | None = None
@@ -133,7 +134,7 @@ class BayesianModel(ObjectiveModel):
         """One optimizer step on one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            outputs = self(x, training=True)
+            outputs = self.training_outputs(x)
             objective = self.objective(y, outputs, sample_weight, training=True)
             loss = self.optimizer.scale_loss(objective.loss)
         variables = self.trainable_variables
@@ -145,6 +146,7 @@ class BayesianModel(ObjectiveModel):
         """Loss and metrics of one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self(x, training=False)
+        self._check_members(outputs)
         objective = self.objective(y, outputs, sample_weight, training=False)
         return self._log(objective, x, y, outputs, sample_weight)
 

@@ -116,7 +116,7 @@ def fit(
     if recorder is not None:
         callbacks.append(recorder)
     start = time.perf_counter()
-    arguments = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
+    arguments: dict[str, Any] = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
     if method.rate is None:
         model.compile(**arguments)
     else:

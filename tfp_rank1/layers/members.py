@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfp_rank1._mode import in_split_members
 from tfp_rank1._registry import registered, whole
 from tfp_rank1.layers._members import check_rows, unfold
 
@@ -52,7 +53,9 @@ class TileMembers(_Members):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Tile the batch axis."""
+        """Tile the batch axis; where members split the batch, leave it as it is."""
+        if in_split_members():
+            return check_rows(inputs, self.ensemble_size, self.name)
         return ops.concatenate([inputs] * self.ensemble_size, axis=0)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -78,6 +81,8 @@ class SplitMembers(_Members):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Unfold the batch axis and put the examples first."""
+        if in_split_members():
+            return inputs[:, tf.newaxis]
         inputs = check_rows(inputs, self.ensemble_size, self.name)
         return ops.swapaxes(unfold(inputs, self.ensemble_size), 0, 1)
 

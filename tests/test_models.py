@@ -1,0 +1,123 @@
+"""The paper's architectures and recipes."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfp_rank1 as r1
+
+models, recipes = r1.models, r1.recipes
+rng = np.random.default_rng(0)
+SMALL = {
+    "mlp": ((5, 2), lambda **kw: models.mlp((5, 2), 3, (4,), **kw)),
+    "lstm": ((6,), lambda **kw: models.lstm(9, 3, 4, 5, likelihood="categorical", **kw)),
+    "wide_resnet": (
+        (8, 8, 3),
+        lambda **kw: models.wide_resnet((8, 8, 3), 3, depth=10, width=1, **kw),
+    ),
+    "vision_transformer": (
+        (8, 8, 3),
+        lambda **kw: models.vision_transformer((8, 8, 3), 3, 4, 1, 8, 2, **kw),
+    ),
+}
+
+
+def inputs(name, rows=4):
+    shape = (rows, *SMALL[name][0])
+    return rng.integers(0, 9, shape) if name == "lstm" else rng.normal(size=shape)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_architecture_trains_and_is_saved(name, tmp_path):
+    build = SMALL[name][1]
+    model = build(ensemble_size=2)
+    x, y = inputs(name), np.array([0, 1, 2, 0])
+    model.compile("adam")
+    history = model.fit(x, y, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["kl"][0] > 0.0
+    assert model.output_shape == (None, 2, 3)
+    model.save(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_array_equal(
+            keras.models.load_model(tmp_path / "model.keras")(x), model(x)
+        )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_members_it_is_the_stock_net(name):
+    """Which has the same function as members with factors of exactly 1."""
+    build = SMALL[name][1]
+    stock = build(ensemble_size=None)
+    assert not stock.factor_variables
+    assert stock.output_shape == (None, 3)
+    unit = build(ensemble_size=1, posterior=r1.posteriors.Deterministic("ones"), prior=None)
+    unit.set_weights([_like(v, stock, unit) for v in unit.weights])
+    x = inputs(name)
+    np.testing.assert_allclose(unit(x)[:, 0], stock(x), atol=1e-4)
+
+
+def _like(variable, stock, unit):
+    """The stock net's value for a variable of the net with factors, in the order of both."""
+    factors = {id(v) for v in unit.factor_variables}
+    if id(variable) in factors:
+        return np.array(variable)
+    slow = [v for v in unit.weights if id(v) not in factors]
+    position = next(i for i, v in enumerate(slow) if v is variable)
+    return np.array(stock.weights[position]).reshape(variable.shape)
+
+
+def count(variables):
+    return sum(int(np.prod(v.shape)) for v in variables)
+
+
+def test_parameters_of_the_papers_nets():
+    """K = 4: 78,324 entries of factors for WRN-28-10, 208,556 for ResNet-50, two numbers each."""
+    net = models.wide_resnet()
+    assert count(net.factor_variables) == 2 * 78_324
+    stock = models.wide_resnet(ensemble_size=None)
+    assert count(net.slow_weights) == count(stock.weights) + 3 * 10  # a bias per member
+    assert count(stock.trainable_variables) == 36_479_194
+    net = models.resnet50()
+    assert count(net.factor_variables) == 2 * 208_556
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: models.wide_resnet(depth=20), "`depth` must be 6 n \\+ 4"),
+        (lambda: models.wide_resnet(batch_normalization="own"), "'shared' or 'member'"),
+        (lambda: models.vision_transformer(patch_size=5), "must divide the sides"),
+        (lambda: models.mlp((3,), 2, ensemble_size=None, prior="normal"), "has no factors"),
+        (lambda: recipes.get("cifar"), "A recipe is one of"),
+        (lambda: recipes.Recipe("vgg").build(), "A recipe's model is one of"),
+        (lambda: recipes.Recipe("mlp", posterior="beta").build(), "A recipe's posterior is"),
+        (lambda: recipes.Recipe.from_json('{"modle": "mlp"}'), "A recipe is an object with fields"),
+    ],
+)
+def test_errors_say_what_to_do(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_recipes_are_json(name):
+    recipe = recipes.get(name)
+    assert recipes.Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_recipe_trains():
+    small = {"input_shape": (8, 8, 3), "depth": 10, "width": 1}
+    recipe = recipes.Recipe("wide_resnet", small, posterior="cauchy", kl_annealing_epochs=1)
+    model = recipe.build()
+    recipe.compile(model, steps_per_epoch=2)
+    x, y = inputs("wide_resnet", 8), rng.integers(0, 3, 8)
+    history = model.fit(x, y, batch_size=4, verbose=0, callbacks=recipe.callbacks()).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_the_learning_rate_rises_and_falls():
+    schedule = recipes.StepDecay(0.4, 10, [100, 200], 0.1)
+    found = [float(schedule(t)) for t in (0, 4, 9, 50, 99, 100, 250)]
+    np.testing.assert_allclose(found, [0.04, 0.2, 0.4, 0.4, 0.4, 0.04, 0.004], rtol=1e-5)
+    assert recipes.StepDecay.from_config(schedule.get_config())(4) == schedule(4)

@@ -1,0 +1,96 @@
+"""Members that split the batch, several samples in training, tied-mean priors, factor rates."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import small_classifier
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from tfp_rank1._mode import split_members
+
+K, INPUTS, CLASSES = 2, 4, 3
+DETERMINISTIC = {"layer_kwargs": {"posterior": "deterministic"}}
+
+
+def classifier(**kwargs):
+    return small_classifier(K, units=5, num_inputs=INPUTS, classes=CLASSES, **kwargs)
+
+
+def batch(rows=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, INPUTS)).astype("float32"), rng.integers(0, CLASSES, rows)
+
+
+def test_split_members_see_their_own_share():
+    model = classifier(**DETERMINISTIC)
+    x, y = batch()
+    outputs = np.array(model(x))
+    with split_members():
+        found = np.array(model(x))
+    expected = np.concatenate([outputs[:3, 0], outputs[3:, 1]])[:, None]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    model.compile("sgd", member_batches="split")
+    history = model.fit(x, y, batch_size=6, shuffle=False, verbose=0).history
+    nll = -tf.nn.log_softmax(expected[:, 0]).numpy()[np.arange(6), y]
+    np.testing.assert_allclose(history["nll"], [nll.mean()], rtol=1e-5)
+
+
+def test_split_batches_must_divide():
+    model = classifier()
+    model.compile("sgd", member_batches="split")
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="must hold 2 times"):
+        model.fit(*batch(5), batch_size=5, verbose=0)
+
+
+@pytest.mark.parametrize("loss", ["average_nll", "mixture_nll"])
+def test_several_samples_are_averaged_or_mixed(loss):
+    """The loss over S samples equals that of S passes put together."""
+    model = classifier()
+    x, y = batch()
+    model.compile("sgd", loss=loss, num_train_samples=3)
+    seed = r1.random.make_seed(2)
+    with r1.random.seed_scope(seed):
+        outputs = model.training_outputs(x)
+    assert outputs.shape == (6, 3 * K, CLASSES)
+    with r1.random.seed_scope(seed):
+        passes = np.array(model(np.concatenate([x] * 3), training=True)).reshape(3, 6, K, CLASSES)
+    np.testing.assert_allclose(
+        outputs, passes.transpose(1, 0, 2, 3).reshape(6, 3 * K, CLASSES), atol=1e-6
+    )
+    model.num_train_examples = 6
+    log_probs = tf.nn.log_softmax(outputs).numpy()[np.arange(6), :, y]
+    expected = -log_probs.mean()
+    if loss == "mixture_nll":
+        expected = -np.log(np.exp(log_probs).mean(axis=1)).mean()
+    np.testing.assert_allclose(model.objective(y, outputs).nll, expected, rtol=1e-5)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+
+def test_samples_and_splits_together(tmp_path):
+    model = classifier()
+    x, y = batch()
+    model.compile("sgd", member_batches="split", num_train_samples=2, metrics=["accuracy"])
+    assert model.training_outputs(x).shape == (6, 2, CLASSES)
+    model.fit(x, y, batch_size=6, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.training_outputs(x).shape == (6, 2, CLASSES)
+
+
+@pytest.mark.parametrize("arguments", [{"member_batches": "split"}, {"num_train_samples": 2}])
+def test_bali_has_no_members(arguments):
+    inputs = keras.Input((INPUTS,))
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(1)(inputs), likelihood="normal")
+    with pytest.raises(ValueError, match="is for nets with members"):
+        model.compile(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"member_batches": "own"}, "'tiled' or 'split'"), ({"num_train_samples": 0}, "at least 1")],
+)
+def test_values_out_of_range_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        classifier().compile("sgd", **arguments)

@@ -1,0 +1,52 @@
+"""An LSTM over sequences of events, as for health records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfp_rank1.model import BayesianModel
+from tfp_rank1.models._parts import Parts
+
+
+def lstm(
+    num_events: int,
+    num_outputs: int = 1,
+    embedding_dim: int = 32,
+    units: int = 64,
+    likelihood: Any = "bernoulli",
+    ensemble_size: int | None = 4,
+    l2: float = 0.0,
+    prior_stddev: float = 0.1,
+    **rank1: Any,
+) -> BayesianModel:
+    """Embedded events, an LSTM, and a head of logits: one draw of all factors per sequence.
+
+    Args:
+        num_events: number of kinds of events, 1 to `num_events`; 0 is padding.
+        num_outputs: D. Defaults to 1, one yes or no.
+        embedding_dim: size of an embedding. Defaults to 32.
+        units: size of the LSTM's state. Defaults to 64.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"bernoulli"`.
+        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
+        l2: of the penalty `l2 sum(w^2)` on the head. Defaults to 0.
+        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.1.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+
+    Returns:
+        A `BayesianModel`, `[B, T]` whole numbers -> `[B, K, num_outputs]`; any T.
+
+    Example:
+    ```python
+    model = models.lstm(num_events=500)
+    ```
+
+    Source: Dusenberry et al. (2020), section on electronic health records.
+    """
+    parts = Parts(ensemble_size, l2, prior_stddev, rank1)
+    inputs = keras.Input((None,), dtype="int32")
+    h = parts.start(inputs)
+    h = parts.without_penalty("Embedding", num_events + 1, embedding_dim, mask_zero=True)(h)
+    h = parts.without_penalty("LSTM", units)(h)
+    return parts.model(inputs, parts.layer("Dense", num_outputs)(h), likelihood, "lstm")

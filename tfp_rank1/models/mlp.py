@@ -1,0 +1,52 @@
+"""A multilayer perceptron with rank-1 factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfp_rank1.model import BayesianModel
+from tfp_rank1.models._parts import Parts
+
+
+def mlp(
+    input_shape: Sequence[int],
+    num_outputs: int,
+    hidden: Sequence[int] = (100, 100),
+    activation: Any = "relu",
+    likelihood: Any = "categorical",
+    ensemble_size: int | None = 4,
+    l2: float = 0.0,
+    prior_stddev: float = 0.1,
+    **rank1: Any,
+) -> BayesianModel:
+    """Dense layers on flattened inputs.
+
+    Args:
+        input_shape: of one example.
+        num_outputs: D, numbers that the likelihood takes.
+        hidden: sizes of the hidden layers. Defaults to (100, 100).
+        activation: of the hidden layers. Defaults to `"relu"`.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
+        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
+        l2: of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
+        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.1.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+
+    Returns:
+        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+
+    Example:
+    ```python
+    model = models.mlp((28, 28), 10)
+    ```
+    """
+    parts = Parts(ensemble_size, l2, prior_stddev, rank1)
+    inputs = keras.Input(tuple(input_shape))
+    h = parts.start(inputs)
+    h = keras.layers.Flatten()(h) if len(input_shape) > 1 else h
+    for units in hidden:
+        h = parts.layer("Dense", units, activation=activation)(h)
+    return parts.model(inputs, parts.layer("Dense", num_outputs)(h), likelihood, "mlp")

@@ -1,0 +1,86 @@
+"""ResNet-50 with rank-1 factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfp_rank1.model import BayesianModel
+from tfp_rank1.models._parts import Parts
+
+# Blocks and filters of the four stages.
+STAGES = (3, 64), (4, 128), (6, 256), (3, 512)
+
+
+def resnet50(
+    input_shape: Sequence[int] = (224, 224, 3),
+    num_outputs: int = 1000,
+    likelihood: Any = "categorical",
+    ensemble_size: int | None = 4,
+    l2: float = 1e-4,
+    prior_stddev: float = 0.05,
+    batch_normalization: str = "shared",
+    **rank1: Any,
+) -> BayesianModel:
+    """ResNet-50 v1.5: bottleneck blocks that stride in their 3x3 convolution.
+
+    Args:
+        input_shape: of an image, channels last. Defaults to (224, 224, 3).
+        num_outputs: D. Defaults to 1000.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
+        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
+        l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
+            Defaults to 1e-4.
+        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.05.
+        batch_normalization: `"shared"` (default) by all members, or `"member"`.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+
+    Returns:
+        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+
+    Example:
+    ```python
+    model = models.resnet50(num_outputs=10, input_shape=(64, 64, 3))
+    ```
+
+    Source: He et al. (2016); Dusenberry et al. (2020). Weights that are trained already:
+    `tfp_rank1.convert(keras.applications.ResNet50())`.
+    """
+    parts = Parts(ensemble_size, l2, prior_stddev, rank1, batch_normalization)
+    inputs = keras.Input(tuple(input_shape))
+    h = _convolution(parts, 64, 7, 2)(parts.start(inputs))
+    h = keras.layers.ReLU()(parts.batch_normalization()(h))
+    h = keras.layers.MaxPooling2D(3, 2, padding="same")(h)
+    for stage, (blocks, filters) in enumerate(STAGES):
+        for block in range(blocks):
+            strides = 2 if stage and not block else 1
+            h = _block(parts, h, filters, strides)
+    h = keras.layers.GlobalAveragePooling2D()(h)
+    initializer = keras.initializers.RandomNormal(stddev=0.01)
+    outputs = parts.layer("Dense", num_outputs, kernel_initializer=initializer)(h)
+    return parts.model(inputs, outputs, likelihood, "resnet50")
+
+
+def _block(parts: Parts, x: Any, filters: int, strides: int) -> Any:
+    h = x
+    for width, size, step in ((filters, 1, 1), (filters, 3, strides)):
+        h = parts.batch_normalization()(_convolution(parts, width, size, step)(h))
+        h = keras.layers.ReLU()(h)
+    h = parts.batch_normalization()(_convolution(parts, 4 * filters, 1, 1)(h))
+    if tuple(x.shape[1:]) != tuple(h.shape[1:]):
+        x = parts.batch_normalization()(_convolution(parts, 4 * filters, 1, strides)(x))
+    return keras.layers.ReLU()(keras.layers.Add()([x, h]))
+
+
+def _convolution(parts: Parts, filters: int, kernel_size: int, strides: int) -> Any:
+    return parts.layer(
+        "Conv2D",
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+    )

@@ -1,0 +1,219 @@
+"""Training recipes: what a paper's row took, as one serializable object each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import callbacks, initializers, models, posteriors, priors
+from tfp_rank1._registry import registered
+from tfp_rank1.model import BayesianModel
+
+
+@registered
+class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """A linear rise, then a constant that is multiplied by `factor` at given steps.
+
+        rate(t) = base * min(1, t / warmup) * factor^(number of boundaries at or before t)
+
+    Args:
+        base: learning rate, above 0.
+        warmup: steps of the rise; 0 for none.
+        boundaries: steps, increasing.
+        factor: at each boundary, above 0.
+    """
+
+    def __init__(self, base: float, warmup: int, boundaries: list[int], factor: float) -> None:
+        self.base, self.warmup, self.factor = base, warmup, factor
+        self.boundaries = list(boundaries)
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The rate at a step."""
+        t = tf.cast(step, tf.float32)
+        passed = tf.reduce_sum(tf.cast(t >= tf.constant(self.boundaries, tf.float32), tf.float32))
+        rise = tf.minimum(1.0, (t + 1.0) / max(self.warmup, 1))
+        return self.base * rise * tf.pow(tf.cast(self.factor, tf.float32), passed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {
+            "base": self.base,
+            "warmup": self.warmup,
+            "boundaries": self.boundaries,
+            "factor": self.factor,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a rank-1 net is built and trained.
+
+    Attributes:
+        model: name of a builder in `tfp_rank1.models`.
+        model_arguments: of the builder, beyond those below.
+        posterior: `"normal"`, `"cauchy"`, or `"deterministic"` (BatchEnsemble).
+        random_sign: P(+1) of the factors' means at the start; None for the posterior's default,
+            `N(1, 0.1^2)`. Signs under `N(1, prior_stddev^2)` cost tens of nats per example before
+            they turn, which takes the long annealing of the paper.
+        stddev: of the posterior at the start.
+        prior_stddev: of the prior `N(1, prior_stddev^2)`, or the scale of a Cauchy.
+        ensemble_size: K.
+        batch_size: examples per step, all replicas together.
+        epochs: of training.
+        learning_rate: after the rise, for this batch size.
+        warmup_epochs: of the rise.
+        decay_epochs: where the rate is multiplied by `decay`.
+        decay: see there.
+        l2: of the penalty on the other weights.
+        kl_annealing_epochs: of the KL weight's rise to 1 / N.
+        evaluation_samples: per member.
+        kl_reduction: `"mean"`, or `"sum"` over members as in the reference code, K times heavier.
+
+    Example:
+    ```python
+    recipe = recipes.get("cifar10")
+    model = recipe.build()
+    recipe.compile(model, steps_per_epoch=390)
+    model.fit(train, epochs=recipe.epochs, callbacks=recipe.callbacks())
+    ```
+    """
+
+    model: str
+    model_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    posterior: str = "normal"
+    random_sign: float | None = None
+    stddev: float = 0.0316
+    prior_stddev: float = 0.1
+    ensemble_size: int = 4
+    batch_size: int = 128
+    epochs: int = 250
+    learning_rate: float = 0.1
+    warmup_epochs: int = 1
+    decay_epochs: tuple[int, ...] = (100, 200, 225)
+    decay: float = 0.2
+    l2: float = 1e-4
+    kl_annealing_epochs: int = 200
+    evaluation_samples: int = 1
+    kl_reduction: str = "mean"
+
+    def build(self) -> BayesianModel:
+        """The model, not compiled.
+
+        Raises:
+            ValueError: for an unknown model or posterior.
+        """
+        if self.model not in models.__all__:
+            raise ValueError(
+                f"A recipe's model is one of {models.__all__}. Received: model={self.model!r}"
+            )
+        return getattr(models, self.model)(
+            ensemble_size=self.ensemble_size,
+            l2=self.l2,
+            posterior=self._posterior(),
+            prior=self._prior(),
+            kl_reduction=self.kl_reduction,
+            **self.model_arguments,
+        )
+
+    def _posterior(self) -> posteriors.Posterior:
+        sign = self.random_sign
+        mean = None if sign is None else initializers.RandomSign(sign)
+        if self.posterior == "normal":
+            return posteriors.Normal(mean, self.stddev)
+        if self.posterior == "cauchy":
+            return posteriors.Cauchy(mean, self.stddev)
+        if self.posterior == "deterministic":
+            return posteriors.Deterministic(mean)
+        raise ValueError(
+            "A recipe's posterior is 'normal', 'cauchy' or 'deterministic'. "
+            f"Received: posterior={self.posterior!r}"
+        )
+
+    def _prior(self) -> priors.Prior | None:
+        families = {"normal": priors.Normal, "cauchy": priors.Cauchy}
+        family = families.get(self.posterior)
+        return None if family is None else family(1.0, self.prior_stddev)
+
+    def compile(self, model: BayesianModel, steps_per_epoch: int, **kwargs: Any) -> None:
+        """Compile with SGD and its schedule.
+
+        Args:
+            model: as `build` makes it.
+            steps_per_epoch: of the data.
+            **kwargs: more arguments of `BayesianModel.compile`.
+        """
+        schedule = StepDecay(
+            self.learning_rate,
+            self.warmup_epochs * steps_per_epoch,
+            [epoch * steps_per_epoch for epoch in self.decay_epochs],
+            self.decay,
+        )
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+        model.compile(optimizer, **kwargs)
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """For `fit`: the annealing of the KL."""
+        has_prior = self._prior() is not None and self.kl_annealing_epochs > 0
+        return [callbacks.KLAnnealing(epochs=self.kl_annealing_epochs)] if has_prior else []
+
+    def to_json(self) -> str:
+        """The recipe as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            ValueError: for fields that a recipe has not.
+        """
+        content = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or content.keys() - known or "model" not in content:
+            raise ValueError(f"A recipe is an object with fields {sorted(known)}. Received: {text}")
+        content["decay_epochs"] = tuple(content.get("decay_epochs", cls.decay_epochs))
+        return cls(**content)
+
+
+RECIPES: dict[str, Recipe] = {
+    "cifar10": Recipe("wide_resnet", random_sign=0.5, kl_reduction="sum"),
+    "cifar100": Recipe("wide_resnet", {"num_outputs": 100}, random_sign=0.5, kl_reduction="sum"),
+    "imagenet": Recipe(
+        "resnet50",
+        random_sign=0.75,
+        prior_stddev=0.05,
+        batch_size=1024,
+        epochs=135,
+        learning_rate=0.4,
+        warmup_epochs=5,
+        decay_epochs=(45, 90, 120),
+        decay=0.1,
+        kl_annealing_epochs=90,
+        kl_reduction="sum",
+    ),
+    "mini_cifar10": Recipe(
+        "wide_resnet",
+        {"depth": 16, "width": 1},
+        batch_size=128,
+        epochs=30,
+        warmup_epochs=1,
+        decay_epochs=(15, 23, 27),
+        kl_annealing_epochs=10,
+        evaluation_samples=4,
+    ),
+}
+
+
+def get(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        ValueError: with the names there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"A recipe is one of {sorted(RECIPES)}. Received: {name!r}")
+    return RECIPES[name]
