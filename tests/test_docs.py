@@ -4,14 +4,16 @@ import inspect
 import re
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 import bali_keras
 import tfp_rank1 as r1
 
 MODULES = [r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses,
-           r1.callbacks, r1.plots, r1.random, r1.initializers, bali_keras, bali_keras.layers,
-           bali_keras.matrix_normal, bali_keras.schedules, bali_keras.recording]  # fmt: skip
+           r1.callbacks, r1.plots, r1.random, r1.initializers, r1.models, r1.recipes,
+           bali_keras, bali_keras.layers, bali_keras.matrix_normal, bali_keras.schedules, bali_keras.recording]  # fmt: skip
 
 
 def public_members():
@@ -34,6 +36,14 @@ def test_public_names_are_documented(name, member):
                 assert inspect.getdoc(getattr(member, attribute)), f"{name}.{attribute}"
 
 
+def small_resnet():
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    h = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs)))
+    outputs = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(h))
+    return keras.Model(inputs, outputs)
+
+
 def test_readme_code_runs(tmp_path, monkeypatch, digits):
     """The Python blocks of the README, one after the other, on the digits."""
     readme = Path(__file__).parents[1] / "README.md"
@@ -42,6 +52,9 @@ def test_readme_code_runs(tmp_path, monkeypatch, digits):
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
+    # A small net in the place of one whose weights would be downloaded.
+    monkeypatch.setattr(keras.applications, "ResNet50", small_resnet)
     namespace = {"x": digits[0], "y": digits[1], "x_test": digits[2], "y_test": digits[3]}
+    namespace |= {"images": np.zeros((8, 8, 8, 3), "float32"), "labels": np.arange(8) % 3}
     for block in blocks:
         exec(compile(block.replace("epochs=20", "epochs=1"), "README.md", "exec"), namespace)
