@@ -11,9 +11,11 @@ import pytest
 import bali_keras
 import tfp_rank1 as r1
 
-MODULES = [r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses,
-           r1.callbacks, r1.plots, r1.random, r1.initializers, r1.models, r1.recipes,
-           bali_keras, bali_keras.layers, bali_keras.matrix_normal, bali_keras.schedules, bali_keras.recording]  # fmt: skip
+MODULES = [
+    *(r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses, r1.models),
+    *(r1.callbacks, r1.plots, r1.random, r1.initializers, r1.recipes, bali_keras),
+    *(bali_keras.layers, bali_keras.matrix_normal, bali_keras.schedules, bali_keras.recording),
+]
 
 
 def public_members():
