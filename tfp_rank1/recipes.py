@@ -61,7 +61,7 @@ class Recipe:
             they turn, which takes the long annealing of the paper.
         stddev: of the posterior at the start.
         prior_stddev: of the prior `N(1, prior_stddev^2)`, or the scale of a Cauchy.
-        ensemble_size: K.
+        ensemble_size: K; None for the deterministic net.
         batch_size: examples per step, all replicas together.
         epochs: of training.
         learning_rate: after the rise, for this batch size.
@@ -88,7 +88,7 @@ class Recipe:
     random_sign: float | None = None
     stddev: float = 0.0316
     prior_stddev: float = 0.1
-    ensemble_size: int = 4
+    ensemble_size: int | None = 4
     batch_size: int = 128
     epochs: int = 250
     learning_rate: float = 0.1
@@ -110,12 +110,15 @@ class Recipe:
             raise ValueError(
                 f"A recipe's model is one of {models.__all__}. Received: model={self.model!r}"
             )
+        rank1 = {
+            "posterior": self._posterior(),
+            "prior": self._prior(),
+            "kl_reduction": self.kl_reduction,
+        }
         return getattr(models, self.model)(
             ensemble_size=self.ensemble_size,
             l2=self.l2,
-            posterior=self._posterior(),
-            prior=self._prior(),
-            kl_reduction=self.kl_reduction,
+            **({} if self.ensemble_size is None else rank1),
             **self.model_arguments,
         )
 
@@ -157,8 +160,10 @@ class Recipe:
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """For `fit`: the annealing of the KL."""
-        has_prior = self._prior() is not None and self.kl_annealing_epochs > 0
-        return [callbacks.KLAnnealing(epochs=self.kl_annealing_epochs)] if has_prior else []
+        has_kl = self._prior() is not None and self.ensemble_size is not None
+        if not has_kl or not self.kl_annealing_epochs:
+            return []
+        return [callbacks.KLAnnealing(epochs=self.kl_annealing_epochs)]
 
     def to_json(self) -> str:
         """The recipe as JSON."""

@@ -56,6 +56,10 @@ class Results:
         """Those splits or seeds that have no results yet."""
         return [i for i in indices if str(i) not in self._content["splits"]]
 
+    def values(self, name: str) -> list[float]:
+        """One score of all splits or seeds."""
+        return list(values(self._content, name).values())
+
     def add(self, index: int, scores: dict[str, float], figures: dict[str, Any]) -> None:
         """Add a split and write the file. Figures are kept for the first split only."""
         entry: dict[str, Any] = {"scores": scores}

@@ -41,71 +41,114 @@ MEMBERS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A stock layer and its rank-1 counterpart on inputs `[rows, *shape]`."""
+    """A stock layer and its rank-1 counterpart on inputs `[rows, *shape]`.
+
+    Attributes:
+        name: of the layer, as in Keras.
+        arguments: of both constructors.
+        rows: of the batch, members included.
+        shape: of a row.
+        tokens: number of tokens, where inputs are whole numbers.
+    """
 
     name: str
-    stock: Callable[[], keras.layers.Layer]
-    rank1: Callable[..., keras.layers.Layer]
+    arguments: dict[str, Any]
     rows: int
     shape: tuple[int, ...]
+    tokens: int = 0
+
+    @property
+    def title(self) -> str:
+        """As printed."""
+        return f"{self.name}, {MEMBERS} x {self.rows // MEMBERS} rows of {self.shape}"
+
+    def stock(self) -> keras.layers.Layer:
+        """The stock layer."""
+        return getattr(keras.layers, self.name)(**self.arguments)
+
+    def rank1(self, **kwargs: Any) -> keras.layers.Layer:
+        """Its counterpart."""
+        cls = getattr(r1.layers, f"{self.name}Rank1")
+        return cls(ensemble_size=MEMBERS, kl_weight=1e-4, **self.arguments, **kwargs)
+
+    def inputs(self) -> tf.Tensor:
+        """Random ones."""
+        shape = [self.rows, *self.shape]
+        if self.tokens:
+            return tf.random.uniform(shape, 0, self.tokens, tf.int32)
+        return tf.random.normal(shape)
 
 
-def _rank1(cls: Any, *args: Any, **kwargs: Any) -> Callable[..., keras.layers.Layer]:
-    return lambda **more: cls(*args, ensemble_size=MEMBERS, kl_weight=1e-4, **kwargs, **more)
-
-
+_FILTERS = {"filters": 64, "kernel_size": 3, "padding": "same"}
+_DEPTHWISE = {"kernel_size": 3, "padding": "same"}
 CASES = (
+    Case("Dense", {"units": 1024}, 256, (1024,)),
     Case(
-        "Dense 1024 -> 1024, 4 x 64 rows",
-        lambda: keras.layers.Dense(1024),
-        _rank1(r1.layers.DenseRank1, 1024),
-        256,
-        (1024,),
-    ),
-    Case(
-        "Conv2D 64 -> 64, 3x3, 4 x 32 of 32x32",
-        lambda: keras.layers.Conv2D(64, 3, padding="same"),
-        _rank1(r1.layers.Conv2DRank1, 64, 3, padding="same"),
+        "EinsumDense",
+        {"equation": "abc,cde->abde", "output_shape": (32, 4, 64), "bias_axes": "de"},
         128,
-        (32, 32, 64),
+        (32, 256),
     ),
+    Case("Embedding", {"input_dim": 1000, "output_dim": 128}, 128, (64,), tokens=1000),
+    Case("Conv1D", _FILTERS, 128, (256, 64)),
+    Case("Conv2D", _FILTERS, 128, (32, 32, 64)),
+    Case("Conv3D", {**_FILTERS, "filters": 32}, 32, (12, 12, 12, 32)),
+    Case("Conv1DTranspose", {**_FILTERS, "strides": 2}, 128, (128, 64)),
+    Case("Conv2DTranspose", {**_FILTERS, "strides": 2}, 64, (16, 16, 64)),
+    Case("Conv3DTranspose", {**_FILTERS, "filters": 16, "strides": 2}, 16, (8, 8, 8, 32)),
+    Case("DepthwiseConv1D", _DEPTHWISE, 128, (256, 64)),
+    Case("DepthwiseConv2D", _DEPTHWISE, 64, (32, 32, 64)),
+    Case("SeparableConv1D", _FILTERS, 128, (256, 64)),
+    Case("SeparableConv2D", _FILTERS, 64, (32, 32, 64)),
+    Case("MultiHeadAttention", {"num_heads": 4, "key_dim": 32}, 64, (64, 128)),
+    Case("LSTM", {"units": 128, "use_cudnn": False}, 128, (32, 64)),
+    Case("GRU", {"units": 128, "use_cudnn": False}, 128, (32, 64)),
 )
+
+
+def call(layer: keras.layers.Layer, x: tf.Tensor, training: bool) -> tf.Tensor:
+    """The layer's outputs; attention is that of a sequence to itself."""
+    is_attention = isinstance(layer, keras.layers.MultiHeadAttention)
+    return layer(x, x, training=training) if is_attention else layer(x, training=training)
 
 
 def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
     """A compiled call of the layer."""
-    compiled = tf.function(lambda: layer(x, training=False))
+    compiled = tf.function(lambda: call(layer, x, training=False))
     return lambda: compiled().numpy()[0, 0]
 
 
 def gradients(layer: keras.layers.Layer, x: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Mean squared output plus the layer's losses, and its gradients for inputs and weights."""
+    variables = [v.value for v in layer.trainable_variables]
+    # Inside a net a layer also passes the gradient on to the one before.
+    sources = [x, *variables] if x.dtype.is_floating else variables
     with tf.GradientTape() as tape:
-        # Inside a net a layer also passes the gradient on to the one before.
-        tape.watch(x)
-        outputs = layer(x, training=True)
+        tape.watch(sources)
+        outputs = call(layer, x, training=True)
         loss = tf.reduce_mean(outputs**2) + sum(layer.losses)
-    return loss, tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
+    return loss, tape.gradient(loss, sources)
 
 
 def training(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
     """A compiled step of Adam."""
-    layer(x)
+    call(layer, x, training=True)
     optimizer = keras.optimizers.Adam()
     optimizer.build(layer.trainable_variables)
 
     @tf.function
     def step() -> tf.Tensor:
-        loss, (onward, *rest) = gradients(layer, x)
+        loss, found = gradients(layer, x)
+        rest = found[-len(layer.trainable_variables) :]
         optimizer.apply_gradients(zip(rest, layer.trainable_variables, strict=True))
-        return loss + onward[(0,) * len(x.shape)]
+        return loss + (found[0][(0,) * len(x.shape)] if x.dtype.is_floating else 0.0)
 
     return lambda: step().numpy()
 
 
 def intermediate_numbers(layer: keras.layers.Layer, x: tf.Tensor) -> int:
     """Numbers in all tensors that forward and backward pass make."""
-    layer(x)
+    call(layer, x, training=True)
     graph = tf.function(lambda: gradients(layer, x)).get_concrete_function().graph
     shapes = [output.shape for op in graph.get_operations() for output in op.outputs]
     return sum(shape.num_elements() or 0 for shape in shapes)
@@ -140,13 +183,13 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         for mode in (inference, training)
     ]
     for case, sampling, mode in track(jobs, "timing"):
-        x = tf.random.normal([case.rows, *case.shape])
+        x = case.inputs()
         stock, rank1 = case.stock(), case.rank1(sampling=sampling)
         timing = compare(mode(stock, x), mode(rank1, x), repeats)
-        row = {"case": case.name, "sampling": sampling, "mode": mode.__name__, **timing}
+        row = {"case": case.title, "sampling": sampling, "mode": mode.__name__, **timing}
         if mode is training:
             extra = intermediate_numbers(rank1, x) - intermediate_numbers(stock, x)
-            row["memory"] = extra / (tf.size(x) + tf.size(stock(x))).numpy()
+            row["memory"] = extra / (tf.size(x) + tf.size(call(stock, x, training=False))).numpy()
         results.append(row)
     return results
 
