@@ -114,7 +114,9 @@ if __name__ == "__main__":
     if method == "losses":
         results = losses(strategy)
     else:
-        results = train(method, strategy, f"{file}-served" if index == 0 else None)
+        # Several steps per execution for one of them.
+        arguments = {"steps_per_execution": 4} if method == "bali" else {}
+        results = train(method, strategy, f"{file}-served" if index == 0 else None, **arguments)
     np.savez(f"{file}-{index}.npz", **results)
     sys.stdout.flush()
     os._exit(0)  # leaving by the garbage collector aborts in the collective's threads

@@ -55,6 +55,14 @@ def test_an_interrupted_training_goes_on(method, tmp_path):
     assert len(list((tmp_path / "parts").iterdir())) == 2
 
 
+@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
+def test_an_interrupted_training_on_two_replicas_goes_on(method, strategy, tmp_path):
+    expected = state(train(method, tmp_path / "whole", strategy=strategy))
+    with pytest.raises(KeyboardInterrupt):
+        train(method, tmp_path / "parts", [Interrupt(2)], strategy)
+    check_equal(state(train(method, tmp_path / "parts", strategy=strategy)), expected)
+
+
 def run(*arguments):
     return subprocess.run(
         [sys.executable, CASE, "mixed", *map(str, arguments)], timeout=300

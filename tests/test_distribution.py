@@ -45,6 +45,7 @@ def test_two_replicas_train_as_one(method, arguments, strategy, tmp_path):
 
 @pytest.mark.parametrize("method", ["bali", "rank1"])
 def test_two_workers_train_as_one(method, tmp_path):
+    """BALI with several steps per execution."""
     workers = launch.start(2, [str(CASE), method, str(tmp_path / "worker")])
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     for index in range(2):
