@@ -28,6 +28,7 @@ import tensorflow as tf
 from rich.table import Table
 
 import tfp_rank1 as r1
+from examples.benchmark.report import cell
 from examples.benchmark.results import Results, mean_and_error
 from examples.benchmark.scores import classification
 from examples.datasets.images import SEVERITIES, corrupt, load_images
@@ -147,8 +148,7 @@ def table(found: dict[str, Results], seeds: int) -> Table:
     """Means and standard errors over seeds."""
     shown = Table("", *SHOWN, title=f"{seeds} seeds")
     for name, results in found.items():
-        cells = (mean_and_error(results.values(key)) for key in SHOWN)
-        shown.add_row(name, *(f"{c['mean']:.4f} +- {c['standard_error']:.4f}" for c in cells))
+        shown.add_row(name, *(cell(mean_and_error(results.values(key))) for key in SHOWN))
     return shown
 
 

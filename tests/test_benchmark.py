@@ -1,5 +1,7 @@
 """The benchmark runner: results that survive, errors before training, tables that are right."""
 
+import concurrent.futures.process
+import functools
 import json
 import subprocess
 import sys
@@ -7,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import BayesianRidge
 
-from examples.benchmark import methods, nets, published, report, results, runner, tasks
+from examples.benchmark import methods, nets, published, report, results, runner, tasks, training
 from examples.benchmark.tasks import Budget, Options
 
 SMOKE = Options(smoke=True)
@@ -24,14 +27,16 @@ def request(out, task="uci", names=("linear",), options=SMOKE, **kwargs):
 def finished(tmp_path_factory):
     """Two methods on two splits, with curves."""
     out = tmp_path_factory.mktemp("results")
-    assert runner.run(request(out, names=("deterministic", "linear"), curve=True)) == 0
+    assert runner.run(request(out, names=("deterministic", "bali"), curve=True)) == 0
     return out
 
 
 def test_results_hold_scores_configuration_and_origin(finished):
-    content = results.read(finished / "uci-smoke" / "linear.json")
+    content = results.read(finished / "uci-smoke" / "bali.json")
     assert sorted(content["splits"]) == ["0", "1"]
-    assert {"keras", "tensorflow", "rank1-bali"} <= content["versions"].keys()
+    (origin,) = content["origins"]
+    assert {"keras", "tensorflow", "rank1-bali"} <= origin["versions"].keys()
+    assert content["splits"]["1"]["origin"] == 0
     assert content["configuration"]["budget"] == {"batch_size": 64, "epochs": 2, "steps": 20}
     rmse = results.values(content, "rmse")
     expected = np.std(list(rmse.values()), ddof=1) / np.sqrt(2)
@@ -40,15 +45,16 @@ def test_results_hold_scores_configuration_and_origin(finished):
     assert np.isfinite([[p["train_nll"], p["test_nll"], p["seconds"]] for p in curve]).all()
     scores = content["splits"]["0"]["scores"]
     assert {"log_likelihood", "crps", "coverage_50", "coverage_90", "coverage_95"} <= scores.keys()
-    # Mean [11, 1], row factor 66 numbers, column factor and noise one each.
-    assert scores["parameters"] == 11 + 66 + 1 + 1
+    # Means [11, 50] and [51, 1], triangular factors of 11, 50, 51 and 1 rows, and the noise.
+    assert scores["parameters"] == 550 + 51 + 66 + 1275 + 1326 + 1 + 1
 
 
 def test_nothing_is_done_twice_and_nothing_is_lost(finished, monkeypatch):
-    path = finished / "uci-smoke" / "linear.json"
+    path = finished / "uci-smoke" / "bali.json"
     before = path.read_text()
     monkeypatch.setattr(runner, "work", lambda job: pytest.fail("trained again"))
-    assert runner.run(request(finished, curve=True)) == 0
+    again = functools.partial(request, finished, names=("bali",), curve=True)
+    assert runner.run(again()) == 0
     assert path.read_text() == before
     done = []
 
@@ -60,10 +66,10 @@ def test_nothing_is_done_twice_and_nothing_is_lost(finished, monkeypatch):
 
     monkeypatch.setattr(runner, "work", killed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(request(finished, curve=True, splits=5))
+        runner.run(again(splits=5))
     assert sorted(results.read(path)["splits"]) == ["0", "1", "2"]
     monkeypatch.setattr(runner, "work", lambda job: ({"rmse": 2.0}, {}))
-    assert runner.run(request(finished, curve=True, splits=5)) == 0
+    assert runner.run(again(splits=5)) == 0
     content = results.read(path)
     assert list(results.values(content, "rmse").values())[2:] == [1.0, 2.0, 2.0]
     path.write_text(before)
@@ -78,9 +84,69 @@ def test_a_failing_job_does_not_end_the_others(tmp_path, monkeypatch):
     assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["1"]
 
 
+def test_scores_that_are_not_finite_are_a_failure(tmp_path, monkeypatch):
+    """And the next run tries again."""
+    monkeypatch.setattr(runner, "work", lambda job: ({"rmse": np.nan if job.index else 1.0}, {}))
+    assert runner.run(request(tmp_path)) == 1
+    assert runner.run(request(tmp_path)) == 1
+    assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["0"]
+
+
+def test_two_runs_at_once_lose_nothing(tmp_path):
+    first, second = (results.Results(tmp_path, "uci-boston", "bali", {}) for _ in range(2))
+    first.add(0, {"rmse": 1.0}, {})
+    second.add(1, {"rmse": 2.0}, {})
+    assert list(results.read(second.path)["splits"]) == ["0", "1"]
+
+
+def test_a_killed_process_fails_its_jobs_alone(tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            pass
+
+        def submit(self, function, job):
+            future = concurrent.futures.Future()
+            if job.index:
+                future.set_exception(concurrent.futures.process.BrokenProcessPool("killed"))
+            else:
+                future.set_result(({"rmse": 1.0}, {}))
+            return future
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    assert runner.run(request(tmp_path, jobs=2)) == 1
+    assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["0"]
+
+
+def test_linear_regression_is_exact():
+    """The evidence's optimum, found by scikit-learn, with its noise apart from its uncertainty."""
+    data = tasks.get("uci", SMOKE)[0].load(0)
+    fitted = training.fit_linear(data)
+    p = fitted.predict(data.split.x_test)
+    model = BayesianRidge().fit(data.split.x_train, data.split.y_train.ravel())
+    mean, stddev = model.predict(data.split.x_test, return_std=True)
+    np.testing.assert_allclose(np.ravel(p.mean()), mean, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(p.stddev()), stddev, rtol=1e-4)
+    np.testing.assert_allclose(np.ravel(p.aleatoric_variance()), 1 / model.alpha_, rtol=1e-4)
+
+
+def test_results_of_other_data_are_not_mixed(tmp_path):
+    first = Options(npz=write_npz(tmp_path / "a.npz"))
+    assert runner.run(request(tmp_path / "out", "mine", options=first, splits=1)) == 0
+    other = {"x_train": np.full((20, 6, 6), 7, "uint8")}
+    second = Options(npz=write_npz(tmp_path / "b.npz", **other))
+    with pytest.raises(ValueError, match=r"another configuration .*data"):
+        runner.run(request(tmp_path / "out", "mine", options=second))
+
+
 def test_another_configuration_is_refused(finished):
     with pytest.raises(ValueError, match=r"budget.*before.*now"):
-        runner.run(request(finished, curve=True, budget={"epochs": 3}))
+        runner.run(request(finished, names=("bali",), curve=True, budget={"epochs": 3}))
 
 
 def write_npz(path, **changes):
@@ -103,6 +169,8 @@ def write_npz(path, **changes):
         ({"y_train": np.arange(19)}, "20 images and 19 labels"),
         ({"x_test": np.zeros((10, 36), "uint8")}, r"\[N, H, W\]"),
         ({"x_test": np.zeros((10, 5, 5), "uint8")}, "examples of shape"),
+        ({"x_test": np.zeros((0, 6, 6), "uint8"), "y_test": np.zeros(0, int)}, "at least one"),
+        ({"y_test": np.arange(10)}, "labels must be below 3"),
     ],
 )
 def test_bad_image_files_are_named_before_training(tmp_path, changes, message, monkeypatch):
@@ -118,6 +186,10 @@ def test_missing_and_corrupt_files_are_named(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
     with pytest.raises(ValueError, match=r"bad\.npz"):
         tasks.get("mine", Options(npz=tmp_path / "bad.npz"))
+    whole = write_npz(tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.npz"):
+        tasks.get("mine", Options(npz=tmp_path / "cut.npz"))
     (tmp_path / "uci-x").mkdir()
     (tmp_path / "uci-x" / "bali.json").write_text("{")
     with pytest.raises(ValueError, match="no results file"):
@@ -126,11 +198,36 @@ def test_missing_and_corrupt_files_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "names", "message"),
-    [("uci", ["none"], "A method is one of"), ("uci/none", ["bali"], "Sets of 'uci'")],
+    [
+        ("uci", ["none"], "A method is one of"),
+        ("uci/none", ["bali"], "Sets of 'uci'"),
+        ("uci", [], "must be different names"),
+        ("uci", ["bali", "bali"], "must be different names"),
+    ],
 )
 def test_unknown_names_are_refused(tmp_path, task, names, message):
     with pytest.raises(ValueError, match=message):
         runner.run(request(tmp_path, task, names))
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("uci", Options(smoke=True, corruptions=True), "has no --corruptions"),
+        ("toy/gap", Options(held_out=True), "has no --held-out"),
+        ("uci/boston", Options(manual_dir=Path("/not/there")), "--manual-dir must be a folder"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, task, options, message):
+    with pytest.raises(ValueError, match=message):
+        runner.run(request(tmp_path, task, options=options))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--out must be a folder"):
+        runner.run(request(tmp_path / "file"))
 
 
 def test_an_image_task_has_scores_of_shift_and_outside(tmp_path):
@@ -145,6 +242,7 @@ def test_an_image_task_has_scores_of_shift_and_outside(tmp_path):
     assert {"reliability", "roc"} == content["splits"]["0"]["figures"].keys()
     report.write(tmp_path)
     assert (tmp_path / "mine-roc.png").stat().st_size > 1000
+    assert "nll, severity 5" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
@@ -155,9 +253,9 @@ def test_every_method_builds_both_kinds_of_nets(name):
     np.testing.assert_allclose(np.sum(p.mean(), axis=1), 1.0, rtol=1e-5)
 
 
-def store(folder, task, method, numbers):
+def store(folder, task, method, numbers, configuration=None):
     """A results file by hand."""
-    file = results.Results(folder, task, method, {})
+    file = results.Results(folder, task, method, configuration or {})
     for i, value in enumerate(numbers):
         file.add(i, {"log_likelihood": value, "rmse": -value}, {})
 
@@ -171,11 +269,27 @@ def test_the_report_ranks_and_pairs(tmp_path):
     text = (tmp_path / "report.md").read_text()
     table = text.split("## UCI regression: log likelihood")[1].split("##")[0]
     assert "| bali | -1.50 +- 0.50 | -0.50 +- 0.50 | 1.00 |" in table
-    assert "| mc_dropout | -0.500 |  |  |" in table  # no rank without all sets
+    assert "| mc_dropout | -0.500 (1) |  |  |" in table  # no rank without all sets and splits
     assert "| *PBP*" in table
     assert (tmp_path / "uci-ranks.png").stat().st_size > 1000
     paired = text.split("paired differences in log-likelihood")[1].split("##")[0]
     assert "| linear | +2.0 +- 1.0 | +2.0 +- 1.0 |" in paired
+
+
+def test_the_report_compares_like_with_like(tmp_path):
+    """Results of a smoke run are no set of UCI; held-out scores stand by themselves."""
+    held = {"held_out": True, "budget": {"batch_size": 32, "epochs": 7}}
+    store(tmp_path, "uci-boston", "bali", [-1.0, -2.0], held)
+    store(tmp_path, "uci-boston", "linear", [-2.0, -3.0], held)
+    store(tmp_path, "uci-smoke", "linear", [-5.0])
+    report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| bali | -1.50 +- 0.50 | 1.00 |" in text
+    assert "*PBP*" not in text
+    assert "at least 7 epochs of batch 32; scored on a fifth of the training set" in text
+    store(tmp_path, "uci-boston", "mc_dropout", [-2.0])
+    with pytest.raises(ValueError, match="differ in 'held_out'"):
+        report.write(tmp_path)
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path):

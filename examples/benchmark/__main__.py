@@ -75,6 +75,10 @@ def main() -> int:
         budget = {name: getattr(args, name) for name in BUDGET if getattr(args, name) is not None}
         if args.epochs is not None:
             budget.setdefault("steps", 0)
+        if args.tuned and budget:
+            raise ValueError(
+                "--tuned gives each method its own budget: leave out --epochs, --steps"
+            )
         request = Request(
             args.task,
             names,

@@ -38,6 +38,11 @@ def draw_all(folder: Path, by_task: dict[str, Contents]) -> Iterator[tuple[str, 
                 yield f"{title}: {task}", path
 
 
+def finite(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of a curve without those that were not finite."""
+    return [p for p in points if p["train_nll"] is not None and p["test_nll"] is not None]
+
+
 def _panels(names: list[str]) -> tuple[Any, list[Any]]:
     """A grid of axes, one per method, titled."""
     rows = -(-len(names) // COLUMNS)
@@ -131,14 +136,15 @@ def draw_curves(found: dict[str, Any], path: Path) -> None:
     """Train (dashed) and test NLL over steps."""
 
     def draw(ax: Any) -> None:
-        for i, (name, points) in enumerate(found.items()):
+        for i, (name, every) in enumerate(found.items()):
+            points = finite(every)
             steps = [p["step"] for p in points]
             color = f"C{i % 10}"
             ax.plot(steps, [p["test_nll"] for p in points], label=name, color=color)
             ax.plot(steps, [p["train_nll"] for p in points], "--", color=color, lw=0.8)
         ax.set_xscale("log")
-        finite = [p["test_nll"] for points in found.values() for p in points]
-        low, high = min(finite), np.quantile(finite, 0.9)
+        values = [p["test_nll"] for points in found.values() for p in finite(points)]
+        low, high = (min(values), np.quantile(values, 0.9)) if values else (0.0, 1.0)
         ax.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
     _lines(path, draw, ("step", "NLL, nats per example"))

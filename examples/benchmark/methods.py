@@ -17,6 +17,8 @@ from examples.benchmark.nets import Kit, Net, build, build_ensemble
 MEMBERS = 4
 ENSEMBLE = 5
 DROPOUT = 0.05
+# What the results of all methods depend on beside their own fields.
+CONSTANTS = {"members": MEMBERS, "ensemble": ENSEMBLE, "dropout": DROPOUT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Method:
         samples: of the predictive distribution.
         rate: of Adam; None for a model without an optimizer.
         annealing: share of the epochs over which the KL is faded in.
+        closed_form: whether a regression needs no training: see `training.fit_linear`.
         converted: whether the net is first trained as it is built, and then made a BALI net that
             sees the data once more.
         tuned: by kind of task, fields of `Budget` that were chosen on held-out parts of the
@@ -39,6 +42,7 @@ class Method:
     rate: float | None = 1e-3
     annealing: float = 0.0
     converted: bool = False
+    closed_form: bool = False
     tuned: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
@@ -86,7 +90,7 @@ def build_rank1(family: str, net: Net, likelihood: Any) -> r1.BayesianModel:
 
 
 def build_linear(net: Net, likelihood: Any) -> r1.BayesianModel:
-    """Bayesian linear regression, exact; for classes a Bayesian softmax regression."""
+    """Bayesian softmax regression, the last layer of BALI alone."""
     return build(dataclasses.replace(net, hidden=()), BALI, likelihood, bk.BaliModel)
 
 
@@ -102,7 +106,7 @@ METHODS: dict[str, Method] = {
     "rank1_cauchy": Method(partial(build_rank1, "cauchy"), annealing=0.25),
     "bali": Method(lambda net, lik: build(net, BALI, lik, bk.BaliModel), rate=None),
     "bali_converted": Method(lambda net, lik: build(net, STOCK, lik), converted=True),
-    "linear": Method(build_linear, rate=None),
+    "linear": Method(build_linear, rate=None, closed_form=True),
 }
 
 

@@ -6,6 +6,7 @@ many steps of the same batches' size as the Keras methods.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import time
@@ -24,6 +25,7 @@ from tfp_rank1 import likelihoods
 from tfp_rank1.mixture import PredictiveMixture
 
 RATE, SAMPLES = 1e-3, 64
+PACKAGES = "torch", "laplace", "bayesian_torch.models.dnn_to_bnn"
 # Of Adam on the Laplace evidence, over the logarithms of prior precision and noise.
 EVIDENCE_STEPS, EVIDENCE_RATE = 200, 1e-1
 
@@ -46,6 +48,13 @@ def require() -> None:
             "Peers need PyTorch, laplace-torch and bayesian-torch: pip install "
             f"'rank1-bali[peers]'. Received: no {missing}"
         )
+    import_all()
+
+
+def import_all() -> None:
+    """Import what the peers use: seconds of training must not hold it."""
+    for name in PACKAGES:
+        importlib.import_module(name)
 
 
 def mlp(net: Net) -> Any:
@@ -149,7 +158,7 @@ def fit_ensemble(task: Task, trainer: Trainer) -> Any:
         scales = np.broadcast_to(np.array(raw, "float32")[:, None, None], outputs.shape)
         return PredictiveMixture(likelihood, np.concatenate([outputs, scales], axis=-1))
 
-    return predict, sum(_count(model) for model, _ in members)
+    return predict, sum(_count(model) + trainer.regression for model, _ in members)
 
 
 def fit_laplace(task: Task, trainer: Trainer, subset: str) -> Any:
@@ -192,12 +201,33 @@ def fit_laplace(task: Task, trainer: Trainer, subset: str) -> Any:
             trainer.likelihood(scale), mean[None], output_variance=tf.constant(variance)
         )
 
-    return predict, _count(model)
+    return predict, _count(model) + covariances(model, subset) + trainer.regression
+
+
+def covariances(model: Any, subset: str) -> int:
+    """Numbers in the Kronecker factors of the layers that Laplace covers."""
+    linear = [m for m in model.modules() if isinstance(m, _torch().nn.Linear)]
+    sizes = [s for m in linear[-1 if subset == "last_layer" else 0 :] for s in m.weight.shape]
+    return sum(size * (size + 1) // 2 for size in sizes)
+
+
+def standard_normal_kl(model: Any) -> Any:
+    """KL of all weights from N(0, 1), nats.
+
+    The package's own is a mean over each tensor in some versions, and a sum in others.
+    """
+    torch = _torch()
+    parameters, total = dict(model.named_parameters()), 0.0
+    for name, mean in parameters.items():
+        if ".mu_" in name:
+            scale = torch.nn.functional.softplus(parameters[name.replace(".mu_", ".rho_")])
+            total = total + 0.5 * (scale**2 + mean**2 - 1.0 - 2.0 * torch.log(scale)).sum()
+    return total
 
 
 def fit_mean_field(task: Task, trainer: Trainer) -> Any:
     """Bayesian-torch's reparameterized layers in the place of the linear ones."""
-    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
+    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 
     model = mlp(task.net)
     dnn_to_bnn(
@@ -212,13 +242,13 @@ def fit_mean_field(task: Task, trainer: Trainer) -> Any:
             "moped_delta": 0.5,
         },
     )
-    scale = trainer.fit(model, get_kl_loss)
+    scale = trainer.fit(model, standard_normal_kl)
 
     def predict(x: np.ndarray) -> PredictiveMixture:
         outputs = np.stack([_outputs(model, x) for _ in range(SAMPLES)])
         return PredictiveMixture(trainer.likelihood(scale), outputs)
 
-    return predict, _count(model)
+    return predict, _count(model) + trainer.regression
 
 
 PEERS: dict[str, Callable[[Task, Trainer], Any]] = {
@@ -239,8 +269,8 @@ def fit(name: str, task: Task, data: Data, budget: Budget, seed: int) -> Fitted:
         budget: for how long.
         seed: of weights, shuffling and samples.
     """
-    torch = _torch()
-    torch.manual_seed(seed)
+    import_all()
+    _torch().manual_seed(seed)
     trainer = Trainer(task, data, budget)
     start = time.perf_counter()
     predict, count = PEERS[name](task, trainer)

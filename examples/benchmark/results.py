@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # there is none on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGES = ("keras", "tensorflow", "tensorflow-probability", "numpy", "rank1-bali")
 DIGITS = 6
+NEEDED = {"task", "method", "configuration", "origins", "splits"}
 
 
 class Results:
     """Scores of one method on one task, by split.
 
     The file always holds whole results: a new one takes the place of the old by a rename, so a
-    run that is killed leaves everything that was finished.
+    run that is killed leaves everything that was finished. Several runs may share a folder: what
+    another one has added meanwhile is kept.
 
     Args:
         folder: of all results.
         task: name of the task.
         method: name of the method.
         configuration: what the results depend on; splits of another one are not mixed in.
+        jobs: processes at a time, on which seconds depend.
 
     Raises:
-        ValueError: if the file cannot be read, or was made with another configuration.
+        ValueError: if the file cannot be read or written, or was made with another configuration.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, configuration: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        method: str,
+        configuration: dict[str, Any],
+        jobs: int = 1,
+    ) -> None:
         self.path = folder / task / f"{method}.json"
-        self._content = {
+        self._origin = {"versions": versions(), "machine": machine(), "jobs": jobs}
+        self._content: dict[str, Any] = {
             "task": task,
             "method": method,
             "configuration": json.loads(json.dumps(configuration)),
-            "versions": versions(),
-            "machine": machine(),
+            "origins": [],
             "splits": {},
         }
+        self._take_what_is_there()
+
+    def _take_what_is_there(self) -> None:
         if not self.path.exists():
             return
         old = read(self.path)
@@ -50,7 +71,7 @@ class Results:
                 f"{self.path} holds results of another configuration ({changed}). Choose another "
                 "folder, --out, or delete the file."
             )
-        self._content["splits"] = old["splits"]
+        self._content |= {"splits": old["splits"], "origins": old["origins"]}
 
     def missing(self, indices: Iterable[int]) -> list[int]:
         """Those splits or seeds that have no results yet."""
@@ -61,18 +82,56 @@ class Results:
         return list(values(self._content, name).values())
 
     def add(self, index: int, scores: dict[str, float], figures: dict[str, Any]) -> None:
-        """Add a split and write the file. Figures are kept for the first split only."""
+        """Add a split and write the file. Figures are kept for the first split only.
+
+        Raises:
+            ValueError: if a score is not finite; nothing is written then.
+        """
+        broken = [name for name, value in scores.items() if not math.isfinite(value)]
+        if broken:
+            raise ValueError(f"Scores must be finite. Received: {broken} of {scores}")
         entry: dict[str, Any] = {"scores": scores}
-        splits = self._content["splits"]
         if figures and (index == 0 or "curve" in figures):
             entry["figures"] = figures if index == 0 else {"curve": figures["curve"]}
-        splits[str(index)] = rounded(entry)
-        self._content["splits"] = dict(sorted(splits.items(), key=lambda item: int(item[0])))
-        self._content["summary"] = summary(self._content)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path):
+            self._take_what_is_there()
+            self._write(index, entry)
+
+    def _write(self, index: int, entry: dict[str, Any]) -> None:
+        content = self._content
+        if self._origin not in content["origins"]:
+            content["origins"].append(self._origin)
+        entry["origin"] = content["origins"].index(self._origin)
+        splits = {**content["splits"], str(index): rounded(entry)}
+        content["splits"] = dict(sorted(splits.items(), key=lambda item: int(item[0])))
+        content["summary"] = summary(content)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         os.replace(partial, self.path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time changes a results file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before any training whether results can be written.
+
+    Raises:
+        ValueError: if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out must be a folder to write to. Received: {error}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -83,8 +142,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-        if not {"task", "method", "configuration", "splits"} <= content.keys():
-            raise KeyError("task, method, configuration and splits are needed")
+        if not content.keys() >= NEEDED:
+            raise KeyError(f"{sorted(NEEDED)} are needed")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no results file: {error}. Delete or repair it.") from error
     return dict(content)
@@ -108,27 +167,29 @@ def values(content: dict[str, Any], name: str) -> dict[str, float]:
     return {i: v["scores"][name] for i, v in splits if name in v["scores"]}
 
 
-def summary(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+def summary(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Mean, standard error and number of splits of every score."""
     names = dict.fromkeys(n for v in content["splits"].values() for n in v["scores"])
     return {name: mean_and_error(list(values(content, name).values())) for name in names}
 
 
-def mean_and_error(numbers: list[float]) -> dict[str, float]:
-    """Mean, standard error of the mean (not the deviation), and how many."""
+def mean_and_error(numbers: list[float]) -> dict[str, Any]:
+    """Mean, standard error of the mean (not the deviation; None for one number), and how many."""
     count = len(numbers)
-    error = statistics.stdev(numbers) / count**0.5 if count > 1 else 0.0
+    error = statistics.stdev(numbers) / count**0.5 if count > 1 else None
     found = {"mean": statistics.fmean(numbers), "standard_error": error, "count": count}
     return dict(rounded(found))
 
 
 def rounded(value: Any) -> Any:
-    """Floats to six significant digits, through all structures."""
+    """Floats to six significant digits, through all structures; None if they are not finite."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
         return [rounded(v) for v in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
 
 
 def versions() -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from examples.benchmark import methods, peers, tasks
-from examples.benchmark.results import Results
+from examples.benchmark.results import Results, check_writable
 from examples.benchmark.scores import score
 from examples.benchmark.tasks import Budget, Options, Task
 from examples.benchmark.training import fit
@@ -82,21 +84,26 @@ def run(request: Request) -> int:
         ValueError: before anything is trained, for an unknown method or task, data that cannot
             be read or used, or results of another configuration.
     """
-    for name in request.methods:
-        if name in peers.PEERS:
-            peers.require()
-        else:
-            methods.get(name)
+    check_methods(request.methods)
+    check_writable(request.out)
     stores: dict[tuple[str, str], Results] = {}
     jobs = []
     for name, task in _named_tasks(request):
+        if request.tuned and not any(m.tuned.get(task.kind) for m in methods.METHODS.values()):
+            raise ValueError(
+                f"No method has a budget of its own for {task.kind}: leave out --tuned"
+            )
         indices = range(request.splits or task.splits)
+        fingerprints = []
         for index in indices:
-            check(task, task.load(index))
+            data = task.load(index)
+            check(task, data)
+            fingerprints.append(fingerprint(data) if index == 0 else "")
         for method in request.methods:
             budget = request.budget_of(task, method)
+            settings = configuration(request, task, method, budget, fingerprints[0])
             stores[name, method] = store = Results(
-                request.out, task.name, method, configuration(request, task, method, budget)
+                request.out, task.name, method, settings, request.jobs
             )
             jobs += [
                 Job(name, request.options, method, i, budget, request.curve)
@@ -109,14 +116,33 @@ def run(request: Request) -> int:
         bar = progress.add_task(request.task, total=len(jobs))
         for job, result in _outcomes(jobs, request.jobs):
             progress.advance(bar)
-            if isinstance(result, Exception):
-                failed += 1
-                progress.console.print(f"[red]{_title(job)} failed: {result!r}")
-                continue
-            scores, figures = result
-            stores[job.name, job.method].add(job.index, scores, figures)
-            progress.console.print(f"{_title(job)} {_line(scores)}")
+            if not isinstance(result, Exception):
+                scores, figures = result
+                try:
+                    stores[job.name, job.method].add(job.index, scores, figures)
+                    progress.console.print(f"{_title(job)} {_line(scores)}")
+                    continue
+                except ValueError as error:  # such as scores that are not finite
+                    result = error
+            failed += 1
+            text = f"{_title(job)} failed: {type(result).__name__}: {result}"
+            progress.console.print(text, style="red", markup=False)
     return failed
+
+
+def check_methods(names: tuple[str, ...]) -> None:
+    """Refuse names that there are not, none at all, or one twice.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--methods must be different names. Received: {','.join(names)!r}")
+    for name in names:
+        if name in peers.PEERS:
+            peers.require()
+        else:
+            methods.get(name)
 
 
 def _named_tasks(request: Request) -> list[tuple[str, Task]]:
@@ -127,7 +153,17 @@ def _named_tasks(request: Request) -> list[tuple[str, Task]]:
     return [(task.name.replace("-", "/", 1), task) for task in found]
 
 
-def configuration(request: Request, task: Task, method: str, budget: Budget) -> dict[str, Any]:
+def fingerprint(data: tasks.Data) -> str:
+    """Digest of the first split and of what is told apart from it."""
+    found = hashlib.sha256()
+    for array in (*data.split, *data.outside.values()):
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:16]
+
+
+def configuration(
+    request: Request, task: Task, method: str, budget: Budget, data: str
+) -> dict[str, Any]:
     """What the results of a method on a task depend on."""
     options = {
         name: getattr(request.options, name) for name in ("net", "corruptions", "held_out", "smoke")
@@ -137,10 +173,17 @@ def configuration(request: Request, task: Task, method: str, budget: Budget) -> 
     else:
         chosen = methods.get(method)
         fields = (f.name for f in dataclasses.fields(chosen) if f.name not in ("build", "tuned"))
-        settings = {name: getattr(chosen, name) for name in fields}
+        settings = {name: getattr(chosen, name) for name in fields} | methods.CONSTANTS
     net = dataclasses.asdict(task.net)
     budgets = dataclasses.asdict(budget)
-    return {"net": net, "budget": budgets, "method": settings, **options, "curve": request.curve}
+    return {
+        "layers": net,
+        "budget": budgets,
+        "method": settings,
+        **options,
+        "curve": request.curve,
+        "data": data,
+    }
 
 
 def check(task: Task, data: tasks.Data) -> None:
@@ -162,6 +205,13 @@ def check(task: Task, data: tasks.Data) -> None:
         if found != expected:
             raise ValueError(f"Task {task.name!r}: {name} must have examples of shape {expected}. "
                              f"Received: {found}")  # fmt: skip
+    if task.likelihood == "categorical":
+        labels = np.concatenate([data.split.y_train, data.split.y_test])
+        if labels.max() >= task.net.outputs:
+            raise ValueError(
+                f"Task {task.name!r}: labels must be below {task.net.outputs}, the largest of the "
+                f"training set and one. Received: {labels.max()}"
+            )
 
 
 # -- one job --------------------------------------------------------------------------------------
@@ -205,10 +255,17 @@ def _outcomes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
         ) as pool:
             futures = {pool.submit(work, job): job for job in jobs[start : start + size]}
             for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
+                try:
+                    yield futures[future], future.result()
+                except concurrent.futures.process.BrokenProcessPool as error:
+                    yield (
+                        futures[future],
+                        RuntimeError(f"a process was killed ({error}): run again"),
+                    )
 
 
 def _limit_threads(count: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(count)  # PyTorch, which is imported later
     tf.config.threading.set_intra_op_parallelism_threads(count)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
@@ -19,6 +20,7 @@ from examples.datasets.small import Split
 from examples.datasets.toy import TOYS
 from examples.datasets.uci_regression import SETS
 
+ROUNDS = 20
 # Out-of-distribution partners, where none is given.
 PARTNERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist", "cifar10": "svhn_cropped"}
 
@@ -42,7 +44,19 @@ class Budget:
         return -(-num_examples // self.batch_size)
 
     def epochs_for(self, num_examples: int) -> int:
-        """Epochs on so many examples."""
+        """Passes over so many examples, a multiple of `passes_for`."""
+        passes = self.passes_for(num_examples)
+        return passes * -(-self._least(num_examples) // passes)
+
+    def passes_for(self, num_examples: int) -> int:
+        """Passes that are one epoch of `fit`.
+
+        An epoch of Keras costs some 40 ms beside its steps: with many passes over few data, several
+        of them are one epoch, so that there are about `ROUNDS`.
+        """
+        return max(1, self._least(num_examples) // ROUNDS)
+
+    def _least(self, num_examples: int) -> int:
         return max(self.epochs, -(-self.steps // self.steps_per_epoch(num_examples)))
 
 
@@ -125,37 +139,64 @@ def get(name: str, options: Options) -> list[Task]:
         known = list(SETS) if kind == "uci" else list(TOYS)
         if part and part not in known:
             raise ValueError(f"Sets of {kind!r} are {known}. Received: {name!r}")
+        _check_no_image_options(kind, options)
         if options.smoke and kind == "uci":
-            return [_diabetes()]
+            return [_diabetes(options)]
         names = [part] if part else known
         return [(_uci if kind == "uci" else _toy)(n, options) for n in names]
     return [_images(name, options)]
+
+
+def _check_no_image_options(kind: str, options: Options) -> None:
+    """Refuse what would do nothing."""
+    given = {
+        "--net": options.net != "mlp",
+        "--corruptions": options.corruptions,
+        "--npz": options.npz is not None,
+        "--outside-npz": options.outside_npz is not None,
+        "--held-out": options.held_out and kind == "toy",
+    }
+    ignored = [name for name, is_given in given.items() if is_given]
+    if ignored:
+        raise ValueError(f"The task {kind!r} has no {', '.join(ignored)}: leave it out.")
 
 
 # -- regression -----------------------------------------------------------------------------------
 
 
 def _uci(name: str, options: Options) -> Task:
+    known = SETS[name].splits
+    if options.manual_dir is not None and not options.manual_dir.is_dir():
+        raise ValueError(f"--manual-dir must be a folder. Received: {options.manual_dir}")
+
     def load(index: int) -> Data:
+        if index >= known:
+            raise ValueError(f"The set {name!r} has {known} splits. Received: split {index}")
         builder = tfds.builder(f"uci_regression/{name}", data_dir=options.data_dir)
         config = tfds.download.DownloadConfig(manual_dir=options.manual_dir)
         tfds.disable_progress_bar()
-        builder.download_and_prepare(download_config=config)
-        parts = builder.as_dataset(split=[f"train_{index}", f"test_{index}"], batch_size=-1)
-        train, test = (tfds.as_numpy(part) for part in parts)
+        try:
+            builder.download_and_prepare(download_config=config)
+            parts = builder.as_dataset(split=[f"train_{index}", f"test_{index}"], batch_size=-1)
+            train, test = (tfds.as_numpy(part) for part in parts)
+        except (OSError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"The set {name!r} cannot be read from {builder.data_path}; delete that folder to "
+                f"prepare it anew, or check --manual-dir. Received: {error}"
+            ) from error
         return standardized(Split(train["x"], train["y"], test["x"], test["y"]), options, index)
 
     net = Net((SETS[name].inputs,), (Dense(50),), 1)
-    return Task(f"uci-{name}", load, net, "normal", Budget(32, 20, 4000), "uci", SETS[name].splits)
+    return Task(f"uci-{name}", load, net, "normal", Budget(32, 20, 4000), "uci", known)
 
 
-def _diabetes() -> Task:
+def _diabetes(options: Options) -> Task:
     """Scikit-learn's diabetes set, which needs no download, in the place of all UCI sets."""
 
     def load(index: int) -> Data:
         x, y = datasets.load_diabetes(return_X_y=True)
         x, x_test, y, y_test = train_test_split(x, y, test_size=0.1, random_state=index)
-        return standardized(Split(x, y, x_test, y_test), Options(), index)
+        return standardized(Split(x, y, x_test, y_test), options, index)
 
     net = Net((10,), (Dense(50),), 1)
     return Task("uci-smoke", load, net, "normal", Budget(64, 2, 20), "uci", 1)
@@ -203,11 +244,15 @@ def _toy(name: str, options: Options) -> Task:
 def _images(name: str, options: Options) -> Task:
     if options.net not in ("mlp", "cnn"):
         raise ValueError(f"Argument `net` must be 'mlp' or 'cnn'. Received: {options.net!r}")
-    whole = load_images(name, options.npz)
+    whole = load_images(name, options.npz, options.data_dir, options.manual_dir)
     partner = PARTNERS.get(name, "outside")
     outside: dict[str, np.ndarray] = {}
     if options.outside_npz is not None or (options.npz is None and name in PARTNERS):
-        outside[partner] = load_images(partner, options.outside_npz).x_test
+        archive = options.outside_npz
+        partner = partner if archive is None else archive.stem
+        outside[partner] = load_images(
+            partner, archive, options.data_dir, options.manual_dir
+        ).x_test
     for other, images in outside.items():
         if images.shape[1:] != whole.x_train.shape[1:]:
             raise ValueError(
@@ -235,4 +280,4 @@ def _images(name: str, options: Options) -> Task:
     net = Net(whole.x_train.shape[1:], hidden, classes)
     budget = Budget(250, 1 if options.smoke else 10)
     suffix = "" if options.net == "mlp" else f"-{options.net}"
-    return Task(f"{name}{suffix}", load, net, "categorical", budget, "images", 3)
+    return Task(f"{name.replace('/', '-')}{suffix}", load, net, "categorical", budget, "images", 3)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from sklearn.linear_model import BayesianRidge
 
 import bali_keras as bk
 import tfp_rank1 as r1
@@ -21,9 +22,6 @@ from tfp_rank1.mixture import PredictiveMixture
 # Points of a curve, and training examples it is taken on.
 CURVE_POINTS, CURVE_EXAMPLES, CURVE_SAMPLES = 20, 1000, 16
 STEPS_PER_CALL = 10
-# An epoch of Keras costs some 40 ms beside its steps: with many passes over few data, several of
-# them are one epoch of `fit`, so that there are about so many.
-ROUNDS = 20
 
 
 @dataclasses.dataclass
@@ -101,13 +99,16 @@ def fit(
         seed: of weights, shuffling and samples.
         curve: whether to record NLL over iterations.
     """
+    if method.closed_form and task.likelihood == "normal":
+        return fit_linear(data)
     keras.utils.set_random_seed(seed)
     likelihood = r1.likelihoods.get(task.likelihood)
     model = method.build(task.net, likelihood)
     count = len(data.split.x_train)
     per_epoch, epochs = budget.steps_per_epoch(count), budget.epochs_for(count)
-    passes = 1 if curve else max(1, epochs // ROUNDS)
-    epochs = passes * -(-epochs // passes)
+    # The curve of a net that is converted afterwards would be that of another net.
+    curve = curve and not method.converted
+    passes = 1 if curve else budget.passes_for(count)
     callbacks: list[keras.callbacks.Callback] = []
     if method.annealing:
         steps = max(1, round(method.annealing * epochs * per_epoch))
@@ -135,6 +136,27 @@ def fit(
 
     points = recorder.points if recorder else []
     return Fitted(predict, parameters(model), seconds, epochs * per_epoch, points)
+
+
+def fit_linear(data: Data) -> Fitted:
+    """Bayesian linear regression in closed form, prior and noise by the evidence."""
+    start = time.perf_counter()
+    split = data.split
+    model = BayesianRidge().fit(split.x_train, split.y_train.ravel())
+    seconds = time.perf_counter() - start
+    noise = 1.0 / model.alpha_
+    likelihood = r1.likelihoods.Normal(scale=float(np.sqrt(noise)))
+
+    def predict(x: np.ndarray) -> PredictiveMixture:
+        mean, stddev = model.predict(x, return_std=True)
+        mean, variance = (
+            v.astype("float32")[None, :, None] for v in (mean, np.maximum(stddev**2 - noise, 0.0))
+        )
+        return PredictiveMixture(likelihood, mean, output_variance=tf.constant(variance))
+
+    size = split.x_train.shape[1]
+    # Mean and covariance of the coefficients, the intercept, and two precisions.
+    return Fitted(predict, size + size * (size + 1) // 2 + 3, seconds, 1, [])
 
 
 def shuffled(split: Split, batch_size: int, passes: int) -> tf.data.Dataset:

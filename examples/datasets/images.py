@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +19,27 @@ SEVERITIES = {
 }
 
 
-def load_images(name: str, npz: Path | None = None) -> Split:
+def load_images(
+    name: str,
+    npz: Path | None = None,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+) -> Split:
     """Pixels in [0, 1], float32 `[N, H, W, C]`, and labels `[N]`, of the official splits.
 
     Args:
         name: of the set in TFDS, for example `"mnist"`; it needs splits `train` and `test`.
         npz: a local archive in place of TFDS, with `x_train`, `y_train`, `x_test` and `y_test`.
+        data_dir: of TFDS; None for its own default.
+        manual_dir: where TFDS finds files that were fetched by hand.
 
     Raises:
         ValueError: if the file is missing, cannot be read, or has other contents.
     """
-    arrays = _from_tfds(name) if npz is None else _from_npz(npz)
+    arrays = _from_tfds(name, data_dir, manual_dir) if npz is None else _from_npz(npz)
+    empty = [key for key, values in arrays.items() if not len(values)]
+    if empty:
+        raise ValueError(f"The set {name!r} needs at least one image. Received: empty {empty}")
     x_train, x_test = (_pixels(name, arrays[f"x_{part}"]) for part in ("train", "test"))
     y_train, y_test = (np.asarray(arrays[f"y_{part}"]).ravel() for part in ("train", "test"))
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -39,8 +51,15 @@ def load_images(name: str, npz: Path | None = None) -> Split:
     return Split(x_train, y_train.astype("int32"), x_test, y_test.astype("int32"))
 
 
-def _from_tfds(name: str) -> dict[str, np.ndarray]:
-    train, test = tfds.load(name, split=["train", "test"], batch_size=-1)
+def _from_tfds(name: str, data_dir: Path | None, manual_dir: Path | None) -> dict[str, np.ndarray]:
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    train, test = tfds.load(
+        name,
+        split=["train", "test"],
+        batch_size=-1,
+        data_dir=data_dir,
+        download_and_prepare_kwargs={"download_config": config},
+    )
     parts = (("train", tfds.as_numpy(train)), ("test", tfds.as_numpy(test)))
     arrays = {}
     for part, values in parts:
@@ -56,9 +75,9 @@ def _from_tfds(name: str) -> dict[str, np.ndarray]:
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
     names = [f"{a}_{part}" for a in "xy" for part in ("train", "test")]
     try:
-        with np.load(path) as data:
+        with open(path, "rb") as file, np.load(file) as data:
             return {name: data[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"An image archive must hold the arrays {names}. Received: {path}: {error}"
         ) from error

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,12 +144,12 @@ def read_npz(name: str, path: Path) -> Tables:
         ValueError: if it cannot be read, lacks an array, or has other content.
     """
     try:
-        with np.load(path) as data:
+        with open(path, "rb") as file, np.load(file) as data:
             splits = [
                 (data[f"train_idx_{i}"], data[f"test_idx_{i}"]) for i in range(SETS[name].splits)
             ]
             return Tables(name, data["X"], data["y"], splits)
-    except (OSError, KeyError, EOFError) as error:
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path.name} must be a NumPy archive with X, y, train_idx_<i> and test_idx_<i>. "
             f"Received: {error}"
