@@ -17,7 +17,7 @@ from bali_keras.layers import (
 )
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
-from tfp_rank1._raw_outputs import applies, check_raw, is_graph, last_operation
+from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
 
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
 _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
@@ -72,7 +72,8 @@ def convert(
     likelihood = likelihoods.get(likelihood)
     pairs: dict[int, tuple[Any, Any]] = {}
     last = last_operation(model)
-    check_raw(last, likelihood, _bali_layer(last, prior_at_kernels=False) is not None)
+    can_drop = _bali_layer(last, prior_at_kernels=False) is not None and is_only_use(model, last)
+    check_raw(last, likelihood, can_drop)
 
     def clone(layer: Any) -> Any:
         if id(layer) not in pairs:

@@ -1,5 +1,6 @@
 """Stock models as rank-1 models: the same function at unit factors, then a posterior."""
 
+import pickle
 import sys
 import time
 
@@ -155,9 +156,159 @@ def test_the_last_softmax_is_dropped():
     with r1.posterior_mean():
         logits = converted(x)
     np.testing.assert_allclose(tf.nn.softmax(logits)[:, 0], model(x), atol=1e-6)
-    with pytest.raises(ValueError, match="takes raw outputs and applies sigmoid"):
-        ends = [layers.Dense(1), layers.Activation("sigmoid")]
-        r1.convert(keras.Sequential([keras.Input((4,)), *ends]), K, likelihood="bernoulli")
+
+
+def ends_in_activation(dense):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Activation("softmax", dtype="float32")(dense(inputs)))
+
+
+def ends_behind_reshape(dense):
+    inputs = keras.Input((4,))
+    h = layers.Reshape((1, 3))(dense(inputs))
+    return keras.Model(inputs, layers.Reshape((3,))(layers.Activation("softmax")(h)))
+
+
+@pytest.mark.parametrize("net", [ends_in_activation, ends_behind_reshape])
+def test_a_softmax_layer_is_dropped(net):
+    model = net(layers.Dense(3))
+    converted = r1.convert(model, K, likelihood="categorical")
+    x = inputs_of(model)
+    with r1.posterior_mean():
+        np.testing.assert_allclose(tf.nn.softmax(converted(x))[:, 1], model(x), atol=1e-6)
+
+
+def softmax_twice():
+    inputs, dense = keras.Input((3,)), layers.Dense(3, activation="softmax")
+    return keras.Model(inputs, dense(dense(inputs)))
+
+
+def softmax_in_a_model_used_twice():
+    inputs, inner = keras.Input((3,)), softmax_net(3)
+    return keras.Model(inputs, inner(inner(inputs)))
+
+
+def softmax_in_a_wrapper():
+    inputs = keras.Input((4,))
+    dense = layers.SpectralNormalization(layers.Dense(3, activation="softmax"))
+    return keras.Model(inputs, dense(inputs))
+
+
+def softmax_by_position():
+    inputs = keras.Input((2, 4))
+    return keras.Model(inputs, layers.Flatten()(layers.Dense(3, activation="softmax")(inputs)))
+
+
+def softmax_layer():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Softmax()(layers.Dense(3)(inputs)))
+
+
+def softmax_operation():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, keras.ops.softmax(layers.Dense(3)(inputs)))
+
+
+def softmax_net(size=4):
+    return keras.Sequential([keras.Input((size,)), layers.Dense(3, activation="softmax")])
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        softmax_twice,
+        softmax_in_a_model_used_twice,
+        softmax_in_a_wrapper,
+        softmax_by_position,
+        softmax_layer,
+        softmax_operation,
+    ],
+)
+def test_a_softmax_that_cannot_be_dropped_is_refused(net):
+    with pytest.raises(ValueError, match="takes raw outputs and applies softmax"):
+        r1.convert(net(), K, likelihood="categorical")
+
+
+def test_excluded_and_registered_layers_lose_their_softmax_too(monkeypatch):
+    model, x = softmax_net(), rng.normal(size=(3, 4)).astype("float32")
+    first = keras.Sequential([keras.Input((4,)), layers.Dense(4), model])
+    found = [r1.convert(first, K, likelihood="categorical", exclude=[model.layers[0].name])]
+    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+
+    def make(layer, arguments):
+        config = {**layer.get_config(), **arguments}
+        return r1.layers.DenseRank1(**config)
+
+    r1.register_converter(layers.Dense, make)
+    found.append(r1.convert(first, K, likelihood="categorical"))
+    for converted in found:
+        with r1.posterior_mean():
+            np.testing.assert_allclose(tf.nn.softmax(converted(x))[:, 0], first(x), atol=1e-6)
+
+
+def adapted_normalization():
+    layer = layers.Normalization()
+    layer.adapt(rng.normal(5.0, 3.0, (100, 4)))
+    return keras.Sequential([keras.Input((4,)), layer, layers.Dense(2)])
+
+
+def masked_batch_normalization():
+    return keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(9, 4, mask_zero=True),
+            layers.LSTM(3, return_sequences=True),
+            layers.BatchNormalization(),
+            layers.RNN([layers.LSTMCell(3), layers.GRUCell(3)]),
+            layers.Dense(2),
+        ]
+    )
+
+
+def two_outputs_within():
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(2)(inputs)])
+    outer = keras.Input((4,))
+    return keras.Model(outer, layers.Dense(2)(layers.Concatenate()(inner(outer))))
+
+
+def stateful():
+    inputs = keras.Input(batch_shape=(3, 5, 4))
+    return keras.Model(inputs, layers.Dense(2)(layers.LSTM(3, stateful=True)(inputs)))
+
+
+@pytest.mark.parametrize(
+    "net", [adapted_normalization, masked_batch_normalization, two_outputs_within, stateful]
+)
+def test_unusual_nets_are_converted(net):
+    model = net()
+    check_same_function(model, inputs_of(model))
+
+
+def test_vocabularies_come_along():
+    lookup = layers.StringLookup(output_mode="multi_hot", vocabulary=["a", "b"])
+    model = keras.Sequential([keras.Input((1,), dtype="string"), lookup, layers.Dense(2)])
+    check_same_function(model, tf.constant([["b"], ["a"], ["c"]]))
+
+
+@pytest.mark.parametrize("posterior", ["cauchy", "deterministic", "log_normal", "normal"])
+def test_named_posteriors_start_at_the_original(posterior):
+    model = dense_net()
+    check_same_function(model, inputs_of(model), posterior=posterior)
+
+
+def test_every_layer_has_a_seed_of_its_own():
+    converted = r1.convert(transformer(), 1, likelihood="normal", seed=3)
+    seeds = [v.seed for v in converted._flatten_layers() if isinstance(v, r1.layers.Rank1Mixin)]
+    assert len(set(seeds)) == len(seeds) > 4
+
+
+def test_a_deterministic_net_of_ours_is_converted():
+    """Without a second likelihood."""
+    net = r1.models.mlp((4,), 3, (5,), ensemble_size=None)
+    converted = r1.convert(net, K, likelihood=net.likelihood)
+    kinds = [type(v).__name__ for v in converted._flatten_layers(include_self=False)]
+    assert kinds.count("Categorical") == 1
 
 
 def test_dtype_policies_stay():
@@ -210,16 +361,46 @@ def test_factors_alone_can_be_trained():
     trainable = len(converted.trainable_variables)
     converted.freeze_slow_weights()
     assert converted.trainable_variables
-    factors = {id(v) for v in converted.factor_variables}
+    factors = {id(v) for v in converted.factor_variables + converted.likelihood.variables}
     assert {id(v) for v in converted.trainable_variables} == factors
-    before = [np.array(v) for v in converted.slow_weights]
+    slow = [v for v in converted.slow_weights if id(v) not in factors]
+    before = [np.array(v) for v in slow]
     converted.compile("adam")
     history = converted.fit(x, np.ones((6, 2)), verbose=0).history
     assert history["kl"][0] > 0.0
-    for old, variable in zip(before, converted.slow_weights, strict=True):
+    for old, variable in zip(before, slow, strict=True):
         np.testing.assert_array_equal(old, variable)
     converted.freeze_slow_weights(frozen=False)
     assert len(converted.trainable_variables) == trainable
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_net_with_frozen_weights_is_saved(again, tmp_path):
+    """As a whole, as weights, and pickled; also after it was unfrozen."""
+    model = randomized(convolutional())
+    x = inputs_of(model)
+    converted = r1.convert(model, K, likelihood="normal")
+    converted.freeze_slow_weights()
+    if again:
+        converted.freeze_slow_weights(frozen=False)
+    converted.save(tmp_path / "model.keras")
+    converted.save_weights(tmp_path / "model.weights.h5")
+    fresh = r1.convert(model, K, likelihood="normal")
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        for other in (fresh, loaded, pickle.loads(pickle.dumps(converted))):
+            np.testing.assert_array_equal(other(x), converted(x))
+
+
+def test_noise_is_learned_beside_the_factors():
+    converted = r1.convert(dense_net(), K, likelihood="normal")
+    converted.freeze_slow_weights()
+    assert all(v.trainable for v in converted.likelihood.variables)
+    frozen = dense_net()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="no factors that could be trained alone"):
+        r1.convert(frozen, K, likelihood="normal").freeze_slow_weights()
 
 
 class Subclassed(keras.Model):
@@ -236,6 +417,21 @@ def with_lambda():
     return keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
 
 
+class OwnCall(keras.Model):
+    def call(self, x, training=None):
+        return 10.0 * super().call(x, training=training)
+
+
+def with_own_call():
+    inputs = keras.Input((4,))
+    return OwnCall(inputs, layers.Dense(2)(inputs))
+
+
+def by_position():
+    inputs = keras.Input((5, 4))
+    return keras.Model(inputs, layers.Dense(2)(inputs))
+
+
 def two_outputs():
     inputs = keras.Input((4,))
     return keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
@@ -248,7 +444,12 @@ def two_outputs():
         (nested_subclassed, {}, "rewrite a subclassed one.*Received: Subclassed"),
         (lambda: keras.Sequential([layers.Dense(2)]), {}, "built=False"),
         (with_lambda, {}, "A Lambda layer may mix the rows"),
+        (with_own_call, {}, "A model with a `call` of its own.*Received: OwnCall"),
+        (by_position, {}, r"outputs \[B, D\].*Received: outputs of shape \(None, 5, 2\)"),
+        (lambda: r1.models.mlp((4,), 2), {}, "has rank-1 layers already"),
         (two_outputs, {}, "Received: 2 outputs"),
+        (dense_net, {"units": 7}, r"takes the arguments of rank-1 layers.*\['units'\]"),
+        (dense_net, {"kl_weight": 0.1}, r"but `kl_weight`"),
         (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
         (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),
         (dense_net, {"batch_normalization": "own"}, "must be 'member' or 'shared'"),

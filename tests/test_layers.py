@@ -415,6 +415,21 @@ def test_batch_normalization_matches_stock_layer(statistics):
     np.testing.assert_allclose(layer(x), inferred, atol=1e-4)
 
 
+@pytest.mark.parametrize("statistics", ["member", "shared"])
+def test_batch_normalization_leaves_masked_entries_out(statistics):
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 3.0, size=(6, 4, 3)).astype("float32")
+    mask = rng.uniform(size=(6, 4)) < 0.6
+    layer = L.EnsembleBatchNormalization(2, statistics, momentum=0.0)
+    layer(x, training=True, mask=mask)
+    parts = range(2) if statistics == "member" else [slice(None)]
+    kept = [x.reshape(2, 3, 4, 3)[p][mask.reshape(2, 3, 4)[p]] for p in parts]
+    np.testing.assert_allclose(layer.moving_mean, [v.mean(0) for v in kept], rtol=1e-4)
+    np.testing.assert_allclose(layer.moving_variance, [v.var(0) for v in kept], rtol=1e-4)
+    with pytest.raises(ValueError, match="does not synchronize masked inputs"):
+        L.EnsembleBatchNormalization(2, synchronized=True)(x, training=True, mask=mask)
+
+
 def test_batch_normalization_synchronizes_replicas(strategy):
     with strategy.scope():
         layer = L.EnsembleBatchNormalization(1, momentum=0.0, synchronized=True)

@@ -89,6 +89,10 @@ def test_parameters_of_the_papers_nets():
         (lambda: models.wide_resnet(batch_normalization="own"), "'shared' or 'member'"),
         (lambda: models.vision_transformer(patch_size=5), "must divide the sides"),
         (lambda: models.mlp((3,), 2, ensemble_size=None, prior="normal"), "has no factors"),
+        (
+            lambda: models.mlp((3,), 2, posterior="cauchy", prior_stddev=0.1),
+            "`prior_stddev` is for Normal posteriors",
+        ),
         (lambda: recipes.get("cifar"), "A recipe is one of"),
         (lambda: recipes.Recipe("vgg").build(), "A recipe's model is one of"),
         (lambda: recipes.Recipe("mlp", posterior="beta").build(), "A recipe's posterior is"),
@@ -100,10 +104,32 @@ def test_errors_say_what_to_do(make, message):
         make()
 
 
+@pytest.mark.parametrize(("arguments", "mean", "stddev"), [
+    ({}, 1.0, 0.1), ({"prior_stddev": 0.5}, 1.0, 0.5),
+    ({"posterior": r1.posteriors.Normal(stddev=0.01), "prior_stddev": 0.5}, 1.0, 0.5),
+    ({"perturbation": "additive", "prior_stddev": 0.2}, 0.0, 0.2),
+])  # fmt: skip
+def test_the_prior_is_as_wide_as_asked(arguments, mean, stddev):
+    layer = models.mlp((4,), 3, (5,), **arguments).layers[2]
+    found = layer.r_prior
+    np.testing.assert_allclose([float(found.mean()), float(found.stddev())], [mean, stddev])
+
+
+def test_a_seed_is_one_for_every_layer():
+    """And repeats the whole net."""
+    first, second = (models.mlp((8,), 8, (8,), ensemble_size=1, seed=3) for _ in range(2))
+    seeds = [v.seed for v in first.layers if hasattr(v, "seed")]
+    assert len(set(seeds)) == len(seeds) == 2
+    second.set_weights(first.get_weights())
+    x = rng.normal(size=(4, 8))
+    np.testing.assert_array_equal(first(x), second(x))
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_json(name):
     recipe = recipes.get(name)
     assert recipes.Recipe.from_json(recipe.to_json()) == recipe
+    assert hash(recipe) == hash(recipes.get(name))
 
 
 def test_a_recipe_trains():

@@ -96,6 +96,24 @@ def test_stacked_cells_in_a_generic_rnn_draw_once(monkeypatch):
     assert not recurrent._held.by_cell
 
 
+def test_an_error_leaves_no_draws_behind(monkeypatch):
+    layer = L.LSTMRank1(UNITS, ensemble_size=K)
+    layer(inputs())
+    monkeypatch.setattr(layer.cell, "call", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        layer(inputs())
+    assert not recurrent._held.by_cell
+
+
+def test_positional_arguments_are_those_of_the_stock_layer():
+    layer = L.LSTMRank1(UNITS, "relu", ensemble_size=K)
+    assert layer.activation is keras.activations.relu
+    assert L.MultiHeadAttentionRank1(2, 3, 5).value_dim == 5
+    layer(inputs())
+    assert len(layer.factor_variables) == 8
+    assert {v.name for v in layer.slow_weights} == {"kernel", "recurrent_kernel", "bias"}
+
+
 def test_a_cell_alone_draws_anew():
     cell = L.LSTMCellRank1(UNITS, ensemble_size=K)
     x = inputs()[:, 0]

@@ -40,7 +40,9 @@ def test_split_members_see_their_own_share():
 def test_split_batches_must_divide():
     model = classifier()
     model.compile("sgd", member_batches="split")
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="must hold 2 times"):
+    with pytest.raises(
+        (ValueError, tf.errors.InvalidArgumentError), match="must be a multiple of 2 examples"
+    ):
         model.fit(*batch(5), batch_size=5, verbose=0)
 
 
@@ -68,15 +70,22 @@ def test_several_samples_are_averaged_or_mixed(loss):
     assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
 
 
-def test_samples_and_splits_together(tmp_path):
+@pytest.mark.parametrize("arguments", [{"member_batches": "split"}, {"num_train_samples": 2}])
+def test_a_saved_model_keeps_them(arguments, tmp_path):
     model = classifier()
     x, y = batch()
-    model.compile("sgd", member_batches="split", num_train_samples=2, metrics=["accuracy"])
-    assert model.training_outputs(x).shape == (6, 2, CLASSES)
+    model.compile("sgd", metrics=["accuracy"], **arguments)
     model.fit(x, y, batch_size=6, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.training_outputs(x).shape == (6, 2, CLASSES)
+    assert loaded.training_outputs(x).shape == model.training_outputs(x).shape != (6, K, CLASSES)
+
+
+def test_layers_that_draw_once_take_one_sample():
+    model = classifier(layer_kwargs={"sampling": "member"})
+    model.compile("sgd", num_train_samples=2)
+    with pytest.raises(ValueError, match="layers must draw for every example"):
+        model.fit(*batch(), verbose=0)
 
 
 @pytest.mark.parametrize("arguments", [{"member_batches": "split"}, {"num_train_samples": 2}])
@@ -89,7 +98,11 @@ def test_bali_has_no_members(arguments):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"member_batches": "own"}, "'tiled' or 'split'"), ({"num_train_samples": 0}, "at least 1")],
+    [
+        ({"member_batches": "own"}, "'tiled' or 'split'"),
+        ({"num_train_samples": 0}, "at least 1"),
+        ({"num_train_samples": 2, "member_batches": "split"}, "take one sample each"),
+    ],
 )
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

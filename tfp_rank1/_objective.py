@@ -86,6 +86,11 @@ class ObjectiveModel(DistributedModel):
             )
         self._member_batches = member_batches
         self._num_train_samples = whole("num_train_samples", num_train_samples)
+        if member_batches == "split" and self._num_train_samples > 1:
+            raise ValueError(
+                "Members that split a batch take one sample each: use num_train_samples=1, or "
+                f"member_batches='tiled'. Received: num_train_samples={num_train_samples}"
+            )
         loss = self._resolve_loss(loss)
         metrics, weighted = (
             keras.tree.map_structure(_own_accuracy, m)
@@ -156,6 +161,7 @@ class ObjectiveModel(DistributedModel):
         """
         samples = self._num_train_samples
         if samples > 1:
+            self._check_samples_differ()
             x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
         with split_members() if self._member_batches == "split" else contextlib.nullcontext():
             outputs = self(x, training=True)
@@ -216,6 +222,16 @@ class ObjectiveModel(DistributedModel):
                 "Losses and metrics of Keras know no members and cannot be used for outputs "
                 "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
                 f"of tfp_rank1.metrics. Received: {', '.join(self._stock_names)}"
+            )
+
+    def _check_samples_differ(self) -> None:
+        """Refuse layers that draw once per member and call: all samples would be one."""
+        layers = self._flatten_layers(include_self=False)
+        shared = [v.name for v in layers if getattr(v, "sampling", None) == "member"]
+        if shared:
+            raise ValueError(
+                "With num_train_samples above 1 layers must draw for every example: build them "
+                f"with sampling='example'. Received: sampling='member' in {shared}"
             )
 
     def _check_members(self, outputs: tf.Tensor) -> None:

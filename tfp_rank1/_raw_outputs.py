@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -42,6 +43,25 @@ def last_operation(model: keras.Model) -> Any:
             return operation
 
 
+def is_only_use(model: keras.Model, operation: Any) -> bool:
+    """Whether an operation makes the outputs and nothing else, one vector per example.
+
+    A layer that is used twice, itself or the nested model that holds it, cannot lose its activation
+    at one of the places.
+    """
+    uses, models = 0, [model]
+    while models:
+        graph: Any = models.pop()
+        graph = getattr(graph, "_functional", None) or graph
+        if not hasattr(graph, "_nodes_by_depth"):
+            continue  # a subclassed model
+        found = [n.operation for ns in graph._nodes_by_depth.values() for n in ns if not n.is_input]
+        uses += sum(f is operation for f in found)
+        models += [f for f in found if isinstance(f, keras.Model)]  # once for every use
+    shape = operation._inbound_nodes[0].outputs[0].shape[1:]
+    return uses == 1 and math.prod(d or 0 for d in shape) == shape[-1]
+
+
 def applies(operation: Any, likelihood: Likelihood) -> bool:
     """Whether an operation ends in the function that the likelihood applies to raw outputs."""
     return function_of(operation) in _APPLIED.get(type(likelihood), ())
@@ -75,6 +95,8 @@ def _is_linear(operation: Any) -> bool:
 
 def function_of(operation: Any) -> str:
     """Name of the activation that a layer ends in; else of the layer or operation itself."""
+    if isinstance(operation, keras.layers.Wrapper):
+        return function_of(operation.layer)
     activation = getattr(operation, "activation", None)
     if isinstance(activation, keras.layers.Layer):
         return function_of(activation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import layers, likelihoods, posteriors
-from tfp_rank1._raw_outputs import applies, check_raw, is_graph, last_operation
+from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
+from tfp_rank1.layers._rank1 import ARGUMENTS
+from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import BayesianModel
 
 Arguments = dict[str, Any]
@@ -19,6 +22,8 @@ Converter = Callable[[Any, Arguments], keras.layers.Layer]
 Transfer = Callable[[Any, Any], None]
 
 _KERNELS = "kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"
+# Between the seeds of two layers; attention takes one for each of its projections.
+SEED_STEP = 8
 _RANK1: dict[type, type] = {
     getattr(keras.layers, name.removesuffix("Rank1")): getattr(layers, name)
     for name in layers.__all__
@@ -94,15 +99,17 @@ def convert(
         exclude: names of layers to leave as they are.
         num_train_examples: as for `BayesianModel`.
         **arguments: of `tfp_rank1.layers.Rank1Mixin`, for all layers, such as `posterior`, `prior`
-            or `sampling`. The posterior defaults to a Normal one with means of exactly 1 (0 if
-            additive).
+            or `sampling`; with a `seed` every layer gets one of its own. Posteriors that are given
+            by name, and the default, `"normal"`, start at means of exactly 1 (0 if additive);
+            `"half_cauchy"` and `"mixture_of_deltas"` start at their own.
 
     Returns:
         The model, with an attribute `conversion_report`, which is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model, a Lambda layer, several outputs, nothing to
-            convert, an unknown name, or a last activation that is not what the likelihood applies.
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a Lambda
+            layer, several outputs or some that are not `[B, D]`, nothing to convert, an unknown
+            name, or a last activation that the likelihood does not apply or that cannot be dropped.
 
     Example:
     ```python
@@ -154,6 +161,7 @@ def transfer_kernels(old: Any, new: Any) -> None:
     if bias is not None:
         row = np.array(bias).reshape(1, -1)
         mine = new.bias if new.bias_factor is None else new.bias_factor.posterior_variables["loc"]
+        row = row.reshape(*row.shape, *[1] * (len(mine.shape) - 2))  # components come last
         mine.assign(np.broadcast_to(row, mine.shape))
 
 
@@ -168,35 +176,43 @@ class _Conversion:
         exclude: Iterable[str],
         arguments: Arguments,
     ) -> None:
+        model = _without_likelihood(model)
         _check_model(model)
+        _check_stock(model)
+        _check_outputs(model)
         if batch_normalization not in ("member", "shared"):
             raise ValueError(
                 "Argument `batch_normalization` must be 'member' or 'shared'. "
                 f"Received: batch_normalization={batch_normalization!r}"
             )
+        unknown = arguments.keys() - (ARGUMENTS - {"kl_weight"})
+        if unknown:
+            raise ValueError(
+                "convert takes the arguments of rank-1 layers but `kl_weight`, which the model "
+                f"owns. Received: {sorted(unknown)}"
+            )
         self.model, self.exclude = model, frozenset(exclude)
         self.likelihood = likelihoods.get(likelihood)
         self.by_member = batch_normalization == "member"
-        center = "zeros" if arguments.get("perturbation") == "additive" else "ones"
-        self.arguments = {
-            "posterior": posteriors.Normal(mean_initializer=center),
-            **arguments,
-        }
+        self.arguments = {**arguments, "posterior": _around_one(arguments)}
         self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
         self.rows: list[Row] = []
+        self.names: set[str] = set()
         self.last = last_operation(model)
-        check_raw(self.last, self.likelihood, type(self.last) in _RANK1)
+        can_drop = callable(getattr(self.last, "activation", None))
+        check_raw(self.last, self.likelihood, can_drop and is_only_use(model, self.last))
 
     def graph(self) -> tuple[Any, Any]:
         """Inputs and outputs of the new model."""
         members = self.arguments["ensemble_size"]
         source: Any = getattr(self.model, "_functional", None) or self.model
         inputs = keras.tree.map_structure(
-            lambda t: keras.Input(t.shape[1:], dtype=t.dtype, name=t.name), source._inputs_struct
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name, sparse=t.sparse),
+            source._inputs_struct,
         )
         tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
         outputs = source._run_through_graph(tiled, operation_fn=self.convert)
-        unknown = self.exclude - {row.name for row in self.rows}
+        unknown = self.exclude - self.names
         if unknown:
             raise ValueError(
                 f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
@@ -227,9 +243,18 @@ class _Conversion:
         return self.pairs[id(layer)][1]
 
     def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
+        new, transfer, note = self._new(layer)
+        if layer is self.last and applies(layer, self.likelihood):
+            new.activation = keras.activations.linear  # the likelihood applies it
+        return new, transfer, note
+
+    def _new(self, layer: Any) -> tuple[Any, Transfer, str]:
         kind = type(layer)
+        self.names.add(layer.name)
         if isinstance(layer, keras.Model):
             _check_model(layer)
+            if layer.name in self.exclude:
+                return _copy(layer), _same_weights, "excluded"
             new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
             return new, _nothing, ""
         if not isinstance(layer, keras.layers.Layer):
@@ -244,9 +269,16 @@ class _Conversion:
             return _copy(layer), _same_weights, "excluded"
         if kind in _registered:
             make, transfer = _registered[kind]
-            return make(layer, dict(self.arguments)), transfer, ""
+            return make(layer, self._own({})), transfer, ""
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
+        if kind is keras.layers.RNN and all(type(c) in _RANK1 for c in _cells(layer)):
+            return self._generic_rnn(layer), _all_cell_weights, ""
+        if getattr(layer, "lora_enabled", False):
+            raise ValueError(
+                "A layer with LoRA weights cannot be converted: save and load it first, which "
+                f"merges them into its kernel. Received: layer {layer.name!r}"
+            )
         if kind is keras.layers.MultiHeadAttention:
             return self._rank1(layer), _attention_weights, ""
         if kind in _RANK1:
@@ -259,14 +291,23 @@ class _Conversion:
 
     def _rank1(self, layer: Any) -> Any:
         config = _live_config(layer)
-        if layer is self.last and applies(layer, self.likelihood):
-            config["activation"] = keras.activations.linear
         return _RANK1[type(layer)](**{**config, **self._own(config)})
 
     def _own(self, config: Arguments) -> Arguments:
-        """The mixin's arguments; a seed of the stock layer stays its seed."""
-        seed = {"seed": config["seed"]} if config.get("seed") is not None else {}
-        return {**seed, **self.arguments}
+        """The mixin's arguments, with a seed for this layer; that of the stock layer may stay."""
+        seed = self.arguments.get("seed")
+        if seed is None:
+            return {**self.arguments, "seed": config.get("seed")}
+        self.arguments["seed"] = seed + SEED_STEP
+        return {**self.arguments, "seed": seed}
+
+    def _generic_rnn(self, layer: Any) -> Any:
+        """`keras.layers.RNN` around rank-1 cells."""
+        cells = [self._rank1(cell) for cell in _cells(layer)]
+        is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
+        config = {**layer.get_config(), "dtype": layer.dtype_policy}
+        config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
+        return keras.layers.RNN(**config)
 
     def _batch_normalization(self, layer: Any) -> Any:
         config = _live_config(layer)
@@ -304,11 +345,64 @@ def _check_model(model: Any) -> None:
             f"rank-1 layers. Received: {type(model).__name__} {getattr(model, 'name', '')!r}, "
             f"built={getattr(model, 'built', False)}"
         )
+    if type(model).call not in (Functional.call, keras.Sequential.call):
+        raise ValueError(
+            "A model with a `call` of its own does more than its graph says. Convert "
+            "keras.Model(model.inputs, model.outputs), if that is all of it. Received: "
+            f"{type(model).__name__} {model.name!r}"
+        )
+
+
+def _check_stock(model: keras.Model) -> None:
+    ours = layers.Rank1Mixin, layers.TileMembers, layers.SplitMembers
+    found = [v.name for v in model._flatten_layers() if isinstance(v, ours)]
+    if found:
+        raise ValueError(
+            "The model has rank-1 layers already. Convert the net of stock layers. "
+            f"Received: {found}"
+        )
+
+
+def _check_outputs(model: keras.Model) -> None:
     if len(model.outputs) != 1:
         raise ValueError(
             "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
             f" Received: {len(model.outputs)} outputs"
         )
+    if len(model.outputs[0].shape) != 2:
+        raise ValueError(
+            "A BayesianModel has outputs [B, D]: add a Flatten, Reshape or pooling layer. "
+            f"Received: outputs of shape {model.outputs[0].shape}"
+        )
+
+
+def _without_likelihood(model: Any) -> Any:
+    """The net before the likelihood that a `BayesianModel` ends in."""
+    if not isinstance(model, BayesianModel) or not is_graph(model):
+        return model
+    operation, node, _ = model.outputs[0]._keras_history
+    if not isinstance(operation, Likelihood):
+        return model
+    return keras.Model(model._inputs_struct, operation._inbound_nodes[node].input_tensors[0])
+
+
+def _around_one(arguments: Arguments) -> Any:
+    """The posterior; one that is given by its name starts where the layer is unperturbed."""
+    posterior = arguments.get("posterior", "normal")
+    if not isinstance(posterior, str):
+        return posterior
+    family: Any = type(posteriors.get(posterior))
+    if family in (posteriors.HalfCauchy, posteriors.MixtureOfDeltas):
+        return family()
+    if family is posteriors.LogNormal:  # of mean 1: exp(loc + scale^2 / 2)
+        return family(mean_initializer=keras.initializers.Constant(-(family().scale ** 2) / 2))
+    is_additive = arguments.get("perturbation") == "additive"
+    return family(mean_initializer="zeros" if is_additive else "ones")
+
+
+def _cells(layer: Any) -> list[Any]:
+    cell = layer.cell
+    return list(cell.cells) if isinstance(cell, keras.layers.StackedRNNCells) else [cell]
 
 
 def _live_config(layer: Any) -> Arguments:
@@ -354,11 +448,22 @@ def _nothing(old: Any, new: Any) -> None:
 def _same_weights(old: Any, new: Any) -> None:
     if old.weights:
         new.set_weights(old.get_weights())
+    if isinstance(new, keras.layers.Normalization):
+        new.finalize_state()  # it computes with constants made of its weights
+    if hasattr(old, "save_assets"):  # vocabularies
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
 
 
 def _weights_of_members(old: Any, new: Any) -> None:
     for before, after in zip(old.weights, new.weights, strict=True):
         after.assign(np.broadcast_to(np.array(before), after.shape))
+
+
+def _all_cell_weights(old: Any, new: Any) -> None:
+    for before, after in zip(_cells(old), _cells(new), strict=True):
+        transfer_kernels(before, after)
 
 
 def _cell_weights(old: Any, new: Any) -> None:

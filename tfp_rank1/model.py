@@ -97,7 +97,8 @@ class BayesianModel(ObjectiveModel):
         self._annealing: Annealing | None = None
         self._factor_multiplier = 1.0
         self._member_batches, self._num_train_samples = "tiled", 1
-        self._frozen: list[Any] = []
+        # Not an attribute that Keras tracks: the parts would count as the model's own.
+        object.__setattr__(self, "_frozen", [])
         self._loss_name: str | None = None
         self._evaluation_loss: MixtureNLL | None = None
         self._stock_names: list[str] = []
@@ -238,14 +239,19 @@ class BayesianModel(ObjectiveModel):
         factors = {id(v) for v in self.factor_variables}
         return [v for v in self.weights if id(v) not in factors]
 
+    _frozen: list[Any]
+
     def freeze_slow_weights(self, frozen: bool = True) -> None:
         """Train the factors only, around weights that stay as they are; or all of it again.
 
-        Normalization by batches then uses its moving statistics. Compile anew afterwards. A saved
-        model does not keep it.
+        Normalization by batches then uses its moving statistics; a learned noise scale of the
+        likelihood is still learned. Compile anew afterwards. A saved model does not keep it.
 
         Args:
-            frozen: True (default) freezes; False makes every layer's own weights trainable again.
+            frozen: True (default) freezes; False makes what it froze trainable again.
+
+        Raises:
+            ValueError: if there are no factors to train.
 
         Example:
         ```python
@@ -256,14 +262,25 @@ class BayesianModel(ObjectiveModel):
         ```
         """
         if frozen:
-            layers = self._flatten_layers(include_self=False)
-            normalizations = [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
-            self._frozen += [v for v in [*normalizations, *self.slow_weights] if v.trainable]
+            self._frozen.extend(self._slow_parts())
         for part in self._frozen:
             part.trainable = not frozen
         if not frozen:
-            self._frozen = []
+            self._frozen.clear()
         self._forget_functions()
+
+    def _slow_parts(self) -> list[Any]:
+        """What is trainable now and no factor: batch normalization, and weights of layers."""
+        layers = self._flatten_layers(include_self=False)
+        normalizations = [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
+        if not any(v.trainable for v in self.factor_variables):
+            raise ValueError(
+                "The model has no factors that could be trained alone. Unfreeze its rank-1 layers "
+                f"first. Received: {len(self.factor_variables)} variables of factors, all frozen"
+            )
+        noise = {id(v) for v in self.likelihood.variables}
+        weights = [v for v in self.slow_weights if id(v) not in noise]
+        return [v for v in [*normalizations, *weights] if v.trainable]
 
     # -- answers --------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from tfp_rank1.model import BayesianModel
 class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A linear rise, then a constant that is multiplied by `factor` at given steps.
 
-        rate(t) = base * min(1, t / warmup) * factor^(number of boundaries at or before t)
+        rate(t) = base * min(1, (t + 1) / warmup) * factor^(number of boundaries at or before t)
 
     Args:
         base: learning rate, above 0.
@@ -116,10 +116,12 @@ class Recipe:
             "kl_reduction": self.kl_reduction,
         }
         return getattr(models, self.model)(
-            ensemble_size=self.ensemble_size,
-            l2=self.l2,
-            **({} if self.ensemble_size is None else rank1),
-            **self.model_arguments,
+            **{
+                "ensemble_size": self.ensemble_size,
+                "l2": self.l2,
+                **({} if self.ensemble_size is None else rank1),
+                **self.model_arguments,
+            }
         )
 
     def _posterior(self) -> posteriors.Posterior:
@@ -164,6 +166,9 @@ class Recipe:
         if not has_kl or not self.kl_annealing_epochs:
             return []
         return [callbacks.KLAnnealing(epochs=self.kl_annealing_epochs)]
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
     def to_json(self) -> str:
         """The recipe as JSON."""

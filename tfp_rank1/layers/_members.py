@@ -13,13 +13,33 @@ def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:
         ValueError: if the batch size is known.
         tf.errors.InvalidArgumentError: with the same text, if it is known only in the graph.
     """
-    rows = x.shape[0]
-    message = (
+    return _check_divisible(
+        x,
+        ensemble_size,
         f"Layer '{layer_name}' has ensemble_size={ensemble_size}, so its batch must hold "
         f"{ensemble_size} times as many rows as there are examples. Put "
         f"TileMembers({ensemble_size}) before the first rank-1 layer and "
-        f"SplitMembers({ensemble_size}) after the last."
+        f"SplitMembers({ensemble_size}) after the last.",
     )
+
+
+def check_split(x: tf.Tensor, ensemble_size: int) -> tf.Tensor:
+    """X itself, a batch `[B, ...]` of which every member gets its share.
+
+    Raises:
+        ValueError, tf.errors.InvalidArgumentError: unless K divides B.
+    """
+    return _check_divisible(
+        x,
+        ensemble_size,
+        f"With member_batches='split' every batch must be a multiple of {ensemble_size} examples, "
+        "also the last one: choose another batch size, or leave the rest out "
+        "(dataset.batch(..., drop_remainder=True)).",
+    )
+
+
+def _check_divisible(x: tf.Tensor, ensemble_size: int, message: str) -> tf.Tensor:
+    rows = x.shape[0]
     if rows is not None and rows % ensemble_size:
         raise ValueError(f"{message} Received: a batch of {rows} rows, input shape {x.shape}")
     if rows is None and ensemble_size > 1 and tf.is_tensor(x):

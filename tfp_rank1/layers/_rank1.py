@@ -323,6 +323,34 @@ class Rank1Mixin:
         keras.layers.Layer.load_own_variables(self, arrays)
 
 
+class Composite:
+    """A layer whose parts have the factors: its projections, or its cell."""
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of the factors of all parts."""
+        parts = self._flatten_layers(include_self=False)  # type: ignore[attr-defined]
+        return [v for part in parts if isinstance(part, Rank1Mixin) for v in part.factor_variables]
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """The other weights."""
+        factors = {id(v) for v in self.factor_variables}
+        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+
+
+def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments of a stock layer's constructor, by name.
+
+    Raises:
+        TypeError: if there are more than it has.
+    """
+    names = list(inspect.signature(stock.__init__).parameters)[1:]  # type: ignore[misc]
+    if len(positional) > len(names):
+        raise TypeError(f"{stock.__name__} takes at most {len(names)} positional arguments")
+    return dict(zip(names, positional, strict=False))
+
+
 def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Those of the mixin, and the others."""
     ours = {name: value for name, value in arguments.items() if name in ARGUMENTS}

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 
 from tfp_rank1._registry import registered
-from tfp_rank1.layers._rank1 import rank1_config, split_arguments
+from tfp_rank1.layers._rank1 import Composite, by_name, rank1_config, split_arguments
 from tfp_rank1.layers.einsum_dense import EinsumDenseRank1
 
 PROJECTIONS = "_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense"
 
 
 @registered
-class MultiHeadAttentionRank1(keras.layers.MultiHeadAttention):
+class MultiHeadAttentionRank1(Composite, keras.layers.MultiHeadAttention):
     """Multi-head attention whose projections are perturbed by random rank-1 matrices.
 
     Queries, keys, values and outputs each go through an `EinsumDenseRank1` with factors of its
@@ -43,9 +43,10 @@ class MultiHeadAttentionRank1(keras.layers.MultiHeadAttention):
     Source: Vaswani et al. (2017); Dusenberry et al. (2020).
     """
 
-    def __init__(self, num_heads: int, key_dim: int, **kwargs: Any) -> None:
-        ours, stock = split_arguments(kwargs)
-        super().__init__(num_heads, key_dim, seed=ours.get("seed"), **stock)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = {**by_name(keras.layers.MultiHeadAttention, args), **kwargs}
+        ours, stock = split_arguments(given)
+        super().__init__(seed=ours.get("seed"), **stock)
         # Any layer checks the arguments and turns them into a config.
         self._rank1 = rank1_config(EinsumDenseRank1("ab,bc->ac", 1, **ours))
         self.ensemble_size: int = self._rank1["ensemble_size"]

@@ -10,7 +10,7 @@ from keras import ops
 
 from tfp_rank1._mode import in_split_members
 from tfp_rank1._registry import registered, whole
-from tfp_rank1.layers._members import check_rows, unfold
+from tfp_rank1.layers._members import check_rows, check_split, unfold
 
 Shape = tuple[int | None, ...]
 
@@ -55,7 +55,7 @@ class TileMembers(_Members):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Tile the batch axis; where members split the batch, leave it as it is."""
         if in_split_members():
-            return check_rows(inputs, self.ensemble_size, self.name)
+            return check_split(inputs, self.ensemble_size)
         return ops.concatenate([inputs] * self.ensemble_size, axis=0)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

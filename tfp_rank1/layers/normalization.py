@@ -32,7 +32,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     Output shape: the same.
 
     Raises:
-        ValueError: for `renorm=True`, a mask, or a batch that K does not divide.
+        ValueError: for `renorm=True`, a mask with `synchronized=True`, or a batch that K does not
+            divide.
 
     Example:
     ```python
@@ -95,11 +96,6 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         """Normalize with the batch's statistics in training, else with the moving ones."""
-        if mask is not None:
-            raise ValueError(
-                "EnsembleBatchNormalization does not take a mask. Received: a mask of shape "
-                f"{mask.shape}"
-            )
         # float32 even under mixed precision: sums over a batch overflow half precision.
         inputs = check_rows(inputs, self.ensemble_size, self.name)
         dtype = keras.backend.result_type(inputs.dtype, "float32")
@@ -113,7 +109,7 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
             return ops.reshape(ops.cast(value, dtype), [value.shape[0], *shape[1:]])
 
         if training and self.trainable:
-            mean, variance = self._batch_statistics(x, channel_axis)
+            mean, variance = self._batch_statistics(x, channel_axis, mask)
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
         else:
@@ -126,12 +122,36 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
             offset += lay(self.beta)
         return ops.cast(fold(x * scale + offset), self.compute_dtype)
 
-    def _batch_statistics(self, x: tf.Tensor, channel_axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _batch_statistics(
+        self, x: tf.Tensor, channel_axis: int, mask: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         kept = {channel_axis} | ({0} if self.statistics == "member" else set())
         axes = [axis for axis in range(len(x.shape)) if axis not in kept]
-        mean, variance = ops.moments(x, axes=axes, synchronized=self.synchronized)
+        if mask is None:
+            mean, variance = ops.moments(x, axes=axes, synchronized=self.synchronized)
+        else:
+            mean, variance = self._masked_moments(x, axes, mask)
         rows = self.moving_mean.shape
         return ops.reshape(mean, rows), ops.reshape(variance, rows)
+
+    def _masked_moments(
+        self, x: tf.Tensor, axes: list[int], mask: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Moments of the entries that are not masked; of none they are 0 and 1."""
+        if self.synchronized:
+            raise ValueError(
+                "EnsembleBatchNormalization does not synchronize masked inputs. Use "
+                "synchronized=False, or inputs without a mask. Received: a mask of shape "
+                f"{mask.shape}"
+            )
+        weight = unfold(ops.cast(mask, x.dtype), self.ensemble_size)
+        weight = ops.reshape(weight, (*ops.shape(weight), *[1] * (x.ndim - weight.ndim)))
+        weight = ops.broadcast_to(weight, ops.shape(x))
+        count = ops.sum(weight, axis=axes, keepdims=True)
+        mean = tf.math.divide_no_nan(ops.sum(weight * x, axis=axes, keepdims=True), count)
+        square = ops.sum(weight * ops.square(x - mean), axis=axes, keepdims=True)
+        variance = tf.where(count > 0.0, tf.math.divide_no_nan(square, count), 1.0)
+        return mean, variance
 
     def _move(self, average: keras.Variable, value: tf.Tensor) -> None:
         old, value = ops.convert_to_tensor(average), ops.cast(value, average.dtype)

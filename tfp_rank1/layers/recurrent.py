@@ -13,7 +13,7 @@ from keras import ops
 
 from tfp_rank1._registry import registered
 from tfp_rank1.layers._members import check_rows
-from tfp_rank1.layers._rank1 import Rank1Mixin, rank1_config
+from tfp_rank1.layers._rank1 import Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
 
 
@@ -49,7 +49,8 @@ class _CellRank1(Rank1Mixin):
     Before its loop over time steps an RNN asks the cell for its dropout masks, and tells it to
     forget them afterwards: that is where factors are drawn and forgotten, so that any
     `keras.layers.RNN`, `StackedRNNCells` and `Bidirectional` has one draw per sequence. A cell
-    that is called on its own draws anew.
+    that is called on its own draws anew; so does one within a cell of one's own, unless that hands
+    on `get_dropout_mask` and `reset_dropout_mask`, as a subclass of `DropoutRNNCell`.
     """
 
     gates: int
@@ -242,7 +243,7 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         return self._perturb(inner, draws.recurrent_s[..., columns], -1)
 
 
-class _RecurrentRank1:
+class _RecurrentRank1(Composite):
     """A stock recurrent layer around a rank-1 cell.
 
     The stock layers' constructors would make a stock cell, so this one goes past them.
@@ -250,6 +251,7 @@ class _RecurrentRank1:
 
     _cell: Any
     _cell_name: str
+    _stock: Any
     _of_layer = (
         "return_sequences",
         "return_state",
@@ -261,7 +263,9 @@ class _RecurrentRank1:
         "name",
     )
 
-    def __init__(self, units: int, use_cudnn: Any = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs = {**by_name(self._stock, args), **kwargs}
+        units, use_cudnn = kwargs.pop("units"), kwargs.pop("use_cudnn", False)
         if use_cudnn not in (False, "auto"):
             raise ValueError(
                 "cuDNN knows no factors: argument `use_cudnn` must be False or 'auto', which is "
@@ -274,6 +278,22 @@ class _RecurrentRank1:
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.use_cudnn = False
         self.ensemble_size = cell.ensemble_size
+
+    def call(
+        self,
+        sequences: tf.Tensor,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool = False,
+    ) -> Any:
+        """Outputs under one draw per sequence, in training and inference alike."""
+        try:
+            return super().call(  # type: ignore[misc]
+                sequences, initial_state=initial_state, mask=mask, training=training
+            )
+        finally:
+            cell: Any = self.cell  # type: ignore[attr-defined]
+            cell.reset_dropout_mask()  # also after an error
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
@@ -310,7 +330,7 @@ class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
     Source: Dusenberry et al. (2020).
     """
 
-    _cell, _cell_name = LSTMCellRank1, "lstm_cell"
+    _cell, _cell_name, _stock = LSTMCellRank1, "lstm_cell", keras.layers.LSTM
 
 
 @registered
@@ -340,4 +360,4 @@ class GRURank1(_RecurrentRank1, keras.layers.GRU):
     Source: Cho et al. (2014); Dusenberry et al. (2020).
     """
 
-    _cell, _cell_name = GRUCellRank1, "gru_cell"
+    _cell, _cell_name, _stock = GRUCellRank1, "gru_cell", keras.layers.GRU

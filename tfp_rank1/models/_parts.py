@@ -6,11 +6,13 @@ from typing import Any
 
 import keras
 
-from tfp_rank1 import layers, priors
+from tfp_rank1 import layers, posteriors, priors
 from tfp_rank1.model import BayesianModel
 
 # Of batch normalization in the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
+# Between the seeds of two layers; attention takes one for each of its projections.
+SEED_STEP = 8
 
 
 class Parts:
@@ -19,7 +21,9 @@ class Parts:
     Args:
         ensemble_size: number of members K; None for stock layers.
         l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets; 0 for none.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of the factors, unless `rank1` has one.
+        prior_stddev: of the Normal prior around no perturbation, for Normal posteriors that
+            `rank1` gives no prior; None for `default_stddev`.
+        default_stddev: of the architecture.
         batch_normalization: `"shared"` or `"member"`.
         rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
     """
@@ -28,7 +32,8 @@ class Parts:
         self,
         ensemble_size: int | None,
         l2: float,
-        prior_stddev: float,
+        prior_stddev: float | None,
+        default_stddev: float,
         rank1: dict[str, Any],
         batch_normalization: str = "shared",
     ) -> None:
@@ -44,11 +49,21 @@ class Parts:
             )
         self.ensemble_size, self.l2 = ensemble_size, l2
         self.by_member = batch_normalization == "member"
-        has_default = rank1.get("posterior", "normal") == "normal"
-        is_multiplicative = rank1.get("perturbation", "multiplicative") == "multiplicative"
-        if has_default and is_multiplicative and ensemble_size is not None:
-            rank1 = {"prior": priors.Normal(1.0, prior_stddev), **rank1}
         self.rank1 = {**rank1, "ensemble_size": ensemble_size}
+        self._seed = rank1.get("seed")
+        takes_prior = (
+            ensemble_size is not None
+            and not rank1.keys() & {"prior", "r_prior", "s_prior"}
+            and isinstance(posteriors.get(rank1.get("posterior", "normal")), posteriors.Normal)
+        )
+        if takes_prior:
+            center = 0.0 if rank1.get("perturbation") == "additive" else 1.0
+            self.rank1["prior"] = priors.Normal(center, prior_stddev or default_stddev)
+        elif prior_stddev is not None:
+            raise ValueError(
+                "Argument `prior_stddev` is for Normal posteriors without a prior of their own. "
+                f"Received: prior_stddev={prior_stddev} with {sorted(rank1)}"
+            )
 
     def layer(self, stock: str, *args: Any, **kwargs: Any) -> Any:
         """A layer by the name of the stock one, with its penalties."""
@@ -61,6 +76,9 @@ class Parts:
         """A layer by the name of the stock one."""
         if self.ensemble_size is None:
             return getattr(keras.layers, stock)(*args, **kwargs)
+        if self._seed is not None:  # one for every layer, or their noise would be the same
+            self.rank1["seed"] = self._seed
+            self._seed += SEED_STEP
         return getattr(layers, f"{stock}Rank1")(*args, **kwargs, **self.rank1)
 
     def batch_normalization(self, **kwargs: Any) -> Any:

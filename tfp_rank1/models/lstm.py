@@ -18,7 +18,7 @@ def lstm(
     likelihood: Any = "bernoulli",
     ensemble_size: int | None = 4,
     l2: float = 0.0,
-    prior_stddev: float = 0.1,
+    prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
     """Embedded events, an LSTM, and a head of logits: one draw of all factors per sequence.
@@ -31,7 +31,8 @@ def lstm(
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"bernoulli"`.
         ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
         l2: of the penalty `l2 sum(w^2)` on the head. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.1.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
+            additive). Defaults to 0.1.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
 
     Returns:
@@ -44,7 +45,7 @@ def lstm(
 
     Source: Dusenberry et al. (2020), section on electronic health records.
     """
-    parts = Parts(ensemble_size, l2, prior_stddev, rank1)
+    parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
     inputs = keras.Input((None,), dtype="int32")
     h = parts.start(inputs)
     h = parts.without_penalty("Embedding", num_events + 1, embedding_dim, mask_zero=True)(h)

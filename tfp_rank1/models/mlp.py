@@ -19,7 +19,7 @@ def mlp(
     likelihood: Any = "categorical",
     ensemble_size: int | None = 4,
     l2: float = 0.0,
-    prior_stddev: float = 0.1,
+    prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
     """Dense layers on flattened inputs.
@@ -32,7 +32,8 @@ def mlp(
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
         ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
         l2: of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.1.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
+            additive). Defaults to 0.1.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
 
     Returns:
@@ -43,7 +44,7 @@ def mlp(
     model = models.mlp((28, 28), 10)
     ```
     """
-    parts = Parts(ensemble_size, l2, prior_stddev, rank1)
+    parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
     inputs = keras.Input(tuple(input_shape))
     h = parts.start(inputs)
     h = keras.layers.Flatten()(h) if len(input_shape) > 1 else h

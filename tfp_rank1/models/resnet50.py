@@ -20,7 +20,7 @@ def resnet50(
     likelihood: Any = "categorical",
     ensemble_size: int | None = 4,
     l2: float = 1e-4,
-    prior_stddev: float = 0.05,
+    prior_stddev: float | None = None,
     batch_normalization: str = "shared",
     **rank1: Any,
 ) -> BayesianModel:
@@ -33,7 +33,8 @@ def resnet50(
         ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
         l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
             Defaults to 1e-4.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.05.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
+            additive). Defaults to 0.05.
         batch_normalization: `"shared"` (default) by all members, or `"member"`.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
 
@@ -48,7 +49,7 @@ def resnet50(
     Source: He et al. (2016); Dusenberry et al. (2020). Weights that are trained already:
     `tfp_rank1.convert(keras.applications.ResNet50())`.
     """
-    parts = Parts(ensemble_size, l2, prior_stddev, rank1, batch_normalization)
+    parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1, batch_normalization)
     inputs = keras.Input(tuple(input_shape))
     h = _convolution(parts, 64, 7, 2)(parts.start(inputs))
     h = keras.layers.ReLU()(parts.batch_normalization()(h))

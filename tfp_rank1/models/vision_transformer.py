@@ -38,7 +38,7 @@ def vision_transformer(
     likelihood: Any = "categorical",
     ensemble_size: int | None = 4,
     l2: float = 0.0,
-    prior_stddev: float = 0.05,
+    prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
     """Patches, blocks of attention and two dense layers, the mean over patches, a head.
@@ -56,7 +56,8 @@ def vision_transformer(
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
         ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
         l2: of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.05.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
+            additive). Defaults to 0.05.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
 
     Returns:
@@ -80,7 +81,7 @@ def vision_transformer(
         )
     if ensemble_size is not None:
         rank1 = {"sampling": "member", **rank1}
-    parts = Parts(ensemble_size, l2, prior_stddev, rank1)
+    parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1)
     inputs = keras.Input(tuple(input_shape))
     h = parts.layer("Conv2D", width, patch_size, strides=patch_size)(parts.start(inputs))
     h = AddPositions()(keras.layers.Reshape((-1, width))(h))

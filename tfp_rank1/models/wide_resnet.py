@@ -19,7 +19,7 @@ def wide_resnet(
     likelihood: Any = "categorical",
     ensemble_size: int | None = 4,
     l2: float = 1e-4,
-    prior_stddev: float = 0.1,
+    prior_stddev: float | None = None,
     batch_normalization: str = "shared",
     **rank1: Any,
 ) -> BayesianModel:
@@ -34,7 +34,8 @@ def wide_resnet(
         ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
         l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
             Defaults to 1e-4.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`. Defaults to 0.1.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
+            additive). Defaults to 0.1.
         batch_normalization: `"shared"` (default) by all members, as in the paper, or `"member"`.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
 
@@ -53,7 +54,7 @@ def wide_resnet(
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"Argument `depth` must be 6 n + 4, n >= 1. Received: depth={depth}")
-    parts = Parts(ensemble_size, l2, prior_stddev, rank1, batch_normalization)
+    parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1, batch_normalization)
     inputs = keras.Input(tuple(input_shape))
     h = _convolution(parts, 16, 3, 1)(parts.start(inputs))
     for group, filters in enumerate((16, 32, 64)):
