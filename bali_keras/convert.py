@@ -38,7 +38,8 @@ def convert(
     """A `BaliModel` with the layers and weights of a trained stock model.
 
     Dense, Conv1D, Conv2D, Conv3D and EinsumDense layers become BALI layers whose posterior mean
-    starts at the kernels. One epoch of `fit` over the data then gives a posterior around them.
+    starts at the kernels. `fit` then gives a posterior around them, within an epoch of a large set;
+    of a small one it takes about a thousand steps, in which a learned noise is found as well.
     All other layers keep their weights and are frozen (batch normalization then uses its moving
     statistics); set `trainable = True` and compile with an optimizer to train them. So are layers
     that have no BALI form, grouped convolutions and einsum kernels with an axis per position; and
