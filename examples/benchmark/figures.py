@@ -114,11 +114,11 @@ def draw_reliability(found: dict[str, Any], path: Path) -> None:
 
 
 def _lines(path: Path, draw: Callable[[Any], None], labels: tuple[str, str]) -> None:
-    figure, ax = plt.subplots(figsize=(6.0, 4.5))
+    figure, ax = plt.subplots(figsize=(7.0, 4.5))
     draw(ax)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 

@@ -46,6 +46,10 @@ class Method:
     tuned: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
+# Epochs on images, of 5, 10 and 20, by the NLL of a fifth of the training images, MNIST and
+# Fashion-MNIST together, one seed. The deterministic net is best at the task's own 10.
+LONGER = {"images": {"epochs": 20}}
+
 STOCK = Kit(keras.layers.Dense, keras.layers.Conv2D)
 MEAN_FIELD = Kit(MeanFieldDense, MeanFieldConv2D)
 BALI = Kit(bk.layers.DenseBali, bk.layers.Conv2DBali)
@@ -96,17 +100,19 @@ def build_linear(net: Net, likelihood: Any) -> r1.BayesianModel:
 
 METHODS: dict[str, Method] = {
     "deterministic": Method(lambda net, lik: build(net, STOCK, lik), samples=1),
-    "mc_dropout": Method(build_dropout),
+    "mc_dropout": Method(build_dropout, tuned=LONGER),
     "deep_ensemble": Method(
-        lambda net, lik: build_ensemble(net, STOCK, ENSEMBLE, lik), samples=ENSEMBLE
+        lambda net, lik: build_ensemble(net, STOCK, ENSEMBLE, lik), samples=ENSEMBLE, tuned=LONGER
     ),
-    "mean_field": Method(lambda net, lik: build(net, MEAN_FIELD, lik), annealing=0.25),
-    "batch_ensemble": Method(build_batch_ensemble, samples=MEMBERS),
-    "rank1_normal": Method(partial(build_rank1, "normal"), annealing=0.25),
-    "rank1_cauchy": Method(partial(build_rank1, "cauchy"), annealing=0.25),
-    "bali": Method(lambda net, lik: build(net, BALI, lik, bk.BaliModel), rate=None),
+    "mean_field": Method(
+        lambda net, lik: build(net, MEAN_FIELD, lik), annealing=0.25, tuned=LONGER
+    ),
+    "batch_ensemble": Method(build_batch_ensemble, samples=MEMBERS, tuned=LONGER),
+    "rank1_normal": Method(partial(build_rank1, "normal"), annealing=0.25, tuned=LONGER),
+    "rank1_cauchy": Method(partial(build_rank1, "cauchy"), annealing=0.25, tuned=LONGER),
+    "bali": Method(lambda net, lik: build(net, BALI, lik, bk.BaliModel), rate=None, tuned=LONGER),
     "bali_converted": Method(lambda net, lik: build(net, STOCK, lik), converted=True),
-    "linear": Method(build_linear, rate=None, closed_form=True),
+    "linear": Method(build_linear, rate=None, closed_form=True, tuned=LONGER),
 }
 
 

@@ -97,12 +97,14 @@ def classification(p: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
 def told_apart(inside: PredictiveMixture, outside: PredictiveMixture) -> dict[str, float]:
     """Test examples against those of another source, by the entropy; mean confidence in those."""
     found = {}
-    for name, metric in (
-        ("auroc", r1.metrics.OODAUROC()),
-        ("aupr", r1.metrics.OODAUPR()),
-        ("fpr95", r1.metrics.FPR95()),
-        ("auroc_mutual_information", r1.metrics.OODAUROC("mutual_information")),
-    ):
+    metrics: dict[str, Any] = {
+        "auroc": r1.metrics.OODAUROC(),
+        "aupr": r1.metrics.OODAUPR(),
+        "fpr95": r1.metrics.FPR95(),
+    }
+    if inside.outputs.shape[1] > 1:  # a single net has no mutual information
+        metrics["auroc_mutual_information"] = r1.metrics.OODAUROC("mutual_information")
+    for name, metric in metrics.items():
         for is_outside, p in ((0.0, inside), (1.0, outside)):
             metric.update_state(np.full(p.outputs.shape[0], is_outside), p)
         found[name] = float(metric.result())
