@@ -92,6 +92,13 @@ def test_scores_that_are_not_finite_are_a_failure(tmp_path, monkeypatch):
     assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["0"]
 
 
+def test_lists_of_numbers_take_one_line():
+    content = {"a": [1, 2.5, None], "b": {"c": [[1, 2], [3, 4]]}, "d": ["x, y", "z"], "e": []}
+    text = results.to_text(content)
+    assert '"a": [1, 2.5, null]' in text
+    assert json.loads(text) == content
+
+
 def test_two_runs_at_once_lose_nothing(tmp_path):
     first, second = (results.Results(tmp_path, "uci-boston", "bali", {}) for _ in range(2))
     first.add(0, {"rmse": 1.0}, {})

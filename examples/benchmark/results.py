@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -106,8 +107,15 @@ class Results:
         content["splits"] = dict(sorted(splits.items(), key=lambda item: int(item[0])))
         content["summary"] = summary(content)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        partial.write_text(to_text(content))
         os.replace(partial, self.path)
+
+
+def to_text(content: dict[str, Any]) -> str:
+    """JSON, a line per entry, but lists of numbers on one line."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    inline = re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    return inline + "\n"
 
 
 @contextlib.contextmanager
