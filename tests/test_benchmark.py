@@ -3,6 +3,7 @@
 import concurrent.futures.process
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,16 @@ def test_the_report_compares_like_with_like(tmp_path):
     store(tmp_path, "uci-boston", "mc_dropout", [-2.0])
     with pytest.raises(ValueError, match="differ in 'held_out'"):
         report.write(tmp_path)
+
+
+def test_committed_results_make_the_committed_report(tmp_path, monkeypatch):
+    """Nothing in it was written by hand."""
+    folder = Path(__file__).parents[1] / "examples" / "benchmark" / "results" / "equal"
+    shutil.copytree(folder, tmp_path / "results")
+    monkeypatch.setattr(report.figures, "_save", lambda figure, path: report.figures.plt.close())
+    monkeypatch.setattr(Path, "unlink", lambda *args, **kwargs: None)
+    report.write(tmp_path / "results")
+    assert (tmp_path / "results" / "report.md").read_text() == (folder / "report.md").read_text()
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path):

@@ -21,7 +21,7 @@ except ImportError:  # there is none on Windows
     fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("keras", "tensorflow", "tensorflow-probability", "numpy", "rank1-bali")
-DIGITS = 6
+DIGITS, FIGURE_DIGITS = 6, 4
 NEEDED = {"task", "method", "configuration", "origins", "splits"}
 
 
@@ -103,6 +103,8 @@ class Results:
         if self._origin not in content["origins"]:
             content["origins"].append(self._origin)
         entry["origin"] = content["origins"].index(self._origin)
+        if "figures" in entry:
+            entry["figures"] = rounded(entry["figures"], FIGURE_DIGITS)
         splits = {**content["splits"], str(index): rounded(entry)}
         content["splits"] = dict(sorted(splits.items(), key=lambda item: int(item[0])))
         content["summary"] = summary(content)
@@ -189,14 +191,14 @@ def mean_and_error(numbers: list[float]) -> dict[str, Any]:
     return dict(rounded(found))
 
 
-def rounded(value: Any) -> Any:
-    """Floats to six significant digits, through all structures; None if they are not finite."""
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Floats to so many significant digits, through all structures; None if not finite."""
     if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
+        return {k: rounded(v, digits) for k, v in value.items()}
     if isinstance(value, list):
-        return [rounded(v) for v in value]
+        return [rounded(v, digits) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value
 
 
