@@ -300,9 +300,10 @@ def test_the_report_compares_like_with_like(tmp_path):
         report.write(tmp_path)
 
 
-def test_committed_results_make_the_committed_report(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["equal", "tuned"])
+def test_committed_results_make_the_committed_report(name, tmp_path, monkeypatch):
     """Nothing in it was written by hand."""
-    folder = Path(__file__).parents[1] / "examples" / "benchmark" / "results" / "equal"
+    folder = Path(__file__).parents[1] / "examples" / "benchmark" / "results" / name
     shutil.copytree(folder, tmp_path / "results")
     monkeypatch.setattr(report.figures, "_save", lambda figure, path: report.figures.plt.close())
     monkeypatch.setattr(Path, "unlink", lambda *args, **kwargs: None)
