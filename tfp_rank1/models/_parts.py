@@ -81,6 +81,18 @@ class Parts:
             self._seed += SEED_STEP
         return getattr(layers, f"{stock}Rank1")(*args, **kwargs, **self.rank1)
 
+    def convolution(self, filters: int, kernel_size: int, strides: int) -> Any:
+        """A square 2-D convolution as residual nets have it, without a bias."""
+        return self.layer(
+            "Conv2D",
+            filters,
+            kernel_size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+        )
+
     def batch_normalization(self, **kwargs: Any) -> Any:
         """Batch normalization, with its penalties."""
         kwargs = {

@@ -51,7 +51,7 @@ def resnet50(
     """
     parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1, batch_normalization)
     inputs = keras.Input(tuple(input_shape))
-    h = _convolution(parts, 64, 7, 2)(parts.start(inputs))
+    h = parts.convolution(64, 7, 2)(parts.start(inputs))
     h = keras.layers.ReLU()(parts.batch_normalization()(h))
     h = keras.layers.MaxPooling2D(3, 2, padding="same")(h)
     for stage, (blocks, filters) in enumerate(STAGES):
@@ -67,21 +67,9 @@ def resnet50(
 def _block(parts: Parts, x: Any, filters: int, strides: int) -> Any:
     h = x
     for width, size, step in ((filters, 1, 1), (filters, 3, strides)):
-        h = parts.batch_normalization()(_convolution(parts, width, size, step)(h))
+        h = parts.batch_normalization()(parts.convolution(width, size, step)(h))
         h = keras.layers.ReLU()(h)
-    h = parts.batch_normalization()(_convolution(parts, 4 * filters, 1, 1)(h))
+    h = parts.batch_normalization()(parts.convolution(4 * filters, 1, 1)(h))
     if tuple(x.shape[1:]) != tuple(h.shape[1:]):
-        x = parts.batch_normalization()(_convolution(parts, 4 * filters, 1, strides)(x))
+        x = parts.batch_normalization()(parts.convolution(4 * filters, 1, strides)(x))
     return keras.layers.ReLU()(keras.layers.Add()([x, h]))
-
-
-def _convolution(parts: Parts, filters: int, kernel_size: int, strides: int) -> Any:
-    return parts.layer(
-        "Conv2D",
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-    )

@@ -56,7 +56,7 @@ def wide_resnet(
         raise ValueError(f"Argument `depth` must be 6 n + 4, n >= 1. Received: depth={depth}")
     parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1, batch_normalization)
     inputs = keras.Input(tuple(input_shape))
-    h = _convolution(parts, 16, 3, 1)(parts.start(inputs))
+    h = parts.convolution(16, 3, 1)(parts.start(inputs))
     for group, filters in enumerate((16, 32, 64)):
         for block in range((depth - 4) // 6):
             strides = 2 if group and not block else 1
@@ -69,21 +69,9 @@ def wide_resnet(
 
 def _block(parts: Parts, x: Any, filters: int, strides: int) -> Any:
     h = keras.layers.ReLU()(parts.batch_normalization()(x))
-    h = _convolution(parts, filters, 3, strides)(h)
+    h = parts.convolution(filters, 3, strides)(h)
     h = keras.layers.ReLU()(parts.batch_normalization()(h))
-    h = _convolution(parts, filters, 3, 1)(h)
+    h = parts.convolution(filters, 3, 1)(h)
     if tuple(x.shape[1:]) != tuple(h.shape[1:]):
-        x = _convolution(parts, filters, 1, strides)(x)
+        x = parts.convolution(filters, 1, strides)(x)
     return keras.layers.Add()([x, h])
-
-
-def _convolution(parts: Parts, filters: int, kernel_size: int, strides: int) -> Any:
-    return parts.layer(
-        "Conv2D",
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-    )
