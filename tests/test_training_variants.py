@@ -107,3 +107,13 @@ def test_bali_has_no_members(arguments):
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier().compile("sgd", **arguments)
+
+
+def test_outputs_of_another_number_of_members_are_refused_in_any_loop():
+    """Also where no training step of ours is involved."""
+    model = classifier()
+    model.compile("sgd")
+    model.num_train_examples = 6
+    _, y = batch()
+    with pytest.raises(ValueError, match="must agree on the number of members K"):
+        model.compute_loss(y=y, y_pred=tf.zeros([6, K + 1, CLASSES]))

@@ -165,10 +165,9 @@ class ObjectiveModel(DistributedModel):
             x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
         with split_members() if self._member_batches == "split" else contextlib.nullcontext():
             outputs = self(x, training=True)
-        if self._member_batches == "tiled":
-            self._check_members(outputs)
         if samples == 1:
             return outputs
+        self._check_members(outputs)
         members = outputs.shape[1] if len(outputs.shape) == 3 else 1
         dim = outputs.shape[-1]
         by_sample = tf.reshape(outputs, [samples, -1, members, dim])
@@ -192,6 +191,9 @@ class ObjectiveModel(DistributedModel):
             for `kl` (the whole KL in nats) and `kl_weight`.
         """
         self._check_outputs(outputs)
+        is_plain = self._member_batches == "tiled" and self._num_train_samples == 1
+        if is_plain or not training:  # else they are those of `training_outputs`
+            self._check_members(outputs)
         if y is None:
             raise ValueError(
                 "The loss needs targets: give arrays as (x, y), a dataset of pairs (x, y). "

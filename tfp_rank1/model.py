@@ -147,7 +147,6 @@ class BayesianModel(ObjectiveModel):
         """Loss and metrics of one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self(x, training=False)
-        self._check_members(outputs)
         objective = self.objective(y, outputs, sample_weight, training=False)
         return self._log(objective, x, y, outputs, sample_weight)
 
