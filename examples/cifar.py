@@ -87,12 +87,6 @@ def at_length(recipe: r1.recipes.Recipe, epochs: int) -> r1.recipes.Recipe:
     )
 
 
-def scaled(images: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Channels in units of their mean and standard deviation over `like`."""
-    axes = (0, 1, 2)
-    return ((images - like.mean(axes)) / like.std(axes)).astype("float32")
-
-
 def augmented(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
     """Whole shuffled batches, mirrored and moved by up to four pixels at random."""
     size = x.shape[1:]
@@ -118,9 +112,13 @@ def run(
     """Train one net and score it."""
     keras.utils.set_random_seed(seed)
     model = recipe.build()
-    batches = augmented(
-        scaled(split.x_train, split.x_train), split.y_train, recipe.batch_size, seed
-    )
+    axes = (0, 1, 2)
+    mean, stddev = split.x_train.mean(axes), split.x_train.std(axes)
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        return ((images - mean) / stddev).astype("float32")
+
+    batches = augmented(scaled(split.x_train), split.y_train, recipe.batch_size, seed)
     model.num_train_examples = len(split.x_train)
     arguments = {} if recipe.ensemble_size is None else {"member_batches": member_batches}
     recipe.compile(model, len(split.x_train) // recipe.batch_size, **arguments)
@@ -130,9 +128,7 @@ def run(
     samples = recipe.evaluation_samples * (recipe.ensemble_size or 1)
 
     def scores(images: np.ndarray) -> dict[str, float]:
-        p = model.posterior_predictive(
-            scaled(images, split.x_train), samples, batch_size=250, seed=seed
-        )
+        p = model.posterior_predictive(scaled(images), samples, batch_size=250, seed=seed)
         return classification(p, split.y_test)
 
     found = scores(split.x_test) | {"seconds": seconds}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import layers, likelihoods, posteriors
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
-from tfp_rank1.layers._rank1 import ARGUMENTS
+from tfp_rank1._transfer import (
+    attention_weights,
+    cell_weights,
+    cells_of,
+    nothing,
+    same_weights,
+    transfer_kernels,
+    weights_of_members,
+)
+from tfp_rank1.layers._rank1 import ARGUMENTS, SEED_STEP
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import BayesianModel
 
@@ -21,9 +28,6 @@ Arguments = dict[str, Any]
 Converter = Callable[[Any, Arguments], keras.layers.Layer]
 Transfer = Callable[[Any, Any], None]
 
-_KERNELS = "kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"
-# Between the seeds of two layers; attention takes one for each of its projections.
-SEED_STEP = 8
 _RANK1: dict[type, type] = {
     getattr(keras.layers, name.removesuffix("Rank1")): getattr(layers, name)
     for name in layers.__all__
@@ -152,19 +156,6 @@ def register_converter(stock: type, make: Converter, transfer: Transfer | None =
     _registered[stock] = make, transfer or transfer_kernels
 
 
-def transfer_kernels(old: Any, new: Any) -> None:
-    """Copy kernels, and the bias to every member."""
-    for name in _KERNELS:
-        if getattr(old, name, None) is not None:
-            getattr(new, name).assign(getattr(old, name))
-    bias = getattr(old, "bias", None)
-    if bias is not None:
-        row = np.array(bias).reshape(1, -1)
-        mine = new.bias if new.bias_factor is None else new.bias_factor.posterior_variables["loc"]
-        row = row.reshape(*row.shape, *[1] * (len(mine.shape) - 2))  # components come last
-        mine.assign(np.broadcast_to(row, mine.shape))
-
-
 class _Conversion:
     """One run over a model."""
 
@@ -254,11 +245,11 @@ class _Conversion:
         if isinstance(layer, keras.Model):
             _check_model(layer)
             if layer.name in self.exclude:
-                return _copy(layer), _same_weights, "excluded"
+                return _copy(layer), same_weights, "excluded"
             new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
-            return new, _nothing, ""
+            return new, nothing, ""
         if not isinstance(layer, keras.layers.Layer):
-            return layer, _nothing, ""  # an operation of keras.ops has no weights
+            return layer, nothing, ""  # an operation of keras.ops has no weights
         if kind is keras.layers.Lambda:
             raise ValueError(
                 "A Lambda layer may mix the rows of a batch, which are members here, and cannot be "
@@ -266,28 +257,32 @@ class _Conversion:
                 f"{layer.name!r}"
             )
         if layer.name in self.exclude:
-            return _copy(layer), _same_weights, "excluded"
+            return _copy(layer), same_weights, "excluded"
         if kind in _registered:
             make, transfer = _registered[kind]
             return make(layer, self._own({})), transfer, ""
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
-        if kind is keras.layers.RNN and all(type(c) in _RANK1 for c in _cells(layer)):
-            return self._generic_rnn(layer), _all_cell_weights, ""
+        if kind is keras.layers.RNN and all(type(c) in _RANK1 for c in cells_of(layer)):
+            return self._generic_rnn(layer), cell_weights, ""
         if getattr(layer, "lora_enabled", False):
             raise ValueError(
                 "A layer with LoRA weights cannot be converted: save and load it first, which "
                 f"merges them into its kernel. Received: layer {layer.name!r}"
             )
         if kind is keras.layers.MultiHeadAttention:
-            return self._rank1(layer), _attention_weights, ""
+            return self._rank1(layer), attention_weights, ""
         if kind in _RANK1:
-            transfer = _cell_weights if hasattr(layer, "cell") else transfer_kernels
+            transfer = cell_weights if hasattr(layer, "cell") else transfer_kernels
             return self._rank1(layer), transfer, ""
-        if kind is keras.layers.BatchNormalization and self.by_member and not layer.renorm:
-            return self._batch_normalization(layer), _weights_of_members, ""
+        if (
+            kind is keras.layers.BatchNormalization
+            and self.by_member
+            and not getattr(layer, "renorm", False)
+        ):
+            return self._batch_normalization(layer), weights_of_members, ""
         note = "no weights" if not layer.weights else "shared by the members"
-        return _copy(layer), _same_weights, note
+        return _copy(layer), same_weights, note
 
     def _rank1(self, layer: Any) -> Any:
         config = _live_config(layer)
@@ -303,24 +298,22 @@ class _Conversion:
 
     def _generic_rnn(self, layer: Any) -> Any:
         """`keras.layers.RNN` around rank-1 cells."""
-        cells = [self._rank1(cell) for cell in _cells(layer)]
+        cells = [self._rank1(cell) for cell in cells_of(layer)]
         is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
         config = {**layer.get_config(), "dtype": layer.dtype_policy}
         config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
         return keras.layers.RNN(**config)
 
     def _batch_normalization(self, layer: Any) -> Any:
-        config = _live_config(layer)
-        for name in ("renorm", "renorm_clipping", "renorm_momentum"):
-            config.pop(name, None)
-        return layers.EnsembleBatchNormalization(self.arguments["ensemble_size"], **config)
+        members = self.arguments["ensemble_size"]
+        return layers.EnsembleBatchNormalization(members, **_live_config(layer))
 
     def _wrapper(self, layer: Any) -> tuple[Any, Transfer, str]:
         """TimeDistributed and Bidirectional around converted layers."""
         config = {**layer.get_config(), "dtype": layer.dtype_policy}
         if isinstance(layer, keras.layers.TimeDistributed):
             config["layer"] = inner = self.convert(layer.layer)
-            return layers.TimeDistributedRank1(**config), _nothing, _note_of(inner)
+            return layers.TimeDistributedRank1(**config), nothing, _note_of(inner)
         # The wrapper makes a copy of its forward layer, so weights go there through the wrapper.
         forward, to_forward, _ = self._counterpart(layer.forward_layer)
         backward, to_backward, _ = self._counterpart(layer.backward_layer)
@@ -400,11 +393,6 @@ def _around_one(arguments: Arguments) -> Any:
     return family(mean_initializer="zeros" if is_additive else "ones")
 
 
-def _cells(layer: Any) -> list[Any]:
-    cell = layer.cell
-    return list(cell.cells) if isinstance(cell, keras.layers.StackedRNNCells) else [cell]
-
-
 def _live_config(layer: Any) -> Arguments:
     """The config with live objects: what is not registered cannot be made from a description."""
     config = layer.get_config()
@@ -436,41 +424,3 @@ def _copy(layer: Any) -> Any:
             f"does not rebuild it ({error}). Give the class a get_config with all arguments of its "
             "constructor."
         ) from error
-
-
-# -- weights --------------------------------------------------------------------------------------
-
-
-def _nothing(old: Any, new: Any) -> None:
-    """Nothing to copy, or copied by the layers within."""
-
-
-def _same_weights(old: Any, new: Any) -> None:
-    if old.weights:
-        new.set_weights(old.get_weights())
-    if isinstance(new, keras.layers.Normalization):
-        new.finalize_state()  # it computes with constants made of its weights
-    if hasattr(old, "save_assets"):  # vocabularies
-        with tempfile.TemporaryDirectory() as folder:
-            old.save_assets(folder)
-            new.load_assets(folder)
-
-
-def _weights_of_members(old: Any, new: Any) -> None:
-    for before, after in zip(old.weights, new.weights, strict=True):
-        after.assign(np.broadcast_to(np.array(before), after.shape))
-
-
-def _all_cell_weights(old: Any, new: Any) -> None:
-    for before, after in zip(_cells(old), _cells(new), strict=True):
-        transfer_kernels(before, after)
-
-
-def _cell_weights(old: Any, new: Any) -> None:
-    transfer_kernels(old.cell, new.cell)
-
-
-def _attention_weights(old: Any, new: Any) -> None:
-    for name in layers.attention.PROJECTIONS:
-        if getattr(old, name, None) is not None:
-            transfer_kernels(getattr(old, name), getattr(new, name))

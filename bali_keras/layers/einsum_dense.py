@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from bali_keras.layers._bali import BaliLayer
+from tfp_rank1._einsum import expand, letters
 from tfp_rank1._registry import registered
 
 
@@ -56,7 +57,7 @@ class EinsumDenseBali(BaliLayer):
         """Create the posterior."""
         stock = self._stock()
         stock.build(input_shape)
-        sizes = dict(zip(self._letters()[1], stock.kernel.shape, strict=True))
+        sizes = dict(zip(letters(self.equation)[1], stock.kernel.shape, strict=True))
         summed, kept = self.kernel_axes()
         self._input_shape_of_rows = [sizes[a] for a in summed]
         self._output_shape_of_rows = [sizes[a] for a in kept]
@@ -65,19 +66,13 @@ class EinsumDenseBali(BaliLayer):
             tuple(sizes[a] for a in summed) + tuple(sizes[a] for a in kept), len(summed)
         )
 
-    def _letters(self) -> tuple[str, str, str]:
-        """Axes of inputs, kernel and outputs; an ellipsis becomes one axis, "0"."""
-        left, output = self.equation.replace(" ", "").replace("...", "0").split("->")
-        inputs, kernel = left.split(",")
-        return inputs, kernel, output
-
     def kernel_axes(self) -> tuple[str, str]:
         """The kernel's axes that are summed over, and those that are kept.
 
         Raises:
             ValueError: for an equation or bias axes that W cannot represent.
         """
-        inputs, kernel, output = self._letters()
+        inputs, kernel, output = letters(self.equation)
         summed = "".join(a for a in inputs if a in kernel and a not in output)
         kept = "".join(a for a in output if a in kernel and a not in inputs)
         if len(summed) + len(kept) != len(kernel) or not summed or not kept:
@@ -93,29 +88,22 @@ class EinsumDenseBali(BaliLayer):
         return summed, kept
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
-        letters = self._expand(self._letters()[0], len(inputs.shape))
+        axes = expand(letters(self.equation)[0], len(inputs.shape))
         summed, _ = self.kernel_axes()
-        rest = [i for i, a in enumerate(letters) if a not in summed]
-        x = ops.transpose(inputs, [*rest, *(letters.index(a) for a in summed)])
+        rest = [i for i, a in enumerate(axes) if a not in summed]
+        x = ops.transpose(inputs, [*rest, *(axes.index(a) for a in summed)])
         shape = ops.shape(x)[: len(rest)]
         return ops.reshape(x, (*shape, math.prod(self._input_shape_of_rows)))
 
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
-        inputs, _, output = self._letters()
+        inputs, _, output = letters(self.equation)
         summed, kept = self.kernel_axes()
         rest = len(z.shape) - 1
-        input_letters = self._expand(inputs, rest + len(summed))
+        input_letters = expand(inputs, rest + len(summed))
         layout = [a for a in input_letters if a not in summed] + list(kept)
         z = ops.reshape(z, (*ops.shape(z)[:-1], *self._output_shape_of_rows))
-        target = self._expand(output, len(layout))
+        target = expand(output, len(layout))
         return ops.transpose(z, [layout.index(a) for a in target])
-
-    @staticmethod
-    def _expand(letters: str, rank: int) -> list[str]:
-        """Axis names, the ellipsis written out as "0", "1", ..."""
-        named = len(letters.replace("0", ""))
-        ellipsis = [str(i) for i in range(rank - named)]
-        return [name for a in letters for name in (ellipsis if a == "0" else [a])]
 
     @property
     def kernel(self) -> tf.Tensor:
@@ -131,7 +119,7 @@ class EinsumDenseBali(BaliLayer):
     def _order(self) -> list[int]:
         """Where the stock kernel's axes are among those summed over, then those kept."""
         own = "".join(self.kernel_axes())
-        return [own.index(a) for a in self._letters()[1]]
+        return [own.index(a) for a in letters(self.equation)[1]]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""

@@ -94,14 +94,13 @@ def run(request: Request) -> int:
                 f"No method has a budget of its own for {task.kind}: leave out --tuned"
             )
         indices = range(request.splits or task.splits)
-        fingerprints = []
-        for index in indices:
+        for index in reversed(indices):
             data = task.load(index)
             check(task, data)
-            fingerprints.append(fingerprint(data) if index == 0 else "")
+        mark = fingerprint(data)  # of the first split
         for method in request.methods:
             budget = request.budget_of(task, method)
-            settings = configuration(request, task, method, budget, fingerprints[0])
+            settings = configuration(request, task, method, budget, mark)
             stores[name, method] = store = Results(
                 request.out, task.name, method, settings, request.jobs
             )

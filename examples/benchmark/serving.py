@@ -14,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-import bali_keras as bk
 import tfp_rank1 as r1
+from examples.benchmark import methods
+from examples.benchmark.nets import Dense, Net
 
-MEMBERS, HIDDEN, INPUTS, CLASSES = 4, (100, 100), 784, 10
+INPUTS, HIDDEN, CLASSES = 784, (100, 100), 10
+NET = Net((INPUTS,), tuple(Dense(units) for units in HIDDEN), CLASSES)
 ROWS = 1, 32, 1024
 
 
@@ -29,23 +31,10 @@ def stock() -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(CLASSES, activation="softmax")(h))
 
 
-def rank1() -> r1.BayesianModel:
-    """The same with rank-1 factors."""
-    inputs = keras.Input((INPUTS,))
-    h = r1.layers.TileMembers(MEMBERS)(inputs)
-    for units in HIDDEN:
-        h = r1.layers.DenseRank1(units, activation="relu", ensemble_size=MEMBERS)(h)
-    h = r1.layers.DenseRank1(CLASSES, ensemble_size=MEMBERS)(h)
-    return r1.BayesianModel(inputs, r1.layers.SplitMembers(MEMBERS)(h), likelihood="categorical")
-
-
-def bali() -> bk.BaliModel:
+def bali() -> r1.BayesianModel:
     """The same of BALI layers, after a few steps."""
-    h = inputs = keras.Input((INPUTS,))
-    for units in HIDDEN:
-        h = bk.layers.DenseBali(units, activation="relu")(h)
-    outputs = bk.layers.DenseBali(CLASSES)(h)
-    model = bk.BaliModel(inputs, outputs, likelihood="categorical", num_train_examples=60_000)
+    model = methods.get("bali").build(NET, "categorical")
+    model.num_train_examples = 60_000
     model.compile()
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(1000, INPUTS)).astype("float32")
@@ -60,7 +49,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         repeats: pairs of requests per case.
     """
     nets: list[tuple[str, r1.BayesianModel, tuple[int, int]]] = [
-        ("rank-1", rank1(), (4, 16)),
+        ("rank-1", methods.get("rank1_normal").build(NET, "categorical"), (4, 16)),
         ("BALI", bali(), (8, 32)),
     ]
     cases = [

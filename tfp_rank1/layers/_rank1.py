@@ -24,6 +24,8 @@ DEFAULT = "default"
 Axes = int | tuple[int, ...]
 
 
+# Between the seeds of two layers of a net; attention takes one for each of its projections.
+SEED_STEP = 8
 # Arguments that a config holds as they are.
 _PLAIN = (
     "ensemble_size",

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfp_rank1._einsum import expand, letters
 from tfp_rank1._registry import registered
 from tfp_rank1.layers._rank1 import Axes, Rank1Mixin
 
@@ -54,11 +55,11 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
 
     def build(self, input_shape: Any) -> None:
         """Create kernel, biases and factors."""
-        inputs, kernel, outputs = self._letters()
+        inputs, kernel, outputs = letters(self.equation)
         rank = len(input_shape)
         output_shape = self.compute_output_shape(input_shape)
-        input_axes = _expand(inputs, rank)
-        output_axes = _expand(outputs, len(output_shape))
+        input_axes = expand(inputs, rank)
+        output_axes = expand(outputs, len(output_shape))
         if input_axes[0] != output_axes[0] or input_axes[0] in kernel:
             raise ValueError(
                 "EinsumDenseRank1 needs the batch as the first axis of inputs and outputs, and not "
@@ -87,19 +88,6 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
         x, seed = self._perturb_inputs(inputs, self._input_axes)
         z = ops.einsum(self.equation, x, self.kernel)
         return self._finish(z, seed, self._output_axes, self._bias_axes)
-
-    def _letters(self) -> tuple[str, str, str]:
-        """Axes of inputs, kernel and outputs; an ellipsis becomes one axis, "0"."""
-        left, outputs = self.equation.replace(" ", "").replace("...", "0").split("->")
-        inputs, kernel = left.split(",")
-        return inputs, kernel, outputs
-
-
-def _expand(letters: str, rank: int) -> list[str]:
-    """Axis names, the ellipsis written out as "0", "1", ..."""
-    named = len(letters.replace("0", ""))
-    ellipsis = [str(i) for i in range(rank - named)]
-    return [name for a in letters for name in (ellipsis if a == "0" else [a])]
 
 
 def _places(axes: list[str], names: set[str]) -> tuple[int, ...]:

@@ -84,7 +84,5 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
         """Each token's entry of r, `[K, B or 1, input_dim]`, in its row; the shape of tokens."""
         by_member = unfold(tokens, self.ensemble_size)
         if r.shape[1] == 1:
-            shape = ops.shape(by_member)
-            flat = ops.reshape(by_member, (self.ensemble_size, -1))
-            return fold(ops.reshape(tf.gather(r[:, 0], flat, batch_dims=1), shape))
+            return fold(tf.gather(r[:, 0], by_member, batch_dims=1))
         return fold(tf.gather(r, by_member, batch_dims=2))

@@ -58,10 +58,9 @@ class _CellRank1(Rank1Mixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        center = 1.0 if self.perturbation == "multiplicative" else 0.0
         self.recurrent_r_factor, self.recurrent_s_factor = (
-            self._make_factor(f"recurrent_{factor.name}", factor.posterior, factor.prior, center)
-            for factor in (self.r_factor, self.s_factor)
+            self._make_factor(f"recurrent_{f.name}", f.posterior, f.prior, f.center)
+            for f in (self.r_factor, self.s_factor)
         )
 
     def build(self, input_shape: Any) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import keras
 
 from tfp_rank1 import layers, posteriors, priors
+from tfp_rank1.layers._rank1 import SEED_STEP
 from tfp_rank1.model import BayesianModel
 
 # Of batch normalization in the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
-# Between the seeds of two layers; attention takes one for each of its projections.
-SEED_STEP = 8
 
 
 class Parts:
