@@ -28,6 +28,8 @@ RATE, SAMPLES = 1e-3, 64
 PACKAGES = "torch", "laplace", "bayesian_torch.models.dnn_to_bnn"
 # Of Adam on the Laplace evidence, over the logarithms of prior precision and noise.
 EVIDENCE_STEPS, EVIDENCE_RATE = 200, 1e-1
+# Rows whose outputs laplace-torch linearises at a time: it holds rows x outputs x weights numbers.
+LINEARISED_ROWS = 100
 
 
 def _torch() -> Any:
@@ -108,7 +110,7 @@ class Trainer:
         """
         torch = _torch()
         rho = torch.zeros(1, requires_grad=True)
-        optimizer = torch.optim.Adam([*model.parameters(), rho], lr=RATE)
+        optimizer = torch.optim.Adam([*model.parameters(), rho], lr=RATE, fused=True)
         count = len(self.x)
         for _ in range(self.epochs):
             order = torch.randperm(count)
@@ -117,8 +119,8 @@ class Trainer:
                 outputs = model(self.x[rows])
                 if self.regression:
                     scale = torch.nn.functional.softplus(rho)
-                    found = -torch.distributions.Normal(outputs, scale).log_prob(self.y[rows])
-                    loss = found.mean()
+                    noise = torch.distributions.Normal(outputs, scale, validate_args=False)
+                    loss = -noise.log_prob(self.y[rows]).mean()
                 else:
                     loss = torch.nn.functional.cross_entropy(outputs, self.y[rows])
                 if penalty is not None:
@@ -189,16 +191,16 @@ def fit_laplace(task: Task, trainer: Trainer, subset: str) -> Any:
     scale = float(log_noise.detach().exp())
 
     def predict(x: np.ndarray) -> PredictiveMixture:
-        inputs = torch.tensor(x)
+        parts = torch.tensor(x).split(LINEARISED_ROWS)
         if not trainer.regression:
-            samples = la.predictive_samples(inputs, pred_type="glm", n_samples=SAMPLES)
-            return PredictiveMixture(
-                likelihoods.Categorical(), np.log(samples.detach().numpy() + 1e-30)
-            )
-        mean, variance = (v.detach().numpy() for v in la(inputs))
-        variance = variance.reshape(mean.shape)[None]
+            samples = [la.predictive_samples(p, pred_type="glm", n_samples=SAMPLES) for p in parts]
+            probs = torch.cat(samples, dim=1).detach().numpy()
+            return PredictiveMixture(likelihoods.Categorical(), np.log(probs + 1e-30))
+        means, variances = zip(*map(la, parts), strict=True)
+        mean = torch.cat(means).detach().numpy()
+        variance = torch.cat(variances).detach().numpy().reshape(mean.shape)
         return PredictiveMixture(
-            trainer.likelihood(scale), mean[None], output_variance=tf.constant(variance)
+            trainer.likelihood(scale), mean[None], output_variance=tf.constant(variance[None])
         )
 
     return predict, _count(model) + covariances(model, subset) + trainer.regression
