@@ -50,6 +50,13 @@ def test_results_hold_scores_configuration_and_origin(finished):
     assert scores["parameters"] == 550 + 51 + 66 + 1275 + 1326 + 1 + 1
 
 
+def test_origins_name_the_packages_that_matter(tmp_path):
+    store = results.Results(tmp_path, "task", "method", {}, packages=("pytest",))
+    store.add(0, {"rmse": 1.0}, {})
+    versions = results.read(store.path)["origins"][0]["versions"]
+    assert versions["pytest"] == pytest.__version__
+
+
 def test_nothing_is_done_twice_and_nothing_is_lost(finished, monkeypatch):
     path = finished / "uci-smoke" / "bali.json"
     before = path.read_text()

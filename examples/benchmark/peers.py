@@ -25,7 +25,8 @@ from tfp_rank1 import likelihoods
 from tfp_rank1.mixture import PredictiveMixture
 
 RATE, SAMPLES = 1e-3, 64
-PACKAGES = "torch", "laplace", "bayesian_torch.models.dnn_to_bnn"
+MODULES = "torch", "laplace", "bayesian_torch.models.dnn_to_bnn"
+DISTRIBUTIONS = "torch", "laplace-torch", "bayesian-torch"
 # Of Adam on the Laplace evidence, over the logarithms of prior precision and noise.
 EVIDENCE_STEPS, EVIDENCE_RATE = 200, 1e-1
 # Rows whose outputs laplace-torch linearises at a time: it holds rows x outputs x weights numbers.
@@ -55,7 +56,7 @@ def require() -> None:
 
 def import_all() -> None:
     """Import what the peers use: seconds of training must not hold it."""
-    for name in PACKAGES:
+    for name in MODULES:
         importlib.import_module(name)
 
 

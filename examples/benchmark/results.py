@@ -38,6 +38,7 @@ class Results:
         method: name of the method.
         configuration: what the results depend on; splits of another one are not mixed in.
         jobs: processes at a time, on which seconds depend.
+        packages: distributions whose versions matter, beside `PACKAGES`.
 
     Raises:
         ValueError: if the file cannot be read or written, or was made with another configuration.
@@ -50,9 +51,10 @@ class Results:
         method: str,
         configuration: dict[str, Any],
         jobs: int = 1,
+        packages: tuple[str, ...] = (),
     ) -> None:
         self.path = folder / task / f"{method}.json"
-        self._origin = {"versions": versions(), "machine": machine(), "jobs": jobs}
+        self._origin = {"versions": versions(packages), "machine": machine(), "jobs": jobs}
         self._content: dict[str, Any] = {
             "task": task,
             "method": method,
@@ -202,10 +204,10 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
     return value
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages."""
+def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Of Python, `PACKAGES` and more packages."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         found[package] = metadata.version(package)
     return found
 

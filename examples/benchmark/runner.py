@@ -101,8 +101,9 @@ def run(request: Request) -> int:
         for method in request.methods:
             budget = request.budget_of(task, method)
             settings = configuration(request, task, method, budget, mark)
+            packages = peers.DISTRIBUTIONS if method in peers.PEERS else ()
             stores[name, method] = store = Results(
-                request.out, task.name, method, settings, request.jobs
+                request.out, task.name, method, settings, request.jobs, packages
             )
             jobs += [
                 Job(name, request.options, method, i, budget, request.curve)
