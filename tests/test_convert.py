@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
 import tfp_rank1 as r1
 
@@ -277,8 +278,25 @@ def stateful():
     return keras.Model(inputs, layers.Dense(2)(layers.LSTM(3, stateful=True)(inputs)))
 
 
+def without_batch_axis():
+    """Operations that look like ones along the batch axis."""
+    inputs = keras.Input(())
+    h = layers.Dense(3)(ops.expand_dims(inputs, -1))
+    stacked = ops.stack([h, ops.softmax(h, -1)], axis=-1)
+    return keras.Model(
+        inputs, layers.Dense(2)(ops.mean(stacked, axis=[1, -1], keepdims=True)[..., 0])
+    )
+
+
 @pytest.mark.parametrize(
-    "net", [adapted_normalization, masked_batch_normalization, two_outputs_within, stateful]
+    "net",
+    [
+        adapted_normalization,
+        masked_batch_normalization,
+        two_outputs_within,
+        stateful,
+        without_batch_axis,
+    ],
 )
 def test_unusual_nets_are_converted(net):
     model = net()
@@ -417,6 +435,16 @@ def with_lambda():
     return keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
 
 
+def between(operation):
+    """A net with an operation on its hidden units."""
+
+    def make():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, layers.Dense(2)(operation(layers.Dense(3)(inputs))))
+
+    return make
+
+
 class OwnCall(keras.Model):
     def call(self, x, training=None):
         return 10.0 * super().call(x, training=training)
@@ -444,6 +472,15 @@ def two_outputs():
         (nested_subclassed, {}, "rewrite a subclassed one.*Received: Subclassed"),
         (lambda: keras.Sequential([layers.Dense(2)]), {}, "built=False"),
         (with_lambda, {}, "A Lambda layer may mix the rows"),
+        (
+            between(lambda h: h - ops.mean(h, 0, keepdims=True)),
+            {},
+            r"batch axis.*Mean .*axis=\[0\]",
+        ),
+        (between(lambda h: h / ops.max(h)), {}, r"batch axis.*from .*\(None, 3\).* to \[\(\)\]"),
+        (between(lambda h: ops.transpose(ops.transpose(h))), {}, r"batch axis.*to \[\(3, None\)\]"),
+        (between(lambda h: ops.softmax(h, axis=-2)), {}, r"batch axis.*axis=\[-2\]"),
+        (between(lambda h: layers.Concatenate(axis=0)([h, h])), {}, "batch axis.*Concatenate"),
         (with_own_call, {}, "A model with a `call` of its own.*Received: OwnCall"),
         (by_position, {}, r"outputs \[B, D\].*Received: outputs of shape \(None, 5, 2\)"),
         (lambda: r1.models.mlp((4,), 2), {}, "has rank-1 layers already"),

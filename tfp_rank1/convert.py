@@ -10,6 +10,7 @@ import keras
 from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import layers, likelihoods, posteriors
+from tfp_rank1._batch_axis import check_batch_axis
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
 from tfp_rank1._transfer import (
     attention_weights,
@@ -112,8 +113,9 @@ def convert(
 
     Raises:
         ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a Lambda
-            layer, several outputs or some that are not `[B, D]`, nothing to convert, an unknown
-            name, or a last activation that the likelihood does not apply or that cannot be dropped.
+            layer, an operation along the batch axis, several outputs or some that are not
+            `[B, D]`, nothing to convert, an unknown name, or a last activation that the likelihood
+            does not apply or that cannot be dropped.
 
     Example:
     ```python
@@ -248,6 +250,7 @@ class _Conversion:
                 return _copy(layer), same_weights, "excluded"
             new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
             return new, nothing, ""
+        check_batch_axis(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer, nothing, ""  # an operation of keras.ops has no weights
         if kind is keras.layers.Lambda:
