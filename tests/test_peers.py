@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow_probability as tfp
-from test_benchmark import request
+from test_benchmark import SMOKE, request
 
-from examples.benchmark import nets, peers, results, runner
+from examples.benchmark import nets, peers, results, runner, tasks
 from examples.benchmark.methods import STOCK
 from tfp_rank1 import likelihoods
 
@@ -43,7 +43,7 @@ def test_the_kl_of_a_mean_field_net_is_the_closed_form():
 
 def test_linearised_predictions_do_not_depend_on_the_parts(monkeypatch):
     """Regression: mean and variance of 250 rows at once and a hundred at a time."""
-    task = runner._tasks("uci", request(None).options)[0]
+    task = tasks.get("uci", SMOKE)[0]
     data = task.load(0)
     predict = peers.fit("torch_laplace_all", task, data, task.budget, 0).predict
     x = np.repeat(data.split.x_test, 6, axis=0)[:250]

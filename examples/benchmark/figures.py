@@ -60,7 +60,7 @@ def _panels(names: list[str]) -> tuple[Any, list[Any]]:
         ax.set_title(name, fontsize=10)
     for ax in flat[len(names) :]:
         ax.set_visible(False)
-    for ax in flat[max(0, len(names) - columns) : len(names)]:  # the lowest that are seen
+    for ax in flat[len(names) - columns : len(names)]:  # the lowest that are seen
         ax.tick_params(labelbottom=True)
     return figure, flat
 

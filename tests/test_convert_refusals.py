@@ -1,0 +1,88 @@
+"""What `convert` cannot do, and says."""
+
+import keras
+import pytest
+from keras import ops
+from test_convert import dense_net
+
+import tfp_rank1 as r1
+
+layers = keras.layers
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+def nested_subclassed():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(Subclassed()(inputs)))
+
+
+def with_lambda():
+    return keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
+
+
+def between(operation):
+    """A net with an operation on its hidden units."""
+
+    def make():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, layers.Dense(2)(operation(layers.Dense(3)(inputs))))
+
+    return make
+
+
+class OwnCall(keras.Model):
+    def call(self, x, training=None):
+        return 10.0 * super().call(x, training=training)
+
+
+def with_own_call():
+    inputs = keras.Input((4,))
+    return OwnCall(inputs, layers.Dense(2)(inputs))
+
+
+def by_position():
+    inputs = keras.Input((5, 4))
+    return keras.Model(inputs, layers.Dense(2)(inputs))
+
+
+def two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (Subclassed, {}, "rewrite a subclassed one with rank-1 layers"),
+        (nested_subclassed, {}, "rewrite a subclassed one.*Received: Subclassed"),
+        (lambda: keras.Sequential([layers.Dense(2)]), {}, "built=False"),
+        (with_lambda, {}, "A Lambda layer may mix the rows"),
+        (
+            between(lambda h: h - ops.mean(h, 0, keepdims=True)),
+            {},
+            r"batch axis.*Mean .*axis=\[0\]",
+        ),
+        (between(lambda h: h / ops.max(h)), {}, r"batch axis.*from .*\(None, 3\).* to \[\(\)\]"),
+        (between(lambda h: ops.transpose(ops.transpose(h))), {}, r"batch axis.*to \[\(3, None\)\]"),
+        (between(lambda h: ops.softmax(h, axis=-2)), {}, r"batch axis.*axis=\[-2\]"),
+        (between(lambda h: layers.Concatenate(axis=0)([h, h])), {}, "batch axis.*Concatenate"),
+        (with_own_call, {}, "A model with a `call` of its own.*Received: OwnCall"),
+        (by_position, {}, r"outputs \[B, D\].*Received: outputs of shape \(None, 5, 2\)"),
+        (lambda: r1.models.mlp((4,), 2), {}, "has rank-1 layers already"),
+        (two_outputs, {}, "Received: 2 outputs"),
+        (dense_net, {"units": 7}, r"takes the arguments of rank-1 layers.*\['units'\]"),
+        (dense_net, {"kl_weight": 0.1}, r"but `kl_weight`"),
+        (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
+        (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),
+        (dense_net, {"batch_normalization": "own"}, "must be 'member' or 'shared'"),
+        (dense_net, {"prior": "gauss"}, "Unknown prior"),
+        (dense_net, {"ensemble_size": 0}, "`ensemble_size` must be a whole number"),
+    ],
+)
+def test_refusals_say_why(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        r1.convert(make(), likelihood="normal", **arguments)
