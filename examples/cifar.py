@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=MINI.epochs)
+    parser.add_argument("--depth", type=int, default=MINI.model_arguments["depth"])
+    parser.add_argument("--samples", type=int, default=MINI.evaluation_samples, help="per member")
     parser.add_argument("--member-batches", choices=("tiled", "split"), default="tiled")
     parser.add_argument("--npz", type=Path, help="a local archive in place of TFDS")
     parser.add_argument("--out", type=Path, default=Path("cifar_output"))
@@ -61,27 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"methods are {sorted(METHODS)}. Received: {sorted(unknown)}")
     split = load_images("cifar10", options.npz)
+    recipes = {name: adapted(METHODS[name], options) for name in names}
     found: dict[str, Results] = {}
-    for name in names:
-        recipe = at_length(METHODS[name], options.epochs)
+    for name, recipe in recipes.items():
         settings = {"recipe": dataclasses.asdict(recipe), "batches": options.member_batches}
         found[name] = Results(options.out, "cifar10", name, settings)
     for seed in range(options.seeds):
         for name, results in found.items():
             if results.missing([seed]):
-                recipe = at_length(METHODS[name], options.epochs)
-                scores = run(recipe, split, seed, options.member_batches)
+                scores = run(recipes[name], split, seed, options.member_batches)
                 results.add(seed, scores, {})
                 print(name, seed, {k: round(scores[k], 4) for k in SHOWN}, flush=True)
     rich.print(table(found, options.seeds))
 
 
-def at_length(recipe: r1.recipes.Recipe, epochs: int) -> r1.recipes.Recipe:
-    """The recipe with all of its epochs scaled."""
-    share = epochs / recipe.epochs
+def adapted(recipe: r1.recipes.Recipe, options: argparse.Namespace) -> r1.recipes.Recipe:
+    """The recipe at another depth, with all of its epochs scaled."""
+    share = options.epochs / recipe.epochs
     return dataclasses.replace(
         recipe,
-        epochs=epochs,
+        model_arguments={**recipe.model_arguments, "depth": options.depth},
+        evaluation_samples=options.samples,
+        epochs=options.epochs,
         decay_epochs=tuple(round(share * epoch) for epoch in recipe.decay_epochs),
         kl_annealing_epochs=max(1, round(share * recipe.kl_annealing_epochs)),
     )

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,27 @@ def interrupted(method, folder, epoch):
         train(method, folder, [Interrupt(epoch)])
 
 
-@pytest.mark.parametrize("method", ["bali", "rank1_normal", "mixed"])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """State after a BALI training that nothing disturbs."""
+    return state(train("bali", tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def ended_early(tmp_path_factory):
+    """Checkpoints of the same training, interrupted in its last epoch."""
+    folder = tmp_path_factory.mktemp("parts")
+    interrupted("bali", folder, EPOCHS - 1)
+    return folder
+
+
+@pytest.fixture
+def parts(ended_early, tmp_path):
+    """A copy of them."""
+    return Path(shutil.copytree(ended_early, tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("method", ["rank1_normal", "mixed"])
 def test_an_interrupted_training_goes_on(method, tmp_path):
     """Twice; a training that is complete does nothing when started again."""
     expected = state(train(method, tmp_path / "whole"))
@@ -55,7 +76,7 @@ def test_an_interrupted_training_goes_on(method, tmp_path):
     assert len(list((tmp_path / "parts").iterdir())) == 2
 
 
-@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
+@pytest.mark.parametrize("method", ["bali", pytest.param("rank1_normal", marks=pytest.mark.slow)])
 def test_an_interrupted_training_on_two_replicas_goes_on(method, strategy, tmp_path):
     expected = state(train(method, tmp_path / "whole", strategy=strategy))
     with pytest.raises(KeyboardInterrupt):
@@ -69,11 +90,15 @@ def run(*arguments):
     ).returncode
 
 
-def test_a_killed_process_goes_on(tmp_path):
-    """In the first epoch, while a checkpoint is written, and in the middle of the last epoch."""
+# Killed in the first epoch, while a checkpoint is written, and in the middle of the last epoch.
+POINTS = (0, 1), (1, -1), (EPOCHS - 1, 3)
+
+
+@pytest.mark.parametrize("points", [POINTS[1:2], pytest.param(POINTS, marks=pytest.mark.slow)])
+def test_a_killed_process_goes_on(points, tmp_path):
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     assert run(tmp_path / "whole", whole) == 0
-    for point in ((0, 1), (1, -1), (EPOCHS - 1, 3)):
+    for point in points:
         assert run(tmp_path / "parts", parts, *point) == -9
     assert run(tmp_path / "parts", parts) == 0
     found, expected = np.load(parts), np.load(whole)
@@ -106,6 +131,7 @@ def test_soak(tmp_path, monkeypatch):
     check_equal([found[k] for k in expected], [expected[k] for k in expected])
 
 
+@pytest.mark.slow
 def test_a_lost_worker_ends_in_a_new_start_for_all(tmp_path):
     """One of two is killed in its third epoch; all are started again, as a scheduler does."""
     folders = [[str(tmp_path / name), str(tmp_path / f"{name}.npz")] for name in ("whole", "parts")]
@@ -122,10 +148,8 @@ def test_a_lost_worker_ends_in_a_new_start_for_all(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path):
-    expected = state(train("bali", tmp_path / "whole"))
-    interrupted("bali", tmp_path / "parts", 3)
-    newest = max((tmp_path / "parts").glob("epoch-000003*"))
+def test_a_damaged_checkpoint_is_passed_over(damage, whole, parts):
+    newest = max(parts.glob("epoch-000003*"))
     content = newest.read_bytes()
     middle = len(content) // 2
     newest.write_bytes(
@@ -136,30 +160,28 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path):
         }[damage]
     )
     with pytest.warns(UserWarning, match="damaged; the checkpoint before it"):
-        model = train("bali", tmp_path / "parts")
-    check_equal(state(model), expected)
+        model = train("bali", parts)
+    check_equal(state(model), whole)
 
 
-def test_a_full_disk_does_not_end_training(tmp_path):
+def test_a_full_disk_does_not_end_training(whole, parts):
     """No file may grow: what was saved before stays, nothing half-written is left."""
-    expected = state(train("bali", tmp_path / "whole"))
-    interrupted("bali", tmp_path / "parts", 2)
-    before = sorted((tmp_path / "parts").iterdir())
+    before = sorted(parts.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.warns(UserWarning, match="No checkpoint after epoch [34]"):
-            model = train("bali", tmp_path / "parts")
+        with pytest.warns(UserWarning, match="No checkpoint after epoch 4"):
+            model = train("bali", parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted((tmp_path / "parts").iterdir()) == before
-    check_equal(state(model), expected)
+    assert sorted(parts.iterdir()) == before
+    check_equal(state(model), whole)
 
 
 def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         r1.callbacks.Resume(tmp_path, keep=0)
-    train("bali", tmp_path)
+    interrupted("bali", tmp_path, 1)
     with pytest.raises(ValueError, match="another model or optimizer"):
         train("rank1", tmp_path)
 

@@ -1,5 +1,7 @@
 """What `convert` cannot do, and says."""
 
+import sys
+
 import keras
 import pytest
 from keras import ops
@@ -86,3 +88,12 @@ def two_outputs():
 def test_refusals_say_why(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         r1.convert(make(), likelihood="normal", **arguments)
+
+
+def test_a_converter_of_ones_own_answers_for_the_batch_axis(monkeypatch):
+    model = between(layers.Softmax(axis=0))()
+    with pytest.raises(ValueError, match="batch axis"):
+        r1.convert(model, likelihood="normal")
+    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    r1.register_converter(layers.Softmax, lambda layer, arguments: layers.Softmax(name=layer.name))
+    assert "softmax" in str(r1.convert(model, likelihood="normal").conversion_report)

@@ -21,8 +21,6 @@ def on_one(method):
 def check_same(found, expected):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        if name == "sampled":  # replicas draw other samples
-            continue
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -35,15 +33,24 @@ def check_served(folder):
         np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["bali", "rank1"])
-@pytest.mark.parametrize("arguments", [{}, {"steps_per_execution": 4}], ids=["", "several_steps"])
-def test_two_replicas_train_as_one(method, arguments, strategy, tmp_path):
+# Every method and either number of steps, here and with workers; all pairs in slow tests.
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("bali", 1),
+        ("rank1", 4),
+        pytest.param("bali", 4, marks=pytest.mark.slow),
+        pytest.param("rank1", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_two_replicas_train_as_one(method, steps, strategy, tmp_path):
     """Weights, statistics, logs, metrics and predictions; a short last batch, weights."""
-    check_same(train(method, strategy, tmp_path / "served", **arguments), on_one(method))
+    found = train(method, strategy, tmp_path / "served", steps_per_execution=steps)
+    check_same(found, on_one(method))
     check_served(tmp_path / "served")
 
 
-@pytest.mark.parametrize("method", ["bali", "rank1"])
+@pytest.mark.parametrize("method", ["bali", pytest.param("rank1", marks=pytest.mark.slow)])
 def test_two_workers_train_as_one(method, tmp_path):
     """BALI with several steps per execution."""
     workers = launch.start(2, [str(CASE), method, str(tmp_path / "worker")])
@@ -53,6 +60,7 @@ def test_two_workers_train_as_one(method, tmp_path):
     check_served(tmp_path / "worker-served")
 
 
+@pytest.mark.slow
 def test_losses_agree_in_expectation(strategy, tmp_path):
     """Replicas and workers draw other samples, of the same distribution."""
     found = [losses(tf.distribute.get_strategy()), losses(strategy)]

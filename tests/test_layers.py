@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_case import run_layer_case
+from layer_case import as_on_any_cpu, run_layer_case
 
 import tfp_rank1 as r1
 
@@ -177,12 +177,13 @@ def test_convolution_equals_stock_layer_with_rank1_kernel(
         bias_initializer="normal", **arguments,
     )  # fmt: skip
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
-    outputs = np.split(np.asarray(layer(np.concatenate([x, x]))), 2)
+    outputs = np.split(np.array(as_on_any_cpu(layer, arguments)(np.concatenate([x, x]))), 2)
     axis = 1 if arguments.get("data_format") == "channels_first" else -1
     for k in range(2):
         r, s = layer.r_factor.mean()[k, 0].numpy(), layer.s_factor.mean()[k, 0].numpy()
         plain = stock(6, 3, **arguments)
         plain.build(x.shape)
+        call = as_on_any_cpu(plain, arguments)
         bias = layer.bias[k].numpy()
         if perturbation == "multiplicative":
             # With groups, input channel i of a group is scaled by that group's r.
@@ -190,12 +191,12 @@ def test_convolution_equals_stock_layer_with_rank1_kernel(
             groups = arguments.get("groups", 1)
             r_of_filter = np.repeat(r.reshape(groups, -1).T, 6 // groups, axis=1)
             plain.set_weights([kernel * r_of_filter * s, bias])
-            expected = plain(x)
+            expected = call(x)
         else:
             plain.set_weights([layer.kernel, bias + s])
             lay = [1] * x.ndim
             lay[axis] = -1
-            expected = plain(x + r.reshape(lay))
+            expected = call(x + r.reshape(lay))
         np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
 
 
@@ -224,14 +225,15 @@ def test_other_convolutions_are_stock_layers_between_factors(
     )
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
     with r1.posterior_mean():
-        outputs = np.split(np.array(layer(np.concatenate([x, x]))), 2)
+        outputs = np.split(np.array(as_on_any_cpu(layer, arguments)(np.concatenate([x, x]))), 2)
     plain = stock(*sizes, use_bias=False, **arguments)
     plain.build(x.shape)
     plain.set_weights([np.array(v) for v in layer.weights if "kernel" in v.name])
     combine = np.multiply if perturbation == "multiplicative" else np.add
+    call = as_on_any_cpu(plain, arguments)
     for k in range(2):
         r, s = (np.array(f.mean())[k, 0] for f in (layer.r_factor, layer.s_factor))
-        expected = combine(plain(combine(x, r)), s) + np.array(layer.bias)[k]
+        expected = combine(call(combine(x, r)), s) + np.array(layer.bias)[k]
         np.testing.assert_allclose(outputs[k], expected, atol=1e-5)
 
 

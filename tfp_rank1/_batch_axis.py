@@ -24,7 +24,7 @@ def check_batch_axis(operation: Any) -> None:
         inputs, outputs = node.input_tensors, node.output_tensors
         # A reduction counts the axes of its input, `expand_dims` those of its output.
         rank = max(len(t.shape) for t in [*inputs, *outputs])
-        is_first = any(a in (0, -rank) for a in axes)
+        is_first = _works_on_graph(node) and any(a in (0, -rank) for a in axes)
         # Of an input without a size of its own the output has none either.
         is_lost = any(_is_free(t) for t in inputs) and not all(_is_free(t) for t in outputs)
         if is_first or is_lost:
@@ -34,6 +34,12 @@ def check_batch_axis(operation: Any) -> None:
                 f"{type(operation).__name__} {operation.name!r}, axis={list(axes) or None}, from "
                 f"{[t.shape for t in inputs]} to {[t.shape for t in outputs]}"
             )
+
+
+def _works_on_graph(node: Any) -> bool:
+    """Whether the first argument, whose `axis` it is, has a batch: a constant table has none."""
+    arguments = [*node.arguments.args, *node.arguments.kwargs.values()]
+    return any(isinstance(v, keras.KerasTensor) for v in keras.tree.flatten(arguments[:1]))
 
 
 def _axes(operation: Any) -> tuple[int, ...]:

@@ -250,6 +250,9 @@ class _Conversion:
                 return _copy(layer), same_weights, "excluded"
             new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
             return new, nothing, ""
+        if kind in _registered and layer.name not in self.exclude:
+            make, transfer = _registered[kind]
+            return make(layer, self._own({})), transfer, ""
         check_batch_axis(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer, nothing, ""  # an operation of keras.ops has no weights
@@ -261,9 +264,6 @@ class _Conversion:
             )
         if layer.name in self.exclude:
             return _copy(layer), same_weights, "excluded"
-        if kind in _registered:
-            make, transfer = _registered[kind]
-            return make(layer, self._own({})), transfer, ""
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
         if kind is keras.layers.RNN and all(type(c) in _RANK1 for c in cells_of(layer)):
