@@ -158,6 +158,19 @@ def test_the_forget_gate_is_open_for_every_member():
     )
 
 
+def test_stateful_nets_are_not_sampled(tmp_path):
+    """Every pass would go on with the state of the pass before."""
+    inputs = keras.Input((STEPS, INPUTS), batch_size=ROWS)
+    h = L.LSTMRank1(UNITS, stateful=True, ensemble_size=K)(L.TileMembers(K)(inputs))
+    model = r1.BayesianModel(inputs, L.SplitMembers(K)(h), likelihood="poisson")
+    for sample in (
+        lambda: model.posterior_predictive(np.ones((ROWS, STEPS, INPUTS))),
+        lambda: model.export_predictive(str(tmp_path / "served")),
+    ):
+        with pytest.raises(ValueError, match=r"stateful=False.*Received: stateful layers \['lstm"):
+            sample()
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"cuDNN knows no factors.*use_cudnn=True"):
         L.LSTMRank1(2, use_cudnn=True)

@@ -42,7 +42,8 @@ def export_predictive(
             a Functional model; a subclassed one needs it.
 
     Raises:
-        ValueError: for a subclassed model without a signature, or a `num_samples` below 1.
+        ValueError: for a subclassed model without a signature, a `num_samples` below 1, or
+            stateful layers.
 
     Example:
     ```python

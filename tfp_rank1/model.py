@@ -334,7 +334,7 @@ class BayesianModel(ObjectiveModel):
         The seed fixes the samples for one `batch_size`; another split into batches draws others.
 
         Raises:
-            ValueError: for inputs that are not finite, or no arrays or batches.
+            ValueError: for inputs that are not finite, no arrays or batches, or stateful layers.
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 

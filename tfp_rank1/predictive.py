@@ -218,6 +218,7 @@ def _passes(
     model: BayesianModel, one: Any, x: Any, num_samples: Any, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Join the passes `one() -> (outputs, variance or None)` into samples."""
+    _check_stateless(model)
     spec = _output_spec(model, x)
     members = 1 if spec.rank == 2 else int(spec[1])
     passes = -(-num_samples // members)
@@ -241,6 +242,16 @@ def _passes(
         return samples, None
     outputs, variance = tf.split(samples, 2, axis=-1)
     return outputs, variance
+
+
+def _check_stateless(model: BayesianModel) -> None:
+    stateful = [v.name for v in model._flatten_layers() if getattr(v, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            "A stateful layer goes on in one pass where the pass before ended, so the samples "
+            "would not be answers to the same inputs. Give a net that was built with "
+            f"stateful=False the same weights. Received: stateful layers {stateful}"
+        )
 
 
 def _output_spec(model: BayesianModel, x: Any) -> tf.TensorShape:
