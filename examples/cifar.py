@@ -37,7 +37,7 @@ from examples.datasets.small import Split
 MINI = r1.recipes.get("mini_cifar10")
 METHODS: dict[str, r1.recipes.Recipe] = {
     "deterministic": dataclasses.replace(MINI, ensemble_size=None),
-    "batch_ensemble": dataclasses.replace(MINI, posterior="deterministic", random_sign=0.5),
+    "batch_ensemble": dataclasses.replace(MINI, posterior="deterministic"),
     "rank1_normal": MINI,
     "rank1_cauchy": dataclasses.replace(MINI, posterior="cauchy"),
 }

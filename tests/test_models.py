@@ -27,16 +27,19 @@ def inputs(name, rows=4):
     return rng.integers(0, 9, shape) if name == "lstm" else rng.normal(size=shape)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"wide_resnet"}))
 def test_every_architecture_trains_and_is_saved(name, tmp_path):
     build = SMALL[name][1]
     model = build(ensemble_size=2)
     x, y = inputs(name), np.array([0, 1, 2, 0])
     model.compile("sgd")
-    history = model.fit(x, y, verbose=0).history
+    check_trained(model, model.fit(x, y, verbose=0).history, x, tmp_path)
+
+
+def check_trained(model, history, x, tmp_path):
     assert np.isfinite(history["loss"]).all()
     assert history["kl"][0] > 0.0
-    assert model.output_shape == (None, 2, 3)
+    assert model.output_shape[2:] == (3,)
     model.save(tmp_path / "model.keras")
     with r1.posterior_mean():
         np.testing.assert_array_equal(
@@ -132,14 +135,15 @@ def test_recipes_are_json(name):
     assert hash(recipe) == hash(recipes.get(name))
 
 
-def test_a_recipe_trains():
+def test_a_recipe_trains(tmp_path):
+    """And with it the wide residual net."""
     small = {"input_shape": (8, 8, 3), "depth": 10, "width": 1}
     recipe = recipes.Recipe("wide_resnet", small, posterior="cauchy", kl_annealing_epochs=1)
     model = recipe.build()
     recipe.compile(model, steps_per_epoch=2)
     x, y = inputs("wide_resnet", 8), rng.integers(0, 3, 8)
     history = model.fit(x, y, batch_size=4, verbose=0, callbacks=recipe.callbacks()).history
-    assert np.isfinite(history["loss"]).all()
+    check_trained(model, history, x, tmp_path)
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -185,6 +185,7 @@ def test_factor_learning_rate_multiplier(digits):
         np.testing.assert_allclose(scaled, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_alike(digits, strategy):
     """Loss, its parts and the weights are those of one replica."""
 
