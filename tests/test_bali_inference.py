@@ -161,9 +161,7 @@ def execution(how, strategy=None):
     return posteriors(model)
 
 
-@pytest.mark.parametrize(
-    "how", ["eager", "xla", pytest.param("replicas", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["eager", "xla", pytest.param("replicas", marks=pytest.mark.slow)])
 def test_every_execution_gives_the_same_posterior(how, strategy):
     """Also with sampled pre-activations and scores, and a short last batch (44 = 5 * 8 + 4)."""
     expected = execution("graph")
