@@ -3,9 +3,11 @@
 import concurrent.futures.process
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +116,14 @@ def test_two_runs_at_once_lose_nothing(tmp_path):
     assert list(results.read(second.path)["splits"]) == ["0", "1"]
 
 
-def test_a_killed_process_fails_its_jobs_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("broken_pools", "failed"), [(1, 0), (2, 1)])
+def test_jobs_of_a_killed_process_are_tried_again(tmp_path, monkeypatch, broken_pools, failed):
+    """Once; then they have failed, and nothing else has."""
+    pools = []
+
     class Pool:
         def __init__(self, *args, **kwargs):
-            pass
+            pools.append(self)
 
         def __enter__(self):
             return self
@@ -127,15 +133,42 @@ def test_a_killed_process_fails_its_jobs_alone(tmp_path, monkeypatch):
 
         def submit(self, function, job):
             future = concurrent.futures.Future()
-            if job.index:
+            if job.index and len(pools) <= broken_pools:
                 future.set_exception(concurrent.futures.process.BrokenProcessPool("killed"))
             else:
                 future.set_result(({"rmse": 1.0}, {}))
             return future
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
-    assert runner.run(request(tmp_path, jobs=2)) == 1
-    assert list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"]) == ["0"]
+    assert runner.run(request(tmp_path, jobs=2)) == failed
+    done = list(results.read(tmp_path / "uci-smoke" / "linear.json")["splits"])
+    assert done == ["0", "1"][: 2 - failed]
+    assert len(pools) == 2
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    """Which is killed, and can tell nobody."""
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import concurrent.futures, multiprocessing, os, signal\n"
+        "from examples.benchmark import runner\n"
+        "if __name__ == '__main__':\n"
+        "    pool = concurrent.futures.ProcessPoolExecutor(\n"
+        "        1, multiprocessing.get_context('spawn'), runner._prepare_process, (1,))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    worker = int(done.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {worker} is still there")
 
 
 def test_linear_regression_is_exact():
@@ -212,9 +245,29 @@ def test_missing_and_corrupt_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        {"splits": []},
+        {"splits": {"0": {}}},
+        {"splits": {"0": {"scores": {"rmse": None}, "origin": 0}}},
+        {"splits": {"0": {"scores": {"rmse": 1.0}, "origin": 7}}},
+        {"origins": [{}]},
+    ],
+)
+def test_damaged_results_are_named(tmp_path, damage):
+    store(tmp_path, "uci-boston", "bali", [1.0])
+    path = tmp_path / "uci-boston" / "bali.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(ValueError, match="no results file"):
+        report.write(tmp_path)
+    with pytest.raises(ValueError, match="no results file"):
+        results.Results(tmp_path, "uci-boston", "bali", {})
+
+
+@pytest.mark.parametrize(
     ("task", "names", "message"),
     [
-        ("uci", ["none"], "A method is one of"),
+        ("uci", ["none"], r"A method is one of .*'bali'.*torch_ensemble.*Received: \['none'\]"),
         ("uci/none", ["bali"], "Sets of 'uci'"),
         ("uci", [], "must be different names"),
         ("uci", ["bali", "bali"], "must be different names"),
@@ -230,6 +283,7 @@ def test_unknown_names_are_refused(tmp_path, task, names, message):
     [
         ("uci", Options(smoke=True, corruptions=True), "has no --corruptions"),
         ("toy/gap", Options(held_out=True), "has no --held-out"),
+        ("toy/gap", Options(manual_dir=Path()), "has no --manual-dir"),
         ("uci/boston", Options(manual_dir=Path("/not/there")), "--manual-dir must be a folder"),
     ],
 )

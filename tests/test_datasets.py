@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from shared_data import data_folder, load
 
 from examples.datasets import uci_regression
-from examples.datasets.images import SEVERITIES, corrupt
+from examples.datasets.images import SEVERITIES, corrupt, load_images
 from examples.datasets.toy import TOYS
 
 
@@ -54,6 +54,75 @@ def test_text_files_and_archives_are_the_same(tmp_path, monkeypatch):
     np.savez(tmp_path / "fake.npz", X=x, y=y, train_idx_0=train)
     with pytest.raises(ValueError, match="test_idx_0"):
         uci_regression.read_npz("fake", tmp_path / "fake.npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("data.txt", ""),
+        ("data.txt", "1 2 3"),
+        ("data.txt", "a b c"),
+        ("index_features.txt", "1 77"),
+        ("index_target.txt", "0 1"),
+        ("index_test_0.txt", None),
+    ],
+)
+def test_damaged_text_files_are_named(tmp_path, monkeypatch, file, content):
+    x, y, ((train, test),) = fake_set(monkeypatch)
+    texts = {
+        "data.txt": np.c_[y, x], "index_features.txt": [1, 2], "index_target.txt": [0],
+        "index_train_0.txt": train, "index_test_0.txt": test,
+    }  # fmt: skip
+    for name, values in texts.items():
+        np.savetxt(tmp_path / name, values)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="text files of 'fake'"):
+        uci_regression.read_text("fake", {n: tmp_path / n for n in texts})
+
+
+def test_archives_of_other_contents_are_named(tmp_path, monkeypatch):
+    x, y, ((train, test),) = fake_set(monkeypatch)
+    np.savez(tmp_path / "text.npz", X=x.astype(str), y=y, train_idx_0=train, test_idx_0=["a"])
+    np.savez(tmp_path / "object.npz", X=np.array([None]), y=y, train_idx_0=train, test_idx_0=test)
+    (tmp_path / "junk.npz").write_text("hello")
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, x)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=path.name):
+            uci_regression.read_npz("fake", path)
+        with pytest.raises(ValueError, match=path.name):
+            load_images("mine", path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y_train": np.int64(1)}, "one whole-numbered label"),
+        ({"y_test": np.array([0, 2**40])}, "one whole-numbered label"),
+        ({"x_test": np.full((2, 3, 3), 1j)}, "must be real numbers"),
+        ({"x_test": np.full((2, 3, 3), "a")}, "must be real numbers"),
+        ({"x_test": np.zeros((2, 0, 0))}, "at least one pixel"),
+        ({"x_train": np.float32(1.0)}, "must have shape"),
+    ],
+)
+def test_images_of_other_kinds_are_named(tmp_path, changed, message):
+    images, labels = np.zeros((2, 3, 3), "uint8"), np.array([0, 1])
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "set.npz", **arrays | changed)
+    with pytest.raises(ValueError, match=message):
+        load_images("mine", tmp_path / "set.npz")
+
+
+def test_sets_that_cannot_be_downloaded_are_named(monkeypatch):
+    def load(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tfds, "load", load)
+    with pytest.raises(ValueError, match=r"'mnist'; without a network .*--npz FILE.*no route"):
+        load_images("mnist")
 
 
 def test_changed_tables_are_refused(monkeypatch):

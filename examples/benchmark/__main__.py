@@ -41,7 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="at least so many, in place of the task's")
     parser.add_argument("--batch-size", type=int, help="in place of the task's")
     parser.add_argument("--tuned", action="store_true", help="each method's own budget")
-    parser.add_argument("--curve", action="store_true", help="record NLL over iterations")
+    parser.add_argument(
+        "--curve", action="store_true", help="record NLL over iterations of what is still to be run"
+    )
     parser.add_argument("--net", default="mlp", help="mlp (784-100-100-10) or cnn, for images")
     parser.add_argument("--corruptions", action="store_true", help="score corrupted images too")
     parser.add_argument("--held-out", action="store_true",
@@ -76,9 +78,8 @@ def main() -> int:
         if args.epochs is not None:
             budget.setdefault("steps", 0)
         if args.tuned and budget:
-            raise ValueError(
-                "--tuned gives each method its own budget: leave out --epochs, --steps"
-            )
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in BUDGET)
+            raise ValueError(f"--tuned gives each method its own budget: leave out {flags}")
         request = Request(
             args.task,
             names,

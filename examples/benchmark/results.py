@@ -22,7 +22,7 @@ except ImportError:  # there is none on Windows
 
 PACKAGES = ("keras", "tensorflow", "tensorflow-probability", "numpy", "rank1-bali")
 DIGITS, FIGURE_DIGITS = 6, 4
-NEEDED = {"task", "method", "configuration", "origins", "splits"}
+NEEDED = {"task", "method", "configuration", "origins", "splits", "summary"}
 
 
 class Results:
@@ -156,9 +156,21 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if not content.keys() >= NEEDED:
             raise KeyError(f"{sorted(NEEDED)} are needed")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        _check_splits(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no results file: {error}. Delete or repair it.") from error
     return dict(content)
+
+
+def _check_splits(content: dict[str, Any]) -> None:
+    """Refuse splits without finite scores or without an origin."""
+    for origin in content["origins"]:
+        origin["versions"].items(), origin["machine"].items()
+    for index, entry in content["splits"].items():
+        content["origins"][entry["origin"]]
+        broken = [name for name, value in entry["scores"].items() if not math.isfinite(value)]
+        if not index.isdecimal() or not entry["scores"] or broken:
+            raise ValueError(f"split {index!r} lacks finite scores {broken}")
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:

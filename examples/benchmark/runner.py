@@ -9,7 +9,8 @@ import functools
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from examples.benchmark import methods, peers, tasks
+from examples.benchmark.nets import Conv
 from examples.benchmark.results import Results, check_writable
 from examples.benchmark.scores import score
 from examples.benchmark.tasks import Budget, Options, Task
@@ -93,6 +95,7 @@ def run(request: Request) -> int:
             raise ValueError(
                 f"No method has a budget of its own for {task.kind}: leave out --tuned"
             )
+        _check_peers(request.methods, task)
         indices = range(request.splits or task.splits)
         for index in reversed(indices):
             data = task.load(index)
@@ -120,13 +123,13 @@ def run(request: Request) -> int:
                 scores, figures = result
                 try:
                     stores[job.name, job.method].add(job.index, scores, figures)
-                    progress.console.print(f"{_title(job)} {_line(scores)}")
+                    progress.console.print(f"{_title(job)} {_line(scores)}", soft_wrap=True)
                     continue
                 except ValueError as error:  # such as scores that are not finite
                     result = error
             failed += 1
             text = f"{_title(job)} failed: {type(result).__name__}: {result}"
-            progress.console.print(text, style="red", markup=False)
+            progress.console.print(text, style="red", markup=False, soft_wrap=True)
     return failed
 
 
@@ -138,11 +141,21 @@ def check_methods(names: tuple[str, ...]) -> None:
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--methods must be different names. Received: {','.join(names)!r}")
-    for name in names:
-        if name in peers.PEERS:
-            peers.require()
-        else:
-            methods.get(name)
+    unknown = [name for name in names if name not in methods.METHODS and name not in peers.PEERS]
+    if unknown:
+        raise ValueError(
+            f"A method is one of {sorted(methods.METHODS)}, or of PyTorch {sorted(peers.PEERS)}. "
+            f"Received: {unknown}"
+        )
+    if any(name in peers.PEERS for name in names):
+        peers.require()
+
+
+def _check_peers(names: tuple[str, ...], task: Task) -> None:
+    convolutional = any(isinstance(layer, Conv) for layer in task.net.hidden)
+    found = [name for name in names if name in peers.PEERS]
+    if convolutional and found:
+        raise ValueError(f"PyTorch's methods know dense nets only: leave out --net cnn or {found}")
 
 
 def _named_tasks(request: Request) -> list[tuple[str, Task]]:
@@ -181,7 +194,6 @@ def configuration(
         "budget": budgets,
         "method": settings,
         **options,
-        "curve": request.curve,
         "data": data,
     }
 
@@ -247,27 +259,54 @@ def _outcomes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     # New processes after so many jobs: the executor's own `max_tasks_per_child` can hang.
     size = JOBS_PER_PROCESS * processes
     for start in range(0, len(jobs), size):
-        with concurrent.futures.ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_limit_threads,
-            initargs=(max(1, (os.cpu_count() or 1) // processes),),
-        ) as pool:
-            futures = {pool.submit(work, job): job for job in jobs[start : start + size]}
-            for future in concurrent.futures.as_completed(futures):
-                try:
-                    yield futures[future], future.result()
-                except concurrent.futures.process.BrokenProcessPool as error:
-                    yield (
-                        futures[future],
-                        RuntimeError(f"a process was killed ({error}): run again"),
-                    )
+        rest = jobs[start : start + size]
+        for is_last in (False, True):
+            rest = yield from _parallel(rest, processes, is_last)
 
 
-def _limit_threads(count: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(count)  # PyTorch, which is imported later
-    tf.config.threading.set_intra_op_parallelism_threads(count)
+def _parallel(
+    jobs: list[Job], processes: int, is_last: bool
+) -> Generator[tuple[Job, Any], None, list[Job]]:
+    """Outcomes of jobs in new processes.
+
+    One that is killed takes all jobs along that have not ended: those are returned for another
+    attempt, or failed if this is the last.
+    """
+    if not jobs:
+        return []
+    lost = []
+    with concurrent.futures.ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_prepare_process,
+        initargs=(max(1, (os.cpu_count() or 1) // processes),),
+    ) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            job = futures[future]
+            try:
+                yield job, future.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                if is_last:
+                    yield job, RuntimeError(f"a process was killed ({error}): run again")
+                else:
+                    lost.append(job)
+    return lost
+
+
+def _prepare_process(threads: int) -> None:
+    """Its share of the cores; and its end when the process that started it is killed."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch, which is imported later
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 # -- what is seen ---------------------------------------------------------------------------------

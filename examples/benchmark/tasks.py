@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
@@ -155,6 +156,7 @@ def _check_no_image_options(kind: str, options: Options) -> None:
         "--npz": options.npz is not None,
         "--outside-npz": options.outside_npz is not None,
         "--held-out": options.held_out and kind == "toy",
+        "--manual-dir": options.manual_dir is not None and kind == "toy",
     }
     ignored = [name for name, is_given in given.items() if is_given]
     if ignored:
@@ -172,17 +174,18 @@ def _uci(name: str, options: Options) -> Task:
     def load(index: int) -> Data:
         if index >= known:
             raise ValueError(f"The set {name!r} has {known} splits. Received: split {index}")
-        builder = tfds.builder(f"uci_regression/{name}", data_dir=options.data_dir)
         config = tfds.download.DownloadConfig(manual_dir=options.manual_dir)
         tfds.disable_progress_bar()
         try:
+            builder = tfds.builder(f"uci_regression/{name}", data_dir=options.data_dir)
             builder.download_and_prepare(download_config=config)
             parts = builder.as_dataset(split=[f"train_{index}", f"test_{index}"], batch_size=-1)
             train, test = (tfds.as_numpy(part) for part in parts)
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, tf.errors.OpError, json_format.ParseError) as error:
             raise ValueError(
-                f"The set {name!r} cannot be read from {builder.data_path}; delete that folder to "
-                f"prepare it anew, or check --manual-dir. Received: {error}"
+                f"The set {name!r} cannot be downloaded or read. Check --manual-dir; or delete "
+                f"what was prepared below --data-dir ({options.data_dir or 'that of TFDS'}), "
+                f"uci_regression/{name}, to prepare it anew. Received: {error}"
             ) from error
         return standardized(Split(train["x"], train["y"], test["x"], test["y"]), options, index)
 

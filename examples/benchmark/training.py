@@ -127,9 +127,9 @@ def fit(
         model.compile(keras.optimizers.Adam(method.rate), **arguments)
     model.num_train_examples = count  # a repeated dataset would count every pass
     batches = shuffled(data.split, budget.batch_size, passes)
-    model.fit(batches, epochs=epochs // passes, verbose=0, callbacks=callbacks)
+    model.fit(batches, epochs=epochs // passes, shuffle=False, verbose=0, callbacks=callbacks)
     if method.converted:
-        more = max(1, -(-CONVERSION_STEPS // per_epoch))
+        more = max(1, -(-min(CONVERSION_STEPS, epochs * per_epoch) // per_epoch))
         model, epochs = _convert(model, task, data, budget, more), epochs + more
     seconds = time.perf_counter() - start - (recorder.pause if recorder else 0.0)
 
@@ -180,7 +180,7 @@ def _convert(
     converted.compile()
     converted.num_train_examples = len(data.split.x_train)
     batches = shuffled(data.split, budget.batch_size, epochs)
-    converted.fit(batches, verbose=0)
+    converted.fit(batches, shuffle=False, verbose=0)
     return converted
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from examples.datasets.small import Split
+from examples.datasets.small import UNREADABLE, Split
 
 # Severities 1 to 5: standard deviation of the noise, remaining contrast, added brightness.
 SEVERITIES = {
@@ -43,7 +42,7 @@ def load_images(
     x_train, x_test = (_pixels(name, arrays[f"x_{part}"]) for part in ("train", "test"))
     y_train, y_test = (np.asarray(arrays[f"y_{part}"]).ravel() for part in ("train", "test"))
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if len(x) != len(y) or y.dtype.kind not in "iu" or y.min() < 0:
+        if len(x) != len(y) or y.dtype.kind not in "iu" or not 0 <= y.min() <= y.max() < 2**31:
             raise ValueError(
                 f"The set {name!r} needs one whole-numbered label from 0 per image. Received: "
                 f"{len(x)} images and {len(y)} labels of dtype {y.dtype} in y_{part}"
@@ -53,13 +52,19 @@ def load_images(
 
 def _from_tfds(name: str, data_dir: Path | None, manual_dir: Path | None) -> dict[str, np.ndarray]:
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    train, test = tfds.load(
-        name,
-        split=["train", "test"],
-        batch_size=-1,
-        data_dir=data_dir,
-        download_and_prepare_kwargs={"download_config": config},
-    )
+    try:
+        train, test = tfds.load(
+            name,
+            split=["train", "test"],
+            batch_size=-1,
+            data_dir=data_dir,
+            download_and_prepare_kwargs={"download_config": config},
+        )
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"TFDS cannot download or read the set {name!r}; without a network give a local "
+            f"archive, --npz FILE. Received: {type(error).__name__}: {error}"
+        ) from error
     parts = (("train", tfds.as_numpy(train)), ("test", tfds.as_numpy(test)))
     arrays = {}
     for part, values in parts:
@@ -76,8 +81,8 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
     names = [f"{a}_{part}" for a in "xy" for part in ("train", "test")]
     try:
         with open(path, "rb") as file, np.load(file) as data:
-            return {name: data[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return {name: np.atleast_1d(data[name]) for name in names}
+    except UNREADABLE as error:
         raise ValueError(
             f"An image archive must hold the arrays {names}. Received: {path}: {error}"
         ) from error
@@ -89,6 +94,11 @@ def _pixels(name: str, images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"Images of {name!r} must have shape [N, H, W] or [N, H, W, C]. "
             f"Received: {images.shape}"
+        )
+    if images.dtype.kind not in "uif" or not images.size:
+        raise ValueError(
+            f"Images of {name!r} must be real numbers, at least one pixel each. "
+            f"Received: dtype {images.dtype}, shape {images.shape}"
         )
     pixels = (images / 255.0 if images.dtype == np.uint8 else images).astype("float32")
     if not (np.isfinite(pixels).all() and pixels.min() >= 0.0 and pixels.max() <= 1.0):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
+
+# What NumPy raises for files that are missing, damaged or of another kind.
+UNREADABLE = (
+    OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 class Split(NamedTuple):

