@@ -65,7 +65,7 @@ def parts(ended_early, tmp_path):
     return Path(shutil.copytree(ended_early, tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("method", ["rank1_normal", "mixed"])
+@pytest.mark.parametrize("method", ["rank1_normal", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_an_interrupted_training_goes_on(method, tmp_path):
     """Twice; a training that is complete does nothing when started again."""
     expected = state(train(method, tmp_path / "whole"))
@@ -76,7 +76,8 @@ def test_an_interrupted_training_goes_on(method, tmp_path):
     assert len(list((tmp_path / "parts").iterdir())) == 2
 
 
-@pytest.mark.parametrize("method", ["bali", pytest.param("rank1_normal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
 def test_an_interrupted_training_on_two_replicas_goes_on(method, strategy, tmp_path):
     expected = state(train(method, tmp_path / "whole", strategy=strategy))
     with pytest.raises(KeyboardInterrupt):

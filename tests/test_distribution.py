@@ -33,14 +33,15 @@ def check_served(folder):
         np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
 
 
-# Every method and either number of steps, here and with workers; all pairs in slow tests.
+# Rank-1 on two replicas and BALI with two workers stand for all; the rest are slow tests.
 @pytest.mark.parametrize(
     ("method", "steps"),
     [
-        ("bali", 1),
-        ("rank1", 4),
-        pytest.param("bali", 4, marks=pytest.mark.slow),
-        pytest.param("rank1", 1, marks=pytest.mark.slow),
+        ("rank1", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("rank1", 4), ("bali", 1), ("bali", 4))
+        ),
     ],
 )
 def test_two_replicas_train_as_one(method, steps, strategy, tmp_path):

@@ -121,7 +121,7 @@ def test_a_cell_alone_draws_anew():
     assert not np.array_equal(cell(x, states)[0], cell(x, states)[0])
 
 
-@pytest.mark.parametrize("cls", [L.LSTMRank1, L.GRURank1])
+@pytest.mark.parametrize("cls", [L.LSTMRank1, pytest.param(L.GRURank1, marks=pytest.mark.slow)])
 def test_bidirectional_with_masks_and_dropout(cls, tmp_path):
     """Padded steps change nothing; both directions count their KL once; it is saved and trained."""
     tokens = keras.Input((None,), dtype="int32")

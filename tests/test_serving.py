@@ -58,12 +58,12 @@ def test_many_clients_at_once(url):
 @pytest.mark.parametrize(
     ("method", "policy"),
     [
-        ("bali", "mixed_float16"),
         ("rank1_normal", "mixed_bfloat16"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
             for pair in (
                 ("bali", "mixed_bfloat16"),
+                ("bali", "mixed_float16"),
                 ("bali", "float64"),
                 ("rank1_normal", "mixed_float16"),
                 ("rank1_normal", "float64"),
