@@ -1,10 +1,13 @@
 """The paper's architectures and recipes."""
 
+import argparse
+
 import keras
 import numpy as np
 import pytest
 
 import tfp_rank1 as r1
+from examples import cifar
 
 models, recipes = r1.models, r1.recipes
 rng = np.random.default_rng(0)
@@ -151,3 +154,15 @@ def test_the_learning_rate_rises_and_falls():
     found = [float(schedule(t)) for t in (0, 4, 9, 50, 99, 100, 250)]
     np.testing.assert_allclose(found, [0.04, 0.2, 0.4, 0.4, 0.4, 0.04, 0.004], rtol=1e-5)
     assert recipes.StepDecay.from_config(schedule.get_config())(4) == schedule(4)
+
+
+def test_the_small_cifar_recipe_is_scaled():
+    """All epochs of it, for every method of the example."""
+    options = argparse.Namespace(depth=10, epochs=15, samples=1)
+    for recipe in cifar.METHODS.values():
+        found = cifar.adapted(recipe, options)
+        assert found.decay_epochs == (8, 12, 14)
+        assert found.kl_annealing_epochs == 5
+        assert (found.epochs, found.evaluation_samples) == (15, 1)
+        assert found.model_arguments == {"depth": 10, "width": 1}
+        assert found.ensemble_size == recipe.ensemble_size
