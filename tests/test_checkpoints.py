@@ -65,7 +65,8 @@ def parts(ended_early, tmp_path):
     return Path(shutil.copytree(ended_early, tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("method", ["rank1_normal", pytest.param("mixed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rank1_normal", "mixed"])
 def test_an_interrupted_training_goes_on(method, tmp_path):
     """Twice; a training that is complete does nothing when started again."""
     expected = state(train(method, tmp_path / "whole"))

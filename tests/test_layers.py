@@ -126,7 +126,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Others stand for them: convolutions in two dimensions, LSTM, lower ranks.
+SLOW_CASES = {
+    "gru", "dense_rank3", "embedding_additive", "conv1d_causal", "conv1d_transpose",
+    "depthwise_conv1d", "separable_conv1d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_CASES)) for name in CASES],
+)
 def test_layer_case(name, tmp_path, strategy):
     make, shape, seed_dependent = CASES[name]
     run_layer_case(make, shape, K, tmp_path, strategy, seed_dependent)
