@@ -168,11 +168,13 @@ def test_a_damaged_checkpoint_is_passed_over(damage, whole, parts):
 
 def test_a_full_disk_does_not_end_training(whole, parts):
     """No file may grow: what was saved before stays, nothing half-written is left."""
+    for file in parts.glob("epoch-000003*"):
+        file.unlink()  # two epochs are to come, so that two checkpoints fail
     before = sorted(parts.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.warns(UserWarning, match="No checkpoint after epoch 4"):
+        with pytest.warns(UserWarning, match="No checkpoint after epoch [34]"):
             model = train("bali", parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

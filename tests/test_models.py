@@ -146,6 +146,7 @@ def test_a_recipe_trains(tmp_path):
     recipe.compile(model, steps_per_epoch=2)
     x, y = inputs("wide_resnet", 8), rng.integers(0, 3, 8)
     history = model.fit(x, y, batch_size=4, verbose=0, callbacks=recipe.callbacks()).history
+    assert model.output_shape == (None, 4, 10)
     check_trained(model, history, x, tmp_path)
 
 
