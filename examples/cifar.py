@@ -105,8 +105,10 @@ def augmented(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> tf.da
     images, labels = tf.constant(x), tf.constant(y)
     numbers = tf.data.Dataset.random(seed=seed)
     data = tf.data.Dataset.zip(rows, numbers)
-    data = data.map(lambda i, n: change(images[i], labels[i], n % (2**31 - 1)), tf.data.AUTOTUNE)
-    return data.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    data = data.map(lambda i, n: change(images[i], labels[i], n % (2**31 - 1)), 2)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds up the start of an epoch for seconds
+    return data.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 
 
 def run(
