@@ -4,10 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from bali_case import net
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from bali_keras.layers._patches import extract_patches
+from tfp_rank1.predictive import sample_outputs
+from tfp_rank1.random import fold_in, make_seed, seed_scope
 
 L, K = bk.layers, keras.layers
 
@@ -154,6 +157,28 @@ def test_weights_are_shared_by_the_rows_of_an_example():
     np.testing.assert_allclose(default[:, :1] + np.zeros((1, 3, 1)), default, atol=1e-6)
     local = with_posterior(L.DenseBali(4, sampling="example"), x)(x)
     assert np.abs(local[:, 0] - local[:, 1]).max() > 1e-3
+
+
+def test_what_the_first_layer_finds_of_its_inputs_is_computed_once():
+    """Outside the loop over samples; the samples are those of passes one by one."""
+    model = net(4, (6, 5), 3, "categorical", "relu")
+    model.compile()
+    x = tf.random.stateless_normal([20, 4], [1, 2])
+    model.fit(x, np.arange(20) % 3, batch_size=10, verbose=0)
+    seed = make_seed(3)
+
+    @tf.function
+    def samples(x):
+        return sample_outputs(model, x, 4, seed)
+
+    operations = samples.get_concrete_function(x).graph.get_operations()
+    outside = [tuple(op.inputs[1].shape) for op in operations if op.type == "MatMul"]
+    assert (4 + 1, 6) in outside  # the first layer's mean
+    assert (6 + 1, 5) not in outside  # the second's
+    found = samples(x)
+    for index in range(4):
+        with seed_scope(fold_in(seed, index)):
+            np.testing.assert_allclose(found[index], model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_channels_first_is_channels_last():

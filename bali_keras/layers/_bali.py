@@ -152,18 +152,24 @@ class BaliLayer(keras.layers.Layer):
                 are padding, and do not count as data. Keras passes it on from layer to layer.
             training: whether a `BaliModel` trains.
         """
-        # Keras casts floats only.
-        h = self._rows(ops.cast(inputs, self.compute_dtype))
-        if self.use_bias:
-            h = ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
         recorder = current_recorder()
         if recorder is not None:
+            h = self._homogeneous(inputs)
             z = self._record(h, recorder, mask if self.supports_masking else None)
         else:
             self._refuse_training(training)
+            with _graph_of(inputs):
+                h = self._homogeneous(inputs)
             z = self._predict(h)
         outputs = self._arrange(z)
         return outputs if self.activation is None else self.activation(outputs)
+
+    def _homogeneous(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Rows h `[B, ..., d]`, with the trailing 1 if there is a bias."""
+        h = self._rows(ops.cast(inputs, self.compute_dtype))  # Keras casts floats only
+        if not self.use_bias:
+            return h
+        return ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
 
     def _mean(self, h: tf.Tensor) -> tf.Tensor:
         return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
@@ -182,18 +188,23 @@ class BaliLayer(keras.layers.Layer):
         return z
 
     def _predict(self, h: tf.Tensor) -> tf.Tensor:
-        if in_posterior_mean():
-            return self._mean(h)
-        if _marginal.layer is self:
-            _marginal.variance = self._row_variance(h)
-            return self._mean(h)
-        if (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights":
+        is_mean, is_marginal = in_posterior_mean(), _marginal.layer is self
+        if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state.matrix_normal()
             noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
             return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
-        mean = self._mean(h)
+        with _graph_of(h):
+            mean = self._mean(h)
+            variance = None if is_mean else self._row_variance(h)
+        if is_marginal:
+            _marginal.variance = variance
+        if is_mean or is_marginal:
+            return mean
         noise = normal(_shape(mean), next_seed(self.seed_generator))
-        return self._add_noise(mean, self._row_variance(h), noise)
+        return self._add_noise(mean, variance, noise)
+
+    def _samples_weights(self, h: tf.Tensor) -> bool:
+        return (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights"
 
     def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
         # No gradient: the variance's pull on the layers below costs a product per layer and
@@ -276,6 +287,17 @@ class BaliLayer(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
         super().load_own_variables(load_seed_state(self.seed_generator, store))
+
+
+def _graph_of(tensor: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The graph that a tensor was made in, for what depends on nothing else.
+
+    In a loop over samples the model's inputs come from outside: what the first layer computes of
+    them, its mean and `h' L^-1 h`, is computed there, once for all samples.
+    """
+    if not tf.is_symbolic_tensor(tensor) or tensor.graph is tf.compat.v1.get_default_graph():
+        return contextlib.nullcontext()
+    return tensor.graph.as_default()
 
 
 def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
