@@ -19,9 +19,6 @@ from bali_keras.statistics import (
     Accumulation,
     BatchSums,
     Moments,
-    all_finite,
-    keep,
-    sum_over_replicas,
 )
 from bali_keras.update import (
     Health,
@@ -34,13 +31,14 @@ from bali_keras.update import (
     update,
 )
 from tfp_rank1._objective import Objective
+from tfp_rank1._refusal import Snapshot, all_finite, finite_everywhere, sum_over_replicas
 from tfp_rank1.likelihoods import Normal
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.predictive import _Samplers
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
-HEALTH = ("rate", "step_kl", "condition", "refused")
+HEALTH = ("rate", "step_kl", "condition")
 
 
 class InferenceModel(BayesianModel):
@@ -48,6 +46,7 @@ class InferenceModel(BayesianModel):
 
     _settings: Settings
     _batch_size: int | None
+    _training_logs = (*HEALTH, "refused")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,7 +81,7 @@ class InferenceModel(BayesianModel):
         weights = _example_weights(sample_weight)
         if not self.built:
             self(x, training=False)  # Keras builds by a trial run, which must not be recorded
-        before = [(v, tf.identity(v.value)) for v in self._other_variables()]
+        before = Snapshot(self._other_variables())
         first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
         seed = shared_seed(self.seed_generator)
         with tf.GradientTape(persistent=True) as tape:
@@ -99,17 +98,17 @@ class InferenceModel(BayesianModel):
         self._learn_output_layer(recorder, outputs)
         step, rate = self._next_step()
         sums = self._sums(recorder, tape, (log_prob, score), weights, step, rate, fold_in(seed, 2))
-        broken = tf.cast(~tf.math.is_finite(objective.loss), tf.float32)
-        finite = tf.equal(sum_over_replicas(broken), 0.0)
+        gradients = self._optimizer_gradients(tape, scaled)
+        finite = finite_everywhere([objective.loss, *self._checked(gradients)])
         residuals = self._residuals(recorder, y, outputs, weights)
         health = self._infer(sums, step, rate, residuals, finite)
-        self._optimize(tape, scaled)
-        for variable, old in before:
-            keep(variable, variable.value, health.accepted, old)
+        if gradients:
+            self._apply_gradients(gradients, self.optimizer_variables)
+        before.restore_unless(health.accepted)
         self._updates.assign(step)
         self._refused.assign_add(tf.cast(~health.accepted, tf.int64))
         self._track_health(rate, health)
-        return self._log(objective, x, y, outputs, sample_weight)
+        return self._log(objective, x, y, outputs, sample_weight, health.accepted)
 
     # -- differentiate --------------------------------------------------------------------------
 
@@ -344,18 +343,17 @@ class InferenceModel(BayesianModel):
         slots = [] if self.optimizer is None else self.optimizer.variables
         return [v for v in [*self.weights, *slots] if id(v) not in left_out]
 
-    def _optimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
+    def _optimizer_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
         variables = self.optimizer_variables
         if not variables:
-            return
+            return []
         if self.optimizer is None:
             raise ValueError(
                 "Some weights belong to no BALI layer and need an optimizer. Pass one, "
                 "compile(optimizer='adam'), use BALI layers, or freeze them. Received: "
                 f"optimizer=None and {[v.path for v in variables]}"
             )
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        self._apply_gradients(gradients, variables)
+        return tape.gradient(loss, [v.value for v in variables])
 
     # -- what is logged -------------------------------------------------------------------------
 
@@ -372,11 +370,11 @@ class InferenceModel(BayesianModel):
         loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
         return Objective(loss, plain.nll, plain.kl + kl, weight)
 
+    def _warn_of_refused(self, shares: list[float]) -> None:
+        """`fit` has counted them, and says so."""
+
     def _track_health(self, rate: tf.Tensor, health: Health) -> None:
-        refused = 1.0 - tf.cast(health.accepted, tf.float32)
-        for name, value in zip(
-            HEALTH, (rate, health.step_kl, health.condition, refused), strict=True
-        ):
+        for name, value in zip(HEALTH, (rate, health.step_kl, health.condition), strict=True):
             self._health[name].update_state(value)
 
 

@@ -10,12 +10,13 @@ import keras
 import tensorflow as tf
 
 from bali_keras import _settings
-from bali_keras._inference import HEALTH, InferenceModel
+from bali_keras._inference import InferenceModel
 from bali_keras._settings import Settings
 from bali_keras._weights import check_finite_arrays, weight_of
 from bali_keras.layers._bali import marginal_scope
 from bali_keras.update import factorise
 from tfp_rank1._mode import in_posterior_mean
+from tfp_rank1._objective import share_of_batch
 from tfp_rank1._registry import registered
 from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.predictive import sample_marginals
@@ -261,10 +262,9 @@ class BaliModel(InferenceModel):
         if exact is not None and self._evaluation_loss is not None:
             losses = -exact.log_prob(tf.convert_to_tensor(y))
             reduce = _Reduction("nll", self._evaluation_loss.reduction, dtype="float32")
-            nll = reduce(losses, losses, sample_weight)
+            nll = reduce(losses, losses, sample_weight) * share_of_batch(outputs)
             objective = objective._replace(nll=nll, loss=objective.loss - objective.nll + nll)
-        logs = self._log(objective, x, y, outputs, sample_weight)
-        return {name: value for name, value in logs.items() if name not in HEALTH}
+        return self._log(objective, x, y, outputs, sample_weight)
 
     # -- answers --------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from bali_keras.statistics import Accumulation, keep
+from bali_keras.statistics import Accumulation
+from tfp_rank1._refusal import keep
 from tfp_rank1.likelihoods import Normal
 
 # Smallest variance, in units of `initial_scale` squared: float32 residuals are no finer.

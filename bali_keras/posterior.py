@@ -42,13 +42,8 @@ from bali_keras.matrix_normal import (
     inverse_factor,
     log_diagonal,
 )
-from bali_keras.statistics import (
-    Accumulation,
-    BatchSums,
-    WeightedAverage,
-    keep,
-    state_variable,
-)
+from bali_keras.statistics import Accumulation, BatchSums, WeightedAverage, state_variable
+from tfp_rank1._refusal import keep
 
 
 class Prior(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfp_rank1._refusal import keep
+
 
 class WeightedAverage:
     """A moving average of what examples contribute, which knows how much it has seen.
@@ -112,18 +114,6 @@ class BatchSums(NamedTuple):
     moments: Moments
 
 
-def sum_over_replicas(sums: Any) -> Any:
-    """Sum a structure of tensors over the replicas of a `tf.distribute` strategy.
-
-    Must run unconditionally: a collective inside `tf.cond` fails.
-    """
-    replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync == 1:
-        return sums
-    flat = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.nest.flatten(sums))
-    return tf.nest.pack_sequence_as(sums, flat)
-
-
 def state_variable(
     layer: keras.layers.Layer,
     name: str,
@@ -140,24 +130,3 @@ def state_variable(
         trainable=False,
         autocast=False,
     )
-
-
-def keep(
-    variable: keras.Variable, value: tf.Tensor, accept: tf.Tensor, old: tf.Tensor | None = None
-) -> None:
-    """Assign `value` if `accept`; a refused value, which may be NaN, leaves no trace.
-
-    Args:
-        variable: what is assigned to.
-        value: its new value.
-        accept: boolean scalar.
-        old: the value if refused. Defaults to None: the present one.
-    """
-    old = tf.convert_to_tensor(variable) if old is None else old
-    variable.assign(tf.where(accept, value, old))
-
-
-def all_finite(values: Any) -> tf.Tensor:
-    """Whether every number of a structure of tensors is finite, boolean scalar."""
-    flags = [tf.reduce_all(tf.math.is_finite(v)) for v in tf.nest.flatten(values)]
-    return tf.reduce_all(tf.stack(flags))

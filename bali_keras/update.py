@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from bali_keras.posterior import LayerPosterior, Prior, Step
-from bali_keras.statistics import BatchSums, all_finite
+from bali_keras.statistics import BatchSums
+from tfp_rank1._refusal import all_finite
 
 # Of the averages' memory, the most that covariances may be old. Beyond all of it the first epochs
 # of convolutional nets are unstable.

@@ -47,6 +47,25 @@ def test_one_bad_batch_is_refused_and_counted():
     assert model.fit(data, verbose=0).history["refused"] == [0.0]
 
 
+@tf.custom_gradient
+def without_gradient_of_large(x):
+    """The inputs; gradients are NaN if one of them is beyond 20, as they are at a root of zero."""
+    return tf.identity(x), lambda g: g + tf.where(tf.reduce_any(tf.abs(x) > 20.0), np.nan, 0.0)
+
+
+def test_gradients_of_the_optimizer_alone_are_refused_too():
+    x, y = linear_data(rows=40)
+    x[5] = 100.0
+    inputs = keras.Input((3,))
+    h = keras.layers.Lambda(without_gradient_of_large)(keras.layers.Dense(4)(inputs))
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(2)(h), likelihood=r1.likelihoods.Normal(0.3))
+    model.compile("adam", warmup_steps=0)
+    with pytest.warns(UserWarning, match="1 of 4 batches left the model as it was"):
+        history = model.fit(x, y, batch_size=10, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(np.array(v)).all() for v in model.weights)
+
+
 def test_statistics_that_are_not_positive_definite_are_refused():
     """As after bits that flipped: counted, reported, the posterior stays; then it goes on."""
     x, y = linear_data(rows=40)

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import members_input
 from resume_case import EPOCHS, state, train
 
 import tfp_rank1 as r1
@@ -73,7 +74,8 @@ def test_an_interrupted_training_goes_on(method, tmp_path):
     interrupted(method, tmp_path / "parts", 1)
     interrupted(method, tmp_path / "parts", 3)
     check_equal(state(train(method, tmp_path / "parts")), expected)
-    check_equal(state(train(method, tmp_path / "parts")), expected)
+    with pytest.warns(UserWarning, match="All epochs are done"):
+        check_equal(state(train(method, tmp_path / "parts")), expected)
     assert len(list((tmp_path / "parts").iterdir())) == 2
 
 
@@ -182,11 +184,42 @@ def test_a_full_disk_does_not_end_training(whole, parts):
     check_equal(state(model), whole)
 
 
+class Noise(keras.layers.Layer):
+    """Draws from a generator in a list."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generators = [keras.random.SeedGenerator(1)]
+
+    def call(self, inputs):
+        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.generators[0])
+
+
+def test_bfloat16_weights_and_generators_in_lists_go_on(tmp_path, capsys):
+    keras.config.set_dtype_policy("bfloat16")
+    x, y = np.ones((8, 3)), np.zeros(8)
+
+    def train(folder, epochs):
+        keras.utils.set_random_seed(0)
+        inputs, h = members_input((3,), 2)
+        h = r1.layers.DenseRank1(2, ensemble_size=2)(Noise()(h))
+        model = r1.BayesianModel(inputs, r1.layers.SplitMembers(2)(h), likelihood="categorical")
+        model.compile("sgd")
+        resume = r1.callbacks.Resume(folder)
+        model.fit(x, y, epochs=epochs, shuffle=False, verbose=0, callbacks=[resume])
+        return [np.array(v, "float32") for v in model.weights]
+
+    whole = train(tmp_path / "whole", 2)
+    train(tmp_path / "parts", 1)
+    check_equal(train(tmp_path / "parts", 2), whole)
+    assert "Going on after epoch 1" in capsys.readouterr().out
+
+
 def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         r1.callbacks.Resume(tmp_path, keep=0)
     interrupted("bali", tmp_path, 1)
-    with pytest.raises(ValueError, match="another model or optimizer"):
+    with pytest.raises(ValueError, match="another model, loss or optimizer"):
         train("rank1", tmp_path)
 
     class Net(r1.BayesianModel):

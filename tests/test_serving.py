@@ -4,8 +4,10 @@ import concurrent.futures
 import json
 import os
 import re
+import socket
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import keras
@@ -130,6 +132,28 @@ def test_mistakes_are_named(url, body, message):
         urllib.request.urlopen(urllib.request.Request(url, body), timeout=10)
     assert caught.value.code == 400
     assert re.search(message, json.load(caught.value)["error"])
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "message"),
+    [
+        ("Content-Length: -1", b"", "needs a Content-Length"),
+        ("Transfer-Encoding: chunked", b"0\r\n\r\n", "needs a Content-Length"),
+        (None, b'{"instances": [[1' + 400 * b"0" + b", 1, 1, 1, 1]]}", "nested lists of numbers"),
+        (None, 100_000 * b"[", "recursion"),
+    ],
+)
+def test_mistakes_get_an_answer_that_ends_the_connection(url, head, body, message):
+    """Not silence, not a traceback, and nothing that the next request would be read from."""
+    address = urllib.parse.urlparse(url)
+    head = head or f"Content-Length: {len(body)}"
+    request = f"POST {address.path} HTTP/1.1\r\nHost: here\r\n{head}\r\n\r\n".encode() + body
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(request)
+        with connection.makefile("rb") as answer:
+            content = answer.read().decode()  # to the end
+    assert content.startswith("HTTP/1.1 400")
+    assert message in content
 
 
 def test_another_address_is_named(url):

@@ -17,11 +17,12 @@ Step = Callable[[Any], Any]
 class DistributedModel(keras.Model):
     """The part of a `BayesianModel` that runs on several replicas and workers.
 
-    Keras alone fails in two cases. With several replicas and `steps_per_execution` above 1 its
+    Keras alone fails in some cases. With several replicas and `steps_per_execution` above 1 its
     loop over steps holds a conditional, in which replicas cannot meet: here the steps of one
-    execution are unrolled. With several workers it averages batches of unequal workers to learn
-    their shape, and logs along an axis that scalars have not: here it looks at one replica's
-    batch, and logs get an axis.
+    execution are unrolled. It averages batches of unequal replicas to learn their shape, and with
+    several workers logs along an axis that scalars have not: here it looks at one replica's
+    batch, and logs get an axis. And if a step logs fewer names than there are metrics, it takes
+    the mean of the replicas' values: here it asks the metrics, which add up what all have seen.
     """
 
     steps_per_execution: int
@@ -87,9 +88,15 @@ class DistributedModel(keras.Model):
 
         return function
 
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        found = self.get_metrics_result()
+        if not isinstance(logs, dict) or not logs.keys() <= found.keys():
+            return logs
+        return {name: found[name] for name in logs}
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
-        if iterator is not None and _has_workers(strategy):
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
             for _, _, batches in iterator:
                 data_batch = keras.tree.map_structure(
                     lambda v: strategy.experimental_local_results(v)[0], next(batches)

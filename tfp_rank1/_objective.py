@@ -12,12 +12,14 @@ import tensorflow as tf
 from tfp_rank1._distribution import DistributedModel
 from tfp_rank1._functional import check_members_agree, same_likelihood
 from tfp_rank1._mode import split_members
+from tfp_rank1._refusal import sum_over_replicas
 from tfp_rank1._registry import whole
 from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
 from tfp_rank1.metrics import Accuracy, UncertaintyMetric
 
+_PER_EXAMPLE = "sum_over_batch_size"  # as Keras calls the mean over a batch
 Annealing = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -28,6 +30,14 @@ class Objective(NamedTuple):
     nll: tf.Tensor
     kl: tf.Tensor
     kl_weight: tf.Tensor
+
+
+class MeanOrNaN(keras.metrics.Mean):
+    """A mean that is not a number where there was nothing, as in an epoch of refused batches."""
+
+    def result(self) -> tf.Tensor:
+        """The mean."""
+        return self.total / tf.cast(self.count, self.dtype)
 
 
 class ObjectiveModel(DistributedModel):
@@ -107,6 +117,7 @@ class ObjectiveModel(DistributedModel):
         super().compile(
             optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
         )
+        self._loss_tracker = MeanOrNaN(name="loss")
 
     def _resolve_loss(self, loss: Any) -> Any:
         self._loss_name, self._evaluation_loss = None, None
@@ -206,8 +217,12 @@ class ObjectiveModel(DistributedModel):
             )
         if training or self._evaluation_loss is None:
             nll = self._compile_loss(y, outputs, sample_weight)
+            loss = self._compile_loss._user_loss
         else:
             nll = self._evaluation_loss(y, outputs, sample_weight)
+            loss = self._evaluation_loss
+        if getattr(loss, "reduction", _PER_EXAMPLE) == _PER_EXAMPLE:
+            nll *= tf.cast(share_of_batch(outputs), nll.dtype)
         with kl_scope(self._kl_weight(training)) as scope:
             penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
         return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
@@ -301,6 +316,22 @@ class ObjectiveModel(DistributedModel):
         """
         self._annealing = annealing
         self._forget_functions()
+
+
+def share_of_batch(outputs: tf.Tensor) -> tf.Tensor:
+    """R times this replica's share of the batch's examples, scalar; 1 if they divide evenly.
+
+    Keras adds up the replicas' means, each divided by R. Times this, every example weighs the same,
+    in a last batch too, of which one replica may have more rows than another.
+    """
+    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return tf.math.divide_no_nan(rows, mean_rows(outputs))
+
+
+def mean_rows(outputs: tf.Tensor) -> tf.Tensor:
+    """Examples per replica, their mean over all replicas, scalar."""
+    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _owns_kl(layer: keras.layers.Layer) -> bool:

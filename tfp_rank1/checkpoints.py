@@ -28,7 +28,11 @@ class Resume(keras.callbacks.Callback):
     ends with the same bits as one that was not, if epoch e has the same batches in both
     (`shuffle=False`, or a dataset shuffled by a seed made from e). With several replicas or
     workers the state is that of the first, which is all of it unless layers keep statistics of
-    their own replica (`BatchNormalization(synchronized=False)`).
+    their own replica (`BatchNormalization(synchronized=False)`); workers share the folder.
+
+    Not saved is what Keras has no place for: the memory of other callbacks (`EarlyStopping` and
+    `ReduceLROnPlateau` begin to count anew, and a run that one of them ended goes on if it is
+    started again), and Keras's global generator, from which `keras.random` draws without a seed.
 
     A checkpoint appears under its name only when it is complete, and the name holds a digest of
     its content: one that was cut or damaged is passed over, with a warning, for the one before.
@@ -38,9 +42,11 @@ class Resume(keras.callbacks.Callback):
     Args:
         folder: of this run's checkpoints, made if it is missing.
         keep: how many to keep, at least 1. Defaults to 2.
+        verbose: 1 (default) says from which checkpoint training goes on, 0 nothing.
 
     Raises:
-        ValueError: for a `keep` below 1, or in `fit` with a model that is not built.
+        ValueError: for a `keep` below 1; in `fit` with a model that is not built, or whose
+            checkpoints are those of other layers, another likelihood, loss or optimizer.
 
     Example:
     ```python
@@ -48,10 +54,11 @@ class Resume(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2, verbose: int = 1) -> None:
         super().__init__()
         self.folder = Path(folder).expanduser()
         self.keep = whole("keep", keep)
+        self.verbose = verbose
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Go back to the newest checkpoint that is whole, if there is one."""
@@ -62,13 +69,32 @@ class Resume(keras.callbacks.Callback):
             )
         for epoch, path in reversed(self._checkpoints()):
             if not _is_whole(path):
-                warnings.warn(f"{path} is damaged; the checkpoint before it is used", stacklevel=2)
+                warnings.warn(
+                    f"{path} is damaged; the checkpoint before it is used, if there is one",
+                    stacklevel=2,
+                )
                 with contextlib.suppress(OSError):  # it must not count as one to keep
                     path.rename(path.with_name(f"{path.name}.damaged"))
                 continue
             _restore(self.model, path)
             self.model._initial_epoch = epoch
+            self._report(epoch, path)
             return
+
+    def _report(self, epoch: int, path: Path) -> None:
+        epochs = (self.params or {}).get("epochs")
+        if epochs is not None and epoch >= epochs:
+            warnings.warn(
+                f"All epochs are done: the model is that of {path}. For more give a larger "
+                f"`epochs`, for another run another folder. Received: epochs={epochs}",
+                stacklevel=3,
+            )
+        elif self.verbose:
+            print(f"Going on after epoch {epoch}, from {path}")
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Let the next `fit` begin where its arguments say, also if this one is interrupted."""
+        self.model._initial_epoch = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Write a checkpoint, then remove the oldest."""
@@ -114,20 +140,35 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 def _content(model: keras.Model) -> bytes:
     # In memory, and not HDF5, whose library ends the process if a file cannot be written.
     buffer = io.BytesIO()
-    np.savez(buffer, *[keras.ops.convert_to_numpy(v) for v in _variables(model)])
+    np.savez(buffer, *map(_array, _variables(model)), kind=np.array(_kind(model)))
     return buffer.getvalue()
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    """A variable's value; types that NumPy has not, such as bfloat16, as float32, exactly."""
+    value = keras.ops.convert_to_numpy(variable)
+    return value.astype("float32") if value.dtype.kind == "V" else value
+
+
+def _kind(model: keras.Model) -> str:
+    """What a model is made of. Names of layers are left out: they differ from run to run."""
+    parts = [*model._flatten_layers(), getattr(model, "likelihood", None), model.optimizer]
+    names = [type(part).__name__ for part in parts]
+    loss = getattr(model, "loss", None)
+    return " ".join([*names, loss if isinstance(loss, str) else type(loss).__name__])
 
 
 def _restore(model: keras.Model, path: Path) -> None:
     variables = _variables(model)
     with np.load(path, allow_pickle=False) as arrays:
-        values = [arrays[name] for name in arrays.files]
+        kind = str(arrays["kind"])
+        values = [arrays[name] for name in arrays.files if name != "kind"]
     shapes = [tuple(v.shape) for v in variables]
-    if shapes != [v.shape for v in values]:
+    if kind != _kind(model) or shapes != [v.shape for v in values]:
         raise ValueError(
-            f"{path} belongs to another model or optimizer. Give every run a folder of its own, "
-            f"or remove this one. Received: {len(values)} arrays for {len(shapes)} variables, or "
-            "of other shapes"
+            f"{path} belongs to another model, loss or optimizer. Give every run a folder of its "
+            f"own, or remove this one. Received: {len(values)} arrays of {kind!r} for "
+            f"{len(shapes)} variables of {_kind(model)!r}, or of other shapes"
         )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
@@ -137,9 +178,7 @@ def _generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     """Of all layers, those of Keras too, which save no random state by themselves."""
     found: dict[int, keras.random.SeedGenerator] = {}
     for layer in model._flatten_layers():
-        for value in vars(layer).values():
-            if isinstance(value, keras.random.SeedGenerator):
-                found[id(value)] = value
+        found.update({id(generator): generator for generator in layer._seed_generators})
     return list(found.values())
 
 

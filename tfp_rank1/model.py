@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, overload
 
 import keras
@@ -19,7 +20,8 @@ from tfp_rank1._functional import (
     is_functional_call,
     take_graph,
 )
-from tfp_rank1._objective import Annealing, Objective, ObjectiveModel
+from tfp_rank1._objective import Annealing, MeanOrNaN, Objective, ObjectiveModel, mean_rows
+from tfp_rank1._refusal import Snapshot, finite_everywhere
 from tfp_rank1._registry import registered, whole
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.likelihoods import Likelihood
@@ -36,9 +38,14 @@ class BayesianModel(ObjectiveModel):
 
     NLL is a mean per example in nats, KL the sum over the model's layers (each counted once), N
     the number of training examples and `anneal` 1 unless `callbacks.KLAnnealing` changes it. The
-    loss does not depend on the batch size. `fit` logs `nll`, `kl` (KL / N, nats per example) and
-    `kl_weight` (anneal / N). Evaluation reports the NLL of the mixture over members, training
-    that of the compiled loss.
+    loss does not depend on the batch size. Evaluation reports the NLL of the mixture over members,
+    training that of the compiled loss. `fit` logs
+
+        nll         nats per example
+        kl          KL / N, nats per example
+        kl_weight   anneal / N
+        refused     fraction of the epoch's batches whose loss or gradients were not finite:
+                    weights, optimizer and metrics are then as before the batch
 
     Args:
         *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
@@ -64,6 +71,9 @@ class BayesianModel(ObjectiveModel):
 
     Source: Dusenberry et al. (2020).
     """
+
+    # Logged in training alone.
+    _training_logs: tuple[str, ...] = ("refused",)
 
     def __init__(
         self,
@@ -103,9 +113,10 @@ class BayesianModel(ObjectiveModel):
         self._evaluation_loss: MixtureNLL | None = None
         self._stock_names: list[str] = []
         self.seed_generator = keras.random.SeedGenerator()
-        self._nll_tracker = keras.metrics.Mean(name="nll")
+        self._nll_tracker = MeanOrNaN(name="nll")
         self._kl_tracker = keras.metrics.Mean(name="kl")
         self._kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
+        self._refused_tracker = keras.metrics.Mean(name="refused")
 
     @property
     def likelihood(self) -> Likelihood:
@@ -134,14 +145,16 @@ class BayesianModel(ObjectiveModel):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One optimizer step on one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        before = Snapshot(self._state_variables())
         with tf.GradientTape() as tape:
             outputs = self.training_outputs(x)
             objective = self.objective(y, outputs, sample_weight, training=True)
             loss = self.optimizer.scale_loss(objective.loss)
-        variables = self.trainable_variables
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        self._apply_gradients(gradients, variables)
-        return self._log(objective, x, y, outputs, sample_weight)
+        gradients = tape.gradient(loss, [v.value for v in self.trainable_variables])
+        accepted = finite_everywhere([objective.loss, *self._checked(gradients)])
+        self._apply_if(accepted, gradients)
+        before.restore_unless(accepted)
+        return self._log(objective, x, y, outputs, sample_weight, accepted)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Loss and metrics of one batch."""
@@ -149,6 +162,35 @@ class BayesianModel(ObjectiveModel):
         outputs = self(x, training=False)
         objective = self.objective(y, outputs, sample_weight, training=False)
         return self._log(objective, x, y, outputs, sample_weight)
+
+    def _state_variables(self) -> list[keras.Variable]:
+        """What a forward pass changes, such as moving statistics; not kernels that are frozen."""
+        return [v for layer in self._flatten_layers() for v in layer._non_trainable_variables]
+
+    def _checked(self, gradients: list[Any]) -> list[Any]:
+        """Gradients that must be finite: not those of scaled losses, from which scales are found.
+
+        An optimizer that scales the loss refuses gradients that are not finite by itself.
+        """
+        is_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return [] if is_scaled else [g for g in gradients if g is not None]
+
+    def _apply_if(self, accepted: tf.Tensor, gradients: list[Any]) -> None:
+        """The optimizer's step, if it is accepted."""
+        variables = self.trainable_variables
+        if not self.optimizer.built:
+            self.optimizer.build(variables)
+        if tf.distribute.has_strategy():  # replicas cannot meet inside a conditional
+            before = Snapshot([*variables, *self.optimizer.variables])
+            self._apply_gradients(gradients, variables)
+            before.restore_unless(accepted)
+            return
+
+        def apply() -> tf.Tensor:
+            self._apply_gradients(gradients, variables)
+            return accepted
+
+        tf.cond(accepted, apply, lambda: accepted)
 
     def _apply_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> None:
         """Apply the optimizer; the factors' steps are multiplied afterwards.
@@ -165,16 +207,29 @@ class BayesianModel(ObjectiveModel):
             variable.assign(old + self._factor_multiplier * step)
 
     def _log(
-        self, objective: Objective, x: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
+        self,
+        objective: Objective,
+        x: Any,
+        y: Any,
+        outputs: tf.Tensor,
+        sample_weight: Any,
+        accepted: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        rows = tf.shape(keras.tree.flatten(x)[0])[0]
+        """Update the metrics, but not by a refused batch; `accepted` is None in evaluation."""
+        before = None if accepted is None else Snapshot(_variables_of(self.metrics))
+        rows = mean_rows(outputs)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._loss_tracker.update_state(objective.loss * replicas, sample_weight=rows)
         self._nll_tracker.update_state(objective.nll * replicas, sample_weight=rows)
         per_example = objective.kl / float(self.num_train_examples or 1)
         self._kl_tracker.update_state(per_example, sample_weight=rows)
         self._kl_weight_tracker.update_state(objective.kl_weight, sample_weight=rows)
-        return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        logs = self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        if before is None or accepted is None:
+            return {name: v for name, v in logs.items() if name not in self._training_logs}
+        before.restore_unless(accepted)
+        self._refused_tracker.update_state(1.0 - tf.cast(accepted, tf.float32))
+        return {**logs, **self.get_metrics_result()}
 
     # -- fit, evaluate, predict -----------------------------------------------------------------
 
@@ -192,12 +247,24 @@ class BayesianModel(ObjectiveModel):
         self._check_array_targets(y)
         annealing = self._annealing
         try:
-            return super().fit(x, y, *args, **kwargs)
+            history = super().fit(x, y, *args, **kwargs)
+            self._warn_of_refused(history.history.get("refused", []))
+            return history
         finally:
             # Also after an interrupt, when Keras tells no callback that training has ended.
             self._initial_epoch = None  # of a restored checkpoint
             if self._annealing is not annealing:
                 self.set_annealing(annealing)
+
+    def _warn_of_refused(self, shares: list[float]) -> None:
+        if any(shares):
+            warnings.warn(
+                f"In {sum(s > 0 for s in shares)} of {len(shares)} epochs some batches, up to "
+                f"{max(shares):.0%}, left the model as it was: the loss or a gradient was not "
+                "finite. Look for NaN or huge numbers in inputs and targets, scale both to unit "
+                "size, or lower the learning rate. See `refused` in the logs",
+                stacklevel=3,
+            )
 
     def _find_count(self, arguments: dict[str, Any]) -> None:
         found = count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
@@ -405,6 +472,11 @@ def _graph_of(model: keras.Model) -> tuple[Any, Any]:
             f"{type(model).__name__}, built={model.built}"
         )
     return model.inputs, model.outputs
+
+
+def _variables_of(metrics: list[keras.metrics.Metric]) -> list[keras.Variable]:
+    """Each once, those of metrics within metrics too."""
+    return list({id(v): v for metric in metrics for v in metric.variables}.values())
 
 
 def _check_count(count: float | None) -> int | None:

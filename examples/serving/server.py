@@ -44,9 +44,15 @@ class Predictor:
         Raises:
             ValueError: for instances of another shape, or not finite.
         """
+        dtype = self._spec.dtype.as_numpy_dtype
         try:
-            x = np.asarray(instances, self._spec.dtype.as_numpy_dtype)
-        except (TypeError, ValueError) as error:
+            given = np.asarray(instances)
+            if given.dtype.kind not in "fiu":
+                raise ValueError(f"found {given.dtype}")
+            x = given.astype(dtype)
+            if np.issubdtype(dtype, np.integer) and (x != given).any():
+                raise ValueError(f"the model takes {np.dtype(dtype)}")
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"`instances` must be nested lists of numbers: {error}") from error
         if not self._spec.shape.is_compatible_with(x.shape) or not x.size:
             raise ValueError(
@@ -65,22 +71,31 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds of silence before a connection is closed
 
     def do_POST(self) -> None:
         """Predict; 400 says what is wrong with the request."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MAX_BYTES:
+            return self._refuse(
+                400, f"A request needs a Content-Length, at most {MAX_BYTES}. Received: {length!r}"
+            )
+        body = self.rfile.read(int(length))
         if self.path != self.server.path:
-            return self._answer(404, {"error": f"POST {self.server.path}. Received: {self.path}"})
+            return self._refuse(404, f"POST {self.server.path}. Received: {self.path}")
         try:
-            self._answer(200, {"predictions": self.server.predictor(self._instances())})
-        except ValueError as error:
-            self._answer(400, {"error": str(error)})
+            self._answer(200, {"predictions": self.server.predictor(self._instances(body))})
+        except (ValueError, RecursionError, tf.errors.InvalidArgumentError) as error:
+            self._refuse(400, str(error))
+        except Exception as error:  # the connection must get an answer
+            self._refuse(500, repr(error))
 
-    def _instances(self) -> Any:
-        length = int(self.headers.get("Content-Length", 0))
-        if length > MAX_BYTES:
-            self.close_connection = True  # what follows is not read
-            raise ValueError(f"A request has at most {MAX_BYTES} bytes. Received: {length}")
-        content = json.loads(self.rfile.read(length) or b"null")
+    def _refuse(self, status: int, error: str) -> None:
+        self.close_connection = True  # a body may follow that was not read
+        self._answer(status, {"error": error})
+
+    def _instances(self, body: bytes) -> Any:
+        content = json.loads(body or b"null")
         if not isinstance(content, dict) or "instances" not in content:
             raise ValueError('A request is {"instances": [...]}. Received: no "instances"')
         return content["instances"]
@@ -90,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
