@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from sklearn.linear_model import BayesianRidge
 
-from examples.benchmark import methods, nets, published, report, results, runner, tasks, training
+from examples.benchmark import (
+    memory,
+    methods,
+    nets,
+    published,
+    report,
+    results,
+    runner,
+    tasks,
+    training,
+)
 from examples.benchmark.tasks import Budget, Options
 
 SMOKE = Options(smoke=True)
@@ -387,3 +397,8 @@ def test_budgets_and_published_rows():
     assert Budget(32, 20, 4000).epochs_for(32_000) == 20
     assert all(len(row.rmse) == len(row.log_likelihood) == 6 for row in published.ROWS.values())
     assert json.dumps(results.rounded({"a": [1.23456789]})) == '{"a": [1.23457]}'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_counts_what_is_freed_again():
+    assert 50_000_000 < memory.peak(lambda: b"x" * 50_000_000) < 60_000_000

@@ -192,7 +192,8 @@ class Noise(keras.layers.Layer):
         self.generators = [keras.random.SeedGenerator(1)]
 
     def call(self, inputs):
-        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.generators[0])
+        shape, seed = keras.ops.shape(inputs), self.generators[0]
+        return inputs + keras.random.normal(shape, dtype=inputs.dtype, seed=seed)
 
 
 def test_bfloat16_weights_and_generators_in_lists_go_on(tmp_path, capsys):

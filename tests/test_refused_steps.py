@@ -40,7 +40,7 @@ def train(strategy, with_bad, **kwargs):
     return [np.array(v) for v in [*model.weights, *model.optimizer.variables]], history
 
 
-@pytest.mark.parametrize("where", ["one", "xla", "replicas"])
+@pytest.mark.parametrize("where", ["one", "replicas", pytest.param("xla", marks=pytest.mark.slow)])
 def test_it_is_as_if_the_batch_were_not_there(where, strategy):
     used = strategy if where == "replicas" else tf.distribute.get_strategy()
     kwargs = {"jit_compile": where == "xla"}

@@ -15,7 +15,7 @@ def peak(function: Callable[[], Any], repeats: int = 5) -> int:
     """Bytes at the peak of a few calls beyond those held before.
 
     Example:
-        >>> peak(lambda: bytearray(50_000_000)) > 40_000_000
+        >>> peak(lambda: b"x" * 50_000_000) > 40_000_000
         True
 
     From the first call on, the process gives every freed tensor back to the system at once, so that
