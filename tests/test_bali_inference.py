@@ -162,7 +162,7 @@ def execution(how, strategy=None):
 
 
 @pytest.mark.parametrize(
-    "how", ["xla", *(pytest.param(v, marks=pytest.mark.slow) for v in ("eager", "replicas"))]
+    "how", [pytest.param(v, marks=pytest.mark.slow) for v in ("xla", "eager", "replicas")]
 )
 def test_every_execution_gives_the_same_posterior(how, strategy):
     """Also with sampled pre-activations and scores, and a short last batch (44 = 5 * 8 + 4)."""

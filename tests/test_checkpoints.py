@@ -151,7 +151,9 @@ def test_a_lost_worker_ends_in_a_new_start_for_all(tmp_path):
         check_equal([found[k] for k in expected], [expected[k] for k in expected])
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["changed", *(pytest.param(v, marks=pytest.mark.slow) for v in ("cut", "empty"))]
+)
 def test_a_damaged_checkpoint_is_passed_over(damage, whole, parts):
     newest = max(parts.glob("epoch-000003*"))
     content = newest.read_bytes()

@@ -60,10 +60,10 @@ def test_many_clients_at_once(url):
 @pytest.mark.parametrize(
     ("method", "policy"),
     [
-        ("rank1_normal", "mixed_bfloat16"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
             for pair in (
+                ("rank1_normal", "mixed_bfloat16"),
                 ("bali", "mixed_bfloat16"),
                 ("bali", "mixed_float16"),
                 ("bali", "float64"),
