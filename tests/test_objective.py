@@ -83,6 +83,7 @@ def train_in_mode(digits, mode, policy="float32"):
     return {name: np.array(history[name]) for name in ("loss", "nll", "kl", "kl_weight")}
 
 
+@pytest.mark.slow
 def test_all_modes_train_alike(digits):
     """Annealing is part of the step: it is the same within steps_per_execution."""
     expected = train_in_mode(digits, "graph")
