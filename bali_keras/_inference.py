@@ -15,11 +15,7 @@ from bali_keras.noise import LearnedNoise
 from bali_keras.pseudo_targets import cross_sum, moments, no_moments
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
-from bali_keras.statistics import (
-    Accumulation,
-    BatchSums,
-    Moments,
-)
+from bali_keras.statistics import Accumulation, BatchSums, Moments
 from bali_keras.update import (
     Health,
     LayerUpdate,
@@ -368,7 +364,7 @@ class InferenceModel(BayesianModel):
         weight = 1.0 / tf.constant(float(self.num_train_examples), tf.float32)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
-        return Objective(loss, plain.nll, plain.kl + kl, weight)
+        return plain._replace(loss=loss, kl=plain.kl + kl, kl_weight=weight)
 
     def _warn_of_refused(self, shares: list[float]) -> None:
         """`fit` has counted them, and says so."""

@@ -16,7 +16,7 @@ from bali_keras._weights import check_finite_arrays, weight_of
 from bali_keras.layers._bali import marginal_scope
 from bali_keras.update import factorise
 from tfp_rank1._mode import in_posterior_mean
-from tfp_rank1._objective import share_of_batch
+from tfp_rank1._objective import by_examples
 from tfp_rank1._registry import registered
 from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.predictive import sample_marginals
@@ -262,7 +262,8 @@ class BaliModel(InferenceModel):
         if exact is not None and self._evaluation_loss is not None:
             losses = -exact.log_prob(tf.convert_to_tensor(y))
             reduce = _Reduction("nll", self._evaluation_loss.reduction, dtype="float32")
-            nll = reduce(losses, losses, sample_weight) * share_of_batch(outputs)
+            nll = reduce(losses, losses, sample_weight)
+            nll = by_examples(nll, self._evaluation_loss, outputs, objective.rows)
             objective = objective._replace(nll=nll, loss=objective.loss - objective.nll + nll)
         return self._log(objective, x, y, outputs, sample_weight)
 

@@ -161,9 +161,8 @@ def execution(how, strategy=None):
     return posteriors(model)
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param(v, marks=pytest.mark.slow) for v in ("xla", "eager", "replicas")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["xla", "eager", "replicas"])
 def test_every_execution_gives_the_same_posterior(how, strategy):
     """Also with sampled pre-activations and scores, and a short last batch (44 = 5 * 8 + 4)."""
     expected = execution("graph")

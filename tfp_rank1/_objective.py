@@ -24,12 +24,16 @@ Annealing = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Objective(NamedTuple):
-    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`."""
+    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`.
+
+    `rows` is the number of examples per replica, the mean over all replicas.
+    """
 
     loss: tf.Tensor
     nll: tf.Tensor
     kl: tf.Tensor
     kl_weight: tf.Tensor
+    rows: tf.Tensor
 
 
 class MeanOrNaN(keras.metrics.Mean):
@@ -221,11 +225,11 @@ class ObjectiveModel(DistributedModel):
         else:
             nll = self._evaluation_loss(y, outputs, sample_weight)
             loss = self._evaluation_loss
-        if getattr(loss, "reduction", _PER_EXAMPLE) == _PER_EXAMPLE:
-            nll *= tf.cast(share_of_batch(outputs), nll.dtype)
+        rows = _mean_rows(outputs)
+        nll = by_examples(nll, loss, outputs, rows)
         with kl_scope(self._kl_weight(training)) as scope:
             penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight)
+        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight, rows)
 
     def _check_outputs(self, outputs: tf.Tensor) -> None:
         """Refuse losses and metrics of Keras, which broadcast the targets over the members."""
@@ -318,18 +322,25 @@ class ObjectiveModel(DistributedModel):
         self._forget_functions()
 
 
-def share_of_batch(outputs: tf.Tensor) -> tf.Tensor:
-    """R times this replica's share of the batch's examples, scalar; 1 if they divide evenly.
+def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """A replica's mean over its examples, so that in the sum over replicas all weigh the same.
 
-    Keras adds up the replicas' means, each divided by R. Times this, every example weighs the same,
-    in a last batch too, of which one replica may have more rows than another.
+    Keras adds up the replicas' means, each divided by their number R. Here each is multiplied by R
+    times its share of the examples, of which one replica may have more than another.
+
+    Args:
+        nll: of this replica, scalar.
+        loss: that gave it; reductions other than Keras's mean over the batch are left alone.
+        outputs: of this replica, `[B, ...]`.
+        rows: mean of B over the replicas.
     """
-    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
-    return tf.math.divide_no_nan(rows, mean_rows(outputs))
+    if getattr(loss, "reduction", _PER_EXAMPLE) != _PER_EXAMPLE:
+        return nll
+    own = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return nll * tf.cast(tf.math.divide_no_nan(own, rows), nll.dtype)
 
 
-def mean_rows(outputs: tf.Tensor) -> tf.Tensor:
-    """Examples per replica, their mean over all replicas, scalar."""
+def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
     rows = tf.cast(tf.shape(outputs)[0], tf.float32)
     return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
