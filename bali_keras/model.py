@@ -164,12 +164,6 @@ class BaliModel(InferenceModel):
         config = super().get_compile_config()
         return config and {**config, **self._settings.get_config()}
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as the saved model was, with the optimizer's state ready to be loaded."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.optimizer_variables)
-
     # -- fit and evaluate -----------------------------------------------------------------------
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:

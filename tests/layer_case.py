@@ -40,7 +40,7 @@ def as_on_any_cpu(layer, arguments):
         layer, keras.layers.Conv2DTranspose
     )
     if dilated or arguments.get("data_format") == "channels_first":
-        return tf.function(layer, jit_compile=True)
+        return tf.function(layer, jit_compile=True, autograph=False)
     return layer
 
 
@@ -68,7 +68,7 @@ class _Case:
         assert tuple(model(self.x).shape) == tuple(expected)
         assert model.output_shape[1:] == tuple(expected)[1:]
         signature = tf.TensorSpec([None, *self.input_shape])
-        graph = tf.function(lambda x: model(x), input_signature=[signature])
+        graph = tf.function(lambda x: model(x), input_signature=[signature], autograph=False)
         assert tuple(graph(self.x[:3]).shape) == (expected[0] // 4 * 3, *expected[1:])
 
     def check_config(self):
@@ -123,7 +123,7 @@ class _Case:
         """Under XLA the posterior mean is the same and the losses are finite."""
         model = self.model()
 
-        @tf.function(jit_compile=True)
+        @tf.function(jit_compile=True, autograph=False)
         def compiled(x):
             outputs, losses = model(x), sum(model.losses, tf.zeros(()))
             with r1.posterior_mean():

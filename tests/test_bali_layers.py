@@ -117,7 +117,7 @@ def test_samples_have_the_marginal_moments(case, sampling):
     make, _, x = case
     layer = with_posterior(make(sampling=sampling), x)
     model = model_of(layer, x)
-    draw = tf.function(lambda: model(x))
+    draw = tf.function(lambda: model(x), autograph=False)
     draws = np.stack([draw() for _ in range(1500)])
     with r1.posterior_mean():
         mean = np.array(model(x))
@@ -139,7 +139,7 @@ def test_seeds_xla_and_precision(case):
         np.testing.assert_array_equal(model(x), first)
     assert not np.array_equal(model(x), model(x))
     with r1.posterior_mean():
-        compiled = tf.function(lambda: model(x), jit_compile=True)()
+        compiled = tf.function(lambda: model(x), jit_compile=True, autograph=False)()
         np.testing.assert_allclose(compiled, model(x), atol=1e-5)
     half = model_of(with_posterior(make(dtype="mixed_bfloat16"), x), x)
     assert half(x).dtype == "bfloat16"
@@ -167,7 +167,7 @@ def test_what_the_first_layer_finds_of_its_inputs_is_computed_once():
     model.fit(x, np.arange(20) % 3, batch_size=10, verbose=0)
     seed = make_seed(3)
 
-    @tf.function
+    @tf.function(autograph=False)
     def samples(x):
         return sample_outputs(model, x, 4, seed)
 
@@ -197,7 +197,7 @@ def test_channels_first_is_channels_last():
 def test_patches_of_unknown_size():
     signature = [tf.TensorSpec([None, None, None, 2])]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def patches(x):
         return extract_patches(x, (3, 3), (2, 2), (1, 1), "same")
 

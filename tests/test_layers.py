@@ -241,7 +241,7 @@ def test_sample_mean_matches_closed_form(sampling):
     rows = 2 if sampling == "member" else 2 * draws
     batch = np.repeat(x, rows, axis=0)
     passes = draws if sampling == "member" else 1
-    call = tf.function(lambda: layer(batch))
+    call = tf.function(lambda: layer(batch), autograph=False)
     samples = np.stack([call() for _ in range(passes)])
     samples = samples.reshape(passes, 2, -1, 3).transpose(1, 0, 2, 3).reshape(2, -1, 3)
     q_r, q_s = layer.r_posterior, layer.s_posterior
@@ -271,7 +271,7 @@ def test_no_tensor_is_larger_than_rows_or_kernel(sampling):
     layer = L.DenseRank1(outputs, ensemble_size=4, sampling=sampling, kl_weight=1.0)
     layer.build((rows, inputs))
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradients(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -413,7 +413,9 @@ def test_indivisible_batch_is_refused(layer):
     with pytest.raises(ValueError, match=message):
         layer(np.ones((6, 2), "float32"))
     layer(np.ones((8, 2), "float32"))
-    graph = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, 2])])
+    graph = tf.function(
+        lambda x: layer(x), input_signature=[tf.TensorSpec([None, 2])], autograph=False
+    )
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         graph(np.ones((6, 2), "float32"))
 

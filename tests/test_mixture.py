@@ -122,7 +122,7 @@ def test_learned_noise_belongs_to_one_model():
 def test_credible_interval_under_xla():
     likelihood, outputs, _ = CASES["normal_fixed"]
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def interval(outputs):
         return PredictiveMixture(likelihood, outputs).credible_interval(0.8)
 

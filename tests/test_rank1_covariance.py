@@ -54,7 +54,7 @@ def test_rank1_noise_is_full_rank_noise_with_a_multiplicative_covariance():
     np.testing.assert_allclose(full, factored + second, rtol=1e-10)
     np.testing.assert_allclose(full, factored, rtol=0.01)
     draws = 40_000
-    outputs = np.float64(tf.function(lambda: model(np.repeat(x, draws, axis=0)))())
+    outputs = np.float64(tf.function(lambda: model(np.repeat(x, draws, axis=0)), autograph=False)())
     sampled = np.cov(outputs.T)
     scale = np.sqrt(np.outer(np.diag(full), np.diag(full)))
     assert np.abs(sampled - full).max() < 6 * np.sqrt(2 / draws) * scale.max()

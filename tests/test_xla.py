@@ -15,7 +15,7 @@ FORBIDDEN = [r"\[<=", "set-dimension-size", "custom_call_target", r"f64\["]
 def compiled(function, *arrays):
     """The compiler's program for a function of arrays."""
     specs = [tf.TensorSpec(a.shape, a.dtype) for a in arrays]
-    function = tf.function(function, jit_compile=True)
+    function = tf.function(function, jit_compile=True, autograph=False)
     return function.experimental_get_compiler_ir(*specs)(stage="hlo")
 
 

@@ -30,6 +30,7 @@ class DistributedModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """As in Keras, following `posterior_mean()`."""
+        self._build_optimizer()
         return super().make_train_function(self._mode_changes("train") or force)
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -43,6 +44,19 @@ class DistributedModel(keras.Model):
     def predict_step(self, data: Any) -> Any:
         """One batch of outputs."""
         return _in_mode(super().predict_step, self._predict_in_mean)(data)
+
+    @property
+    def optimizer_variables(self) -> list[keras.Variable]:
+        """What the optimizer trains."""
+        return self.trainable_variables
+
+    def _build_optimizer(self) -> None:
+        """Make its slots before a step is traced: TF traces twice what makes variables."""
+        is_built = all(layer.built for layer in self._flatten_layers())
+        if self.optimizer is None or self.optimizer.built or not is_built:
+            return
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.optimizer_variables)
 
     def _mode_changes(self, name: str) -> bool:
         """The context is read when a function is traced: a change of it needs a new trace.

@@ -160,8 +160,7 @@ class ObjectiveModel(DistributedModel):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was, with the optimizer's state ready to be loaded."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
 
     # -- the objective -------------------------------------------------------------------------
 

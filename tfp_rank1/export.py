@@ -62,7 +62,7 @@ def export_predictive(
         outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
         return _answers(PredictiveMixture(model.likelihood, outputs, 0, variance))
 
-    @tf.function
+    @tf.function(autograph=False)
     def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         seed = entropy_seed() if seed is None else seed
         return sample_outputs(model, x, tf.maximum(num_samples, 1), seed)

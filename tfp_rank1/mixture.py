@@ -137,7 +137,9 @@ class PredictiveMixture:
             return closed_form
         draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
         # A graph loop: all draws at once would need S M N numbers, an eager loop is slow.
-        log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values))(draws)
+        log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values), autograph=False)(
+            draws
+        )
         return -tf.reduce_mean(log_probs, axis=0)
 
     def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:

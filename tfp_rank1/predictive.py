@@ -286,7 +286,7 @@ def _sampler(model: BayesianModel, x: Any, num_samples: int) -> Any:
     if key not in functions:
         signature = [specs, tf.TensorSpec([2], tf.int32)]
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, autograph=False)
         def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
             return sample_marginals(model, x, num_samples, seed)
 

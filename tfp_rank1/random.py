@@ -96,10 +96,24 @@ def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[s
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
-    # A named algorithm: "auto_select" is another one under XLA. No sign: XLA extends it otherwise.
-    # Either would make every later seed another one there.
-    folded = tf.random.experimental.stateless_fold_in(seed, tf.cast(data, tf.int32), alg="philox")
+    folded = tf.concat([_integers([1], seed), [tf.cast(data, tf.int32)]], axis=0)
+    # No sign: XLA extends it otherwise, and every later seed would be another one there.
     return tf.bitwise.bitwise_and(folded, _INT32_MAX)
+
+
+def _integers(shape: Any, seed: tf.Tensor, skipped: tf.Tensor | None = None) -> tf.Tensor:
+    """Random int32 of all 2^32, by the counter of the Philox generator, after `skipped` blocks.
+
+    A named algorithm: what TF selects by itself is another one under XLA. The operations by
+    themselves: TF's function around them adds forty others to every graph.
+    """
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    if skipped is not None:
+        counter += tf.stack([skipped, tf.zeros_like(skipped)])
+    philox = tf.constant(1)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, key=key, counter=counter, alg=philox, dtype=tf.int32
+    )
 
 
 def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
@@ -117,7 +131,7 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     """
     count = tf.reduce_prod(tf.stack(shape))
     pairs = (count + 1) // 2
-    bits = tf.random.stateless_uniform([1, pairs], seed, minval=None, maxval=None, dtype=tf.int32)
+    bits = _integers(tf.stack([1, pairs]), seed)
     return tf.reshape(_box_muller(bits)[0, :count], shape)
 
 
@@ -136,15 +150,8 @@ def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Ten
     """
     rows, width = shape[0], math.prod(shape[1:])
     blocks = max(1, math.ceil(width / 8))  # a counter makes four integers, an integer two numbers
-    keys = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     start = tf.cast(first_row, tf.uint64) * blocks
-    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=tf.stack([rows, blocks * 4]),
-        key=keys[0],
-        counter=keys[1] + tf.stack([start, tf.zeros_like(start)]),
-        alg=tf.constant(1),  # Philox
-        dtype=tf.int32,
-    )
+    bits = _integers(tf.stack([rows, blocks * 4]), seed, skipped=start)
     return tf.reshape(_box_muller(bits)[:, :width], shape)
 
 

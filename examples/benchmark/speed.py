@@ -114,7 +114,7 @@ def call(layer: keras.layers.Layer, x: tf.Tensor, training: bool) -> tf.Tensor:
 
 def inference(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
     """A compiled call of the layer."""
-    compiled = tf.function(lambda: call(layer, x, training=False))
+    compiled = tf.function(lambda: call(layer, x, training=False), autograph=False)
     return lambda: compiled().numpy()[0, 0]
 
 
@@ -136,7 +136,7 @@ def training(layer: keras.layers.Layer, x: tf.Tensor) -> Callable[[], Any]:
     optimizer = keras.optimizers.Adam()
     optimizer.build(layer.trainable_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step() -> tf.Tensor:
         loss, found = gradients(layer, x)
         rest = found[-len(layer.trainable_variables) :]

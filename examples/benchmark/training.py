@@ -21,7 +21,8 @@ from tfp_rank1.mixture import PredictiveMixture
 
 # Points of a curve, and training examples it is taken on.
 CURVE_POINTS, CURVE_EXAMPLES, CURVE_SAMPLES = 20, 1000, 16
-STEPS_PER_CALL = 10
+# Several steps in a call are faster but traced twice: nothing for a run this short.
+STEPS_PER_CALL, SHORT = 10, 200
 # Steps of a posterior around a trained net, at least: chosen on held-out parts of UCI training sets
 # among 200, 500 and 1,000. An epoch of a small set is over in the warm-up.
 CONVERSION_STEPS = 1000
@@ -120,7 +121,8 @@ def fit(
     if recorder is not None:
         callbacks.append(recorder)
     start = time.perf_counter()
-    arguments: dict[str, Any] = {"steps_per_execution": min(STEPS_PER_CALL, per_epoch)}
+    steps_per_call = min(STEPS_PER_CALL, per_epoch) if epochs * per_epoch > SHORT else 1
+    arguments: dict[str, Any] = {"steps_per_execution": steps_per_call}
     if method.rate is None:
         model.compile(**arguments)
     else:
