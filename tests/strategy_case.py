@@ -1,8 +1,9 @@
 """One training, the same on one replica, two replicas and two workers.
 
-python strategy_case.py METHOD FILE      as one of the workers in TF_CONFIG
+python strategy_case.py METHOD FILE STEPS      as one of the workers in TF_CONFIG
 
-METHOD "losses" measures the losses of a random net in place of training one.
+STEPS is of one execution. METHOD "losses" measures the losses of a random net in place of training
+one.
 """
 
 import os
@@ -108,13 +109,12 @@ def train_briefly(model):
 if __name__ == "__main__":
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     index = strategy.cluster_resolver.task_id
-    method, file = sys.argv[1:]
+    method, file, steps = sys.argv[1:]
     if method == "losses":
         results = losses(strategy)
     else:
-        # Several steps per execution for one of them.
-        arguments = {"steps_per_execution": 4} if method == "bali" else {}
-        results = train(method, strategy, f"{file}-served" if index == 0 else None, **arguments)
+        served = f"{file}-served" if index == 0 else None
+        results = train(method, strategy, served, steps_per_execution=int(steps))
     np.savez(f"{file}-{index}.npz", **results)
     sys.stdout.flush()
     os._exit(0)  # leaving by the garbage collector aborts in the collective's threads

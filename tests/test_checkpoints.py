@@ -136,10 +136,11 @@ def test_soak(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_lost_worker_ends_in_a_new_start_for_all(tmp_path):
+@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
+def test_a_lost_worker_ends_in_a_new_start_for_all(method, tmp_path):
     """One of two is killed in its third epoch; all are started again, as a scheduler does."""
     folders = [[str(tmp_path / name), str(tmp_path / f"{name}.npz")] for name in ("whole", "parts")]
-    whole, parts = ([str(CASE), "bali", *arguments] for arguments in folders)
+    whole, parts = ([str(CASE), method, *arguments] for arguments in folders)
     assert [w.wait(timeout=300) for w in launch.start(2, whole)] == [0, 0]
     first, second = launch.start(2, [*parts, "2", "3"])
     assert second.wait(timeout=300) == -9

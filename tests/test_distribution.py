@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 from strategy_case import CLASSES, data, losses, train
 
+from examples.datasets.small import load_digits
 from examples.distributed import launch
+from examples.distributed import train as script
 
 CASE = Path(__file__).parent / "strategy_case.py"
 
@@ -33,6 +35,12 @@ def check_served(folder):
         np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bali", "rank1"])
+def test_several_steps_per_execution_train_as_one(method):
+    check_same(train(method, tf.distribute.get_strategy(), steps_per_execution=4), on_one(method))
+
+
 # Rank-1 on two replicas and BALI with two workers stand for all; the rest are slow tests.
 @pytest.mark.parametrize(
     ("method", "steps"),
@@ -51,10 +59,18 @@ def test_two_replicas_train_as_one(method, steps, strategy, tmp_path):
     check_served(tmp_path / "served")
 
 
-@pytest.mark.parametrize("method", ["bali", pytest.param("rank1", marks=pytest.mark.slow)])
-def test_two_workers_train_as_one(method, tmp_path):
-    """BALI with several steps per execution."""
-    workers = launch.start(2, [str(CASE), method, str(tmp_path / "worker")])
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("bali", 4),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("bali", 1), ("rank1", 1), ("rank1", 4))
+        ),
+    ],
+)
+def test_two_workers_train_as_one(method, steps, tmp_path):
+    workers = launch.start(2, [str(CASE), method, str(tmp_path / "worker"), str(steps)])
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     for index in range(2):
         check_same(dict(np.load(tmp_path / f"worker-{index}.npz")), on_one(method))
@@ -65,7 +81,7 @@ def test_two_workers_train_as_one(method, tmp_path):
 def test_losses_agree_in_expectation(strategy, tmp_path):
     """Replicas and workers draw other samples, of the same distribution."""
     found = [losses(tf.distribute.get_strategy()), losses(strategy)]
-    workers = launch.start(2, [str(CASE), "losses", str(tmp_path / "worker")])
+    workers = launch.start(2, [str(CASE), "losses", str(tmp_path / "worker"), "1"])
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     found += [np.load(tmp_path / f"worker-{index}.npz") for index in range(2)]
     for name, one in found[0].items():
@@ -74,3 +90,31 @@ def test_losses_agree_in_expectation(strategy, tmp_path):
             error = np.sqrt((one.var(ddof=1) + other.var(ddof=1)) / len(one))
             assert abs(other.mean() - one.mean()) < 5 * error
             assert error < 0.02 * one.mean()
+
+
+# -- the script of the examples -------------------------------------------------------------------
+
+
+def test_the_script_on_one_device(tmp_path):
+    """Trains, exports, and does nothing more when it is started again."""
+    arguments = ["--method", "rank1", "--epochs", "2", "--folder", str(tmp_path)]
+    scores = script.main(arguments)
+    assert scores["accuracy"] > 0.7
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    assert served.serve(tf.zeros([3, 64]))["probs"].shape == (3, 10)
+    with pytest.warns(UserWarning, match="All epochs are done"):
+        again = script.main(arguments)
+    assert again["kl"] == scores["kl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bali", "rank1"])
+def test_the_script_on_two_workers(method, tmp_path):
+    """By its launcher, with several steps per execution; the second start goes on."""
+    command = ["2", "-m", "examples.distributed.train", "--strategy", "workers", "--method", method]
+    command += ["--steps-per-execution", "4", "--folder", str(tmp_path), "--epochs"]
+    assert launch.main([*command, "1"]) == launch.main([*command, "2"]) == 0
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    split = load_digits(seed=0)
+    probs = served.serve(split.x_test)["probs"]
+    assert np.mean(np.argmax(probs, axis=1) == split.y_test) > 0.7

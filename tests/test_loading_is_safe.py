@@ -115,3 +115,12 @@ def test_any_value_builds_a_layer_or_is_named(name, value):
     except (ValueError, TypeError):
         return
     assert layer.get_config()["units"] == layer.units
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -3.0, 2.5])
+def test_a_wrong_number_of_examples_is_refused(count):
+    model = METHODS["rank1"]()
+    store = {}
+    model.save_own_variables(store)
+    with pytest.raises(ValueError, match="num_train_examples"):
+        model.load_own_variables(store | {"num_train_examples": np.float64(count)})

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -16,6 +18,9 @@ import pytest
 import tensorflow as tf
 from strategy_case import CLASSES, INPUTS, METHODS, train_briefly
 
+import bali_keras as bk
+from examples.datasets.small import load_digits
+from examples.serving import client
 from examples.serving.client import ask
 from examples.serving.server import Server
 
@@ -146,3 +151,24 @@ def test_mistakes_get_an_answer_that_ends_the_connection(url, head, body, messag
 def test_another_address_is_named(url):
     with pytest.raises(ValueError, match=r"404.*POST /v1/models/served:predict"):
         ask(url.replace("served", "nobody"), inputs(1))
+
+
+@pytest.mark.slow
+def test_the_commands(tmp_path, capsys):
+    """A server and a client as the README starts them, on a model for digits."""
+    inputs = keras.Input((64,))
+    model = bk.BaliModel(inputs, bk.layers.DenseBali(10)(inputs), likelihood="categorical")
+    model.compile()
+    split = load_digits(seed=0)
+    model.fit(split.x_train, split.y_train, batch_size=64, verbose=0)
+    model.export_predictive(str(tmp_path / "served"), num_samples=4)
+    command = [sys.executable, "-m", "examples.serving.server", tmp_path / "served", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stdout.readline().strip()
+            client.main([address])
+        finally:
+            server.kill()
+    answers = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {"probs", "entropy", "mutual_information"} <= answers.keys()
+    assert np.argmax(json.loads(answers["probs"]), axis=1).tolist() == split.y_test[:2].tolist()

@@ -2,12 +2,18 @@
 
 import re
 
+import keras
 import pytest
 import tensorflow as tf
-from strategy_case import BATCH, METHODS, data
+from resume_case import mixed
+from strategy_case import INPUTS, METHODS, data
 from test_bali_layers import CASES as BALI_CASES
 from test_layers import CASES as RANK1_CASES
 
+import bali_keras as bk
+import tfp_rank1 as r1
+
+BATCH = 6
 # Bounded dynamic shapes, calls of CPU libraries, double precision.
 FORBIDDEN = [r"\[<=", "set-dimension-size", "custom_call_target", r"f64\["]
 
@@ -25,25 +31,51 @@ def check(program):
         assert found is None, found[0][:400]
 
 
-def fitted(method):
-    """A model whose variables and slots exist."""
-    x, labels, weights = data()
-    model = METHODS[method]()
-    if method == "bali":
-        model.compile(warmup_steps=0, factorise_every=4)
-    else:
-        model.compile("adam")
+def steps(model, labels, **compile_arguments):
+    """Check training with weights, testing and predicting, once variables and slots exist."""
+    x, _, weights = data()
+    x, labels, weights = x[:BATCH], labels[:BATCH], weights[:BATCH]
+    model.compile(**compile_arguments)
     model.fit(x, labels, sample_weight=weights, batch_size=BATCH, verbose=0)
-    return model, x[:BATCH], labels[:BATCH].astype("int32"), weights[:BATCH]
-
-
-@pytest.mark.parametrize("method", ["bali", "rank1_normal"])
-def test_steps(method):
-    """Training with weights, testing and predicting."""
-    model, x, labels, weights = fitted(method)
     check(compiled(lambda *batch: model.train_step(batch), x, labels, weights))
     check(compiled(lambda *batch: model.test_step(batch), x, labels))
     check(compiled(lambda batch: model.predict_step((batch,)), x))
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("bali", {"warmup_steps": 0, "factorise_every": 4}),
+        ("rank1_normal", {"optimizer": "adam"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("rank1_normal", {"optimizer": "adam", "member_batches": "split"}),
+                ("rank1_normal", {"optimizer": "adam", "num_train_samples": 3}),
+                ("rank1_normal", {"optimizer": "adam", "factor_learning_rate_multiplier": 2.0}),
+                ("mixed", {"optimizer": "adam", "warmup_steps": 2}),
+            )
+        ),
+    ],
+)
+def test_steps_of_classifiers(method, arguments):
+    labels = data()[1].astype("int32")
+    steps((METHODS | {"mixed": mixed})[method](), labels, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bali", "rank1"])
+def test_steps_of_regressions_with_learned_noise(method):
+    x = inputs = keras.Input((INPUTS,))
+    if method == "bali":
+        x = bk.layers.DenseBali(4, activation="relu")(x)
+        outputs, kind = bk.layers.DenseBali(2)(x), bk.BaliModel
+    else:
+        x = r1.layers.DenseRank1(2, ensemble_size=2)(r1.layers.TileMembers(2)(x))
+        outputs, kind = r1.layers.SplitMembers(2)(x), r1.BayesianModel
+    model = kind(inputs, outputs, likelihood=r1.likelihoods.Normal())
+    arguments = {} if method == "bali" else {"optimizer": "adam"}
+    steps(model, data()[0][:, :2], **arguments)
 
 
 LAYERS = {f"rank1_{name}": case for name, case in RANK1_CASES.items()}

@@ -96,7 +96,7 @@ class SteppingModel(ObjectiveModel):
         accepted: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Update the metrics, but not by a refused batch; `accepted` is None in evaluation."""
-        before = None if accepted is None else Snapshot(_variables_of(self.metrics))
+        before = None if accepted is None else Snapshot(self._metric_variables(y, outputs))
         rows = objective.rows
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._loss_tracker.update_state(objective.loss * replicas, sample_weight=rows)
@@ -111,7 +111,9 @@ class SteppingModel(ObjectiveModel):
         self._refused_tracker.update_state(1.0 - tf.cast(accepted, tf.float32))
         return {**logs, **self.get_metrics_result()}
 
-
-def _variables_of(metrics: list[keras.metrics.Metric]) -> list[keras.Variable]:
-    """Each once, those of metrics within metrics too."""
-    return list({id(v): v for metric in metrics for v in metric.variables}.values())
+    def _metric_variables(self, y: Any, outputs: tf.Tensor) -> list[keras.Variable]:
+        """Each once, those of metrics within metrics too."""
+        compiled = self._compile_metrics
+        if compiled is not None and not compiled.built:  # until then it names none of its own
+            compiled.build(y, outputs)
+        return list({id(v): v for metric in self.metrics for v in metric.variables}.values())

@@ -364,7 +364,7 @@ class BayesianModel(SteppingModel):
         arrays = load_seed_state(self.seed_generator, store)
         count = float(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # never over an N that was given or just counted
-            self._count = int(count) if count.is_integer() else count
+            self._count = _check_count(count)
             self._forget_functions()
         super().load_own_variables(arrays)
 
