@@ -149,9 +149,10 @@ def test_a_shared_layer_counts_its_rows():
     layer = bk.layers.DenseBali(1)
     a, b = keras.Input((3,)), keras.Input((3,))
     outputs = keras.layers.Add()([layer(a), layer(b)])
-    model = bk.BaliModel([a, b], outputs, likelihood=r1.likelihoods.Normal(scale=0.3))
+    noise = r1.likelihoods.Normal(scale=0.3)
+    model = bk.BaliModel([a, b], outputs, likelihood=noise, num_train_examples=len(x))
     model.compile(forgetting=0.5, warmup_steps=0, trust_region=None)
-    model.fit([x, x], 2 * y, batch_size=len(x), epochs=200, verbose=0)
+    model.fit(tf.data.Dataset.from_tensors(((x, x), 2 * y)).repeat(200), verbose=0)
     with r1.posterior_mean():
         residual = 2 * y - model.predict([x, x], verbose=0)
     assert np.std(residual) < 1.1 * 0.6
@@ -169,7 +170,10 @@ def test_losses_of_keras_use_the_empirical_fisher(digits):
     assert np.isfinite(model.evaluate(x, y, verbose=0)).all()
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson", "heteroscedastic_normal"])
+@pytest.mark.parametrize(
+    "likelihood",
+    ["poisson", "heteroscedastic_normal", pytest.param("bernoulli", marks=pytest.mark.slow)],
+)
 def test_other_likelihoods_learn(likelihood):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 3)).astype("float32")

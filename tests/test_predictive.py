@@ -202,6 +202,7 @@ def test_exported_classifier_answers_in_a_clean_process(digits, digits_model, tm
     np.testing.assert_allclose(told["answers"]["entropy"], p.entropy(), atol=0.15)
 
 
+@pytest.mark.slow
 def test_exported_regressor_answers_in_a_clean_process(regression_model, tmp_path):
     x = np.linspace(-1, 1, 9, dtype="float32")[:, np.newaxis]
     regression_model.export_predictive(str(tmp_path / "served"), num_samples=256)
