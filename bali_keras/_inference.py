@@ -75,8 +75,7 @@ class InferenceModel(BayesianModel):
         """One update of all layers from one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         weights = _example_weights(sample_weight)
-        if not self.built:
-            self(x, training=False)  # Keras builds by a trial run, which must not be recorded
+        self._make_variables(x)  # Keras builds by a trial run, which must not be recorded
         before = Snapshot(self._other_variables())
         first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
         seed = shared_seed(self.seed_generator)

@@ -33,7 +33,7 @@ def convert(
     model: keras.Model,
     likelihood: Any,
     prior_at_kernels: bool = True,
-    num_train_examples: int | None = None,
+    num_train_examples: float | None = None,
 ) -> BaliModel:
     """A `BaliModel` with the layers and weights of a trained stock model.
 

@@ -161,6 +161,17 @@ def test_a_shared_layer_counts_its_rows():
     np.testing.assert_allclose(moment, 2 * h.T @ h / len(x), rtol=1e-4)
 
 
+def test_a_total_weight_that_is_no_whole_number_is_saved(tmp_path):
+    x, y = linear_data()
+    model = net(likelihood="normal")
+    model.compile()
+    model.fit(x, y, sample_weight=np.full(len(x), 0.33), verbose=0)
+    assert model.num_train_examples == pytest.approx(0.33 * len(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.num_train_examples == model.num_train_examples
+
+
 def test_losses_of_keras_use_the_empirical_fisher(digits):
     x, y, _, _ = digits
     model = net(64, (16,), 10, "categorical", "relu")

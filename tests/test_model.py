@@ -204,7 +204,7 @@ def model_errors():
             lambda: r1.BayesianModel(
                 inputs, outputs, likelihood="normal", num_train_examples=0
             ),
-            "`num_train_examples` must be a whole number of at least 1",
+            "`num_train_examples` must be a finite number above 0",
         ),
         (lambda: model.compile("sgd", r1.losses.AverageNLL("normal")), "different likelihoods"),
         (

@@ -26,12 +26,14 @@ class DistributedModel(keras.Model):
     """
 
     steps_per_execution: int
+    train_function: Callable[[Any], Any] | None
     _train_in_mean = _test_in_mean = _predict_in_mean = False
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
-        self._build_optimizer()
-        return super().make_train_function(self._mode_changes("train") or force)
+        """As in Keras, following `posterior_mean()`; with slots before its first batch."""
+        if self._mode_changes("train") or force or self.train_function is None:
+            self.train_function = self._after_slots(self._make_function(self.train_step))
+        return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
         """As in Keras, following `posterior_mean()`."""
@@ -51,12 +53,28 @@ class DistributedModel(keras.Model):
         return self.trainable_variables
 
     def _build_optimizer(self) -> None:
-        """Make its slots before a step is traced: TF traces twice what makes variables."""
-        is_built = all(layer.built for layer in self._flatten_layers())
-        if self.optimizer is None or self.optimizer.built or not is_built:
+        """Make its slots, unless there are some, or nothing to train yet."""
+        if self.optimizer is None or self.optimizer.built or not self.optimizer_variables:
             return
-        with self.distribute_strategy.scope():
-            self.optimizer.build(self.optimizer_variables)
+        self.optimizer.build(self.optimizer_variables)
+
+    def _after_slots(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A train function that finds slots in place: TF traces twice what makes variables.
+
+        They are made before the first batch and no earlier: until then a callback may choose
+        what is trained.
+        """
+
+        def with_slots(iterator: Any) -> Any:
+            if self.optimizer is not None and not self.optimizer.built and self._is_all_built():
+                with self.distribute_strategy.scope():
+                    self._build_optimizer()
+            return function(iterator)
+
+        return with_slots
+
+    def _is_all_built(self) -> bool:
+        return all(layer.built for layer in self._flatten_layers())
 
     def _mode_changes(self, name: str) -> bool:
         """The context is read when a function is traced: a change of it needs a new trace.
@@ -117,6 +135,9 @@ class DistributedModel(keras.Model):
                 )
                 break
             iterator = None
+        if self._distribute_strategy is not None and self._is_all_built():
+            with strategy.scope():
+                self._build_optimizer()  # Keras would make slots for what BALI infers, too
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
 

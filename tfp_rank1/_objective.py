@@ -160,7 +160,8 @@ class ObjectiveModel(DistributedModel):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was, with the optimizer's state ready to be loaded."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self._build_optimizer()
+        if self.built:
+            self._build_optimizer()
 
     # -- the objective -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ class SteppingModel(ObjectiveModel):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One optimizer step on one batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._make_variables(x)
         before = Snapshot(self._state_variables())
         with tf.GradientTape() as tape:
             outputs = self.training_outputs(x)
@@ -43,6 +45,12 @@ class SteppingModel(ObjectiveModel):
         objective = self.objective(y, outputs, sample_weight, training=False)
         return self._log(objective, x, y, outputs, sample_weight)
 
+    def _make_variables(self, x: Any) -> None:
+        """A refused batch can only put back what was there before it."""
+        if not self.built:
+            self(x, training=False)
+        self._build_optimizer()
+
     def _state_variables(self) -> list[keras.Variable]:
         """What a forward pass changes, such as moving statistics; not kernels that are frozen."""
         return [v for layer in self._flatten_layers() for v in layer._non_trainable_variables]
@@ -58,8 +66,9 @@ class SteppingModel(ObjectiveModel):
     def _apply_if(self, accepted: tf.Tensor, gradients: list[Any]) -> None:
         """The optimizer's step, if it is accepted."""
         variables = self.trainable_variables
-        if not self.optimizer.built:
-            self.optimizer.build(variables)
+        if not variables:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            return
         if tf.distribute.has_strategy():  # replicas cannot meet inside a conditional
             before = Snapshot([*variables, *self.optimizer.variables])
             self._apply_gradients(gradients, variables)

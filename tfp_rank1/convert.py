@@ -79,7 +79,7 @@ def convert(
     likelihood: Any,
     batch_normalization: str = "member",
     exclude: Iterable[str] = (),
-    num_train_examples: int | None = None,
+    num_train_examples: float | None = None,
     **arguments: Any,
 ) -> BayesianModel:
     """A rank-1 `BayesianModel` with the layers and weights of a stock model.

@@ -21,7 +21,7 @@ from tfp_rank1._functional import (
     take_graph,
 )
 from tfp_rank1._objective import Annealing, MeanOrNaN
-from tfp_rank1._registry import registered, whole
+from tfp_rank1._registry import positive, registered
 from tfp_rank1._steps import SteppingModel
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.likelihoods import Likelihood
@@ -58,7 +58,7 @@ class BayesianModel(SteppingModel):
             dataset it is given (a dataset that repeats its examples counts every repetition).
 
     Raises:
-        ValueError: without a likelihood, or with an N below 1.
+        ValueError: without a likelihood, or with an N that is not above 0.
 
     Example:
     ```python
@@ -76,7 +76,7 @@ class BayesianModel(SteppingModel):
         self,
         *args: Any,
         likelihood: Any = None,
-        num_train_examples: int | None = None,
+        num_train_examples: float | None = None,
         **kwargs: Any,
     ) -> None:
         if len(args) == 1 and isinstance(args[0], keras.Model):
@@ -380,8 +380,12 @@ def _graph_of(model: keras.Model) -> tuple[Any, Any]:
     return model.inputs, model.outputs
 
 
-def _check_count(count: float | None) -> int | None:
-    return None if count is None else whole("num_train_examples", count)
+def _check_count(count: float | None) -> float | None:
+    """N as an int if it is whole; a total of weights may not be."""
+    if count is None:
+        return None
+    number = positive("num_train_examples", count)
+    return int(number) if number.is_integer() else number
 
 
 def _check_not_empty(x: Any, y: Any) -> None:
