@@ -112,7 +112,7 @@ def test_a_killed_process_goes_on(points, tmp_path):
 @pytest.mark.slow
 def test_soak(tmp_path, monkeypatch):
     """Half an hour of training that is killed at random moments, some of them during a start."""
-    monkeypatch.setenv("EPOCHS", os.environ.get("EPOCHS", "20000"))
+    monkeypatch.setenv("EPOCHS", os.environ.get("EPOCHS", "5500"))
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     undisturbed = subprocess.Popen(
         [sys.executable, CASE, "mixed", str(tmp_path / "whole"), str(whole)]
