@@ -221,6 +221,7 @@ def test_vocabularies_come_along():
     check_same_function(model, tf.constant([["b"], ["a"], ["c"]]))
 
 
+@pytest.mark.filterwarnings("ignore:Points that start at 1")
 @pytest.mark.parametrize("posterior", ["cauchy", "deterministic", "log_normal", "normal"])
 def test_named_posteriors_start_at_the_original(posterior):
     model = dense_net()

@@ -36,6 +36,34 @@ def between(operation):
     return make
 
 
+def on_input(**kwargs):
+    """A net on an input of that kind."""
+
+    def make():
+        inputs = keras.Input((4,), **kwargs)
+        return keras.Model(inputs, layers.Dense(2)(inputs))
+
+    return make
+
+
+def quantized():
+    net = dense_net()
+    net.layers[0].quantize("int8")
+    return net
+
+
+def time_major():
+    inputs = keras.Input((None, 4))
+    h = ops.transpose(layers.Dense(3)(inputs), (1, 0, 2))
+    return keras.Model(inputs, layers.Dense(2)(ops.mean(h, axis=1)))
+
+
+def excluded_mean():
+    inputs = keras.Input((4,), batch_size=3)
+    inner = keras.Model(inputs, inputs - ops.sum(inputs, axis=0, keepdims=True), name="inner")
+    return keras.Model(inputs, layers.Dense(2)(inner(inputs)))
+
+
 class OwnCall(keras.Model):
     def call(self, x, training=None):
         return 10.0 * super().call(x, training=training)
@@ -77,7 +105,16 @@ def two_outputs():
         (lambda: r1.models.mlp((4,), 2), {}, "has rank-1 layers already"),
         (two_outputs, {}, "Received: 2 outputs"),
         (dense_net, {"units": 7}, r"takes the arguments of rank-1 layers.*\['units'\]"),
-        (dense_net, {"kl_weight": 0.1}, r"but `kl_weight`"),
+        (dense_net, {"kl_weight": 0.1}, r"owns the weight of the KL"),
+        (dense_net, {"exclude": "dense"}, "must be a collection of names"),
+        (dense_net, {"bias_posterior": "log_normal"}, "biases of the model may be negative"),
+        (on_input(sparse=True), {}, "dense and always given.*sparse=True"),
+        (on_input(optional=True), {}, "dense and always given.*optional=True"),
+        (quantized, {}, "A quantized layer has no kernel.*int8"),
+        (between(lambda h: ops.flip(h)), {}, "batch axis.*Flip"),
+        (between(lambda h: ops.roll(h, 1)), {}, "batch axis.*Roll"),
+        (time_major, {}, "batch axis.*Transpose"),
+        (excluded_mean, {"exclude": ["inner"]}, "batch axis.*Sum"),
         (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
         (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),
         (dense_net, {"batch_normalization": "own"}, "must be 'member' or 'shared'"),

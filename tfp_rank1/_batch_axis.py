@@ -10,8 +10,9 @@ import keras
 def check_batch_axis(operation: Any) -> None:
     """Refuse what works along the batch axis: its rows are those of all members here.
 
-    Seen are an `axis` that is the first one, and a batch of any size that becomes one of a fixed
-    size, as by a mean over all axes.
+    Seen are an `axis` that is the first one, axes that change places with it, all axes at once
+    where that is more than one operation per entry, and a batch of any size that becomes one of a
+    fixed size, as by a mean over all axes.
 
     Args:
         operation: a layer or an operation of `keras.ops`, used in a graph.
@@ -27,7 +28,7 @@ def check_batch_axis(operation: Any) -> None:
         is_first = _works_on_graph(node) and any(a in (0, -rank) for a in axes)
         # Of an input without a size of its own the output has none either.
         is_lost = any(_is_free(t) for t in inputs) and not all(_is_free(t) for t in outputs)
-        if is_first or is_lost:
+        if is_first or is_lost or _moves_rows(operation, rank):
             raise ValueError(
                 "An operation along the batch axis would mix the members, whose rows are in one "
                 "batch here. Leave it out of the model that is converted. Received: "
@@ -42,9 +43,21 @@ def _works_on_graph(node: Any) -> bool:
     return any(isinstance(v, keras.KerasTensor) for v in keras.tree.flatten(arguments[:1]))
 
 
+_NAMES = "axis", "axis1", "axis2", "source", "destination"
+
+
 def _axes(operation: Any) -> tuple[int, ...]:
-    axis = getattr(operation, "axis", None)
-    return tuple(a for a in keras.tree.flatten(axis) if isinstance(a, int))
+    found = keras.tree.flatten([getattr(operation, name, None) for name in _NAMES])
+    return tuple(a for a in found if isinstance(a, int))
+
+
+def _moves_rows(operation: Any, rank: int) -> bool:
+    """Whether rows change places: by a transposition, or a flip or roll of all axes."""
+    kind = type(operation).__name__
+    if kind == "Transpose":
+        axes = operation.axes or range(rank)[::-1]
+        return bool(axes[0] % rank)
+    return kind in ("Flip", "Roll") and operation.axis is None
 
 
 def _is_free(tensor: Any) -> bool:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import layers, likelihoods, posteriors
 from tfp_rank1._batch_axis import check_batch_axis
+from tfp_rank1._convertible import (
+    check_arguments,
+    check_inputs,
+    check_kernel,
+    check_model,
+    check_outputs,
+    check_stock,
+)
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
 from tfp_rank1._transfer import (
     attention_weights,
@@ -21,7 +29,7 @@ from tfp_rank1._transfer import (
     transfer_kernels,
     weights_of_members,
 )
-from tfp_rank1.layers._rank1 import ARGUMENTS, SEED_STEP
+from tfp_rank1.layers._rank1 import SEED_STEP
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import BayesianModel
 
@@ -45,12 +53,20 @@ class Row:
         before: class it was.
         after: class it is now.
         note: why it was left as it was; empty for a layer that was converted.
+        is_frozen: whether a converted layer was frozen: its factors are as well, and draw from
+            the posterior they start with.
     """
 
     name: str
     before: str
     after: str
     note: str = ""
+    is_frozen: bool = False
+
+    def __str__(self) -> str:
+        if self.note:
+            return f"{self.name}: {self.before}, {self.note}"
+        return f"{self.name}: {self.before} -> {self.after}{', frozen' * self.is_frozen}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +83,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} layers converted, {len(self.left)} left as they were"]
-        lines += [f"  {row.name}: {row.before} -> {row.after}" for row in self.converted]
-        lines += [f"  {row.name}: {row.before}, {row.note}" for row in self.left]
+        lines += [f"  {row}" for row in (*self.converted, *self.left)]
         return "\n".join(lines)
 
 
@@ -87,7 +102,9 @@ def convert(
         y = activation( s_k o (W^T (x o r_k)) + b ),   r_k, s_k ~ q with mean 1
 
     Kernels are kept, biases are copied to every member, and factors start around 1: with factors
-    of exactly 1 every member computes the original function. Functional and Sequential models,
+    of exactly 1 every member computes the original function. What is frozen stays frozen, factors
+    with it: of a net with a frozen backbone unfreeze the layers whose factors are to be trained,
+    and call `freeze_slow_weights` to keep the kernels. Functional and Sequential models,
     nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
     mixed dtype policies are understood. Layers without a rank-1 form stay as they are and are
     shared by the members; `model.conversion_report` lists them. Inputs are tiled and outputs are
@@ -104,9 +121,9 @@ def convert(
         exclude: names of layers to leave as they are.
         num_train_examples: as for `BayesianModel`.
         **arguments: of `tfp_rank1.layers.Rank1Mixin`, for all layers, such as `posterior`, `prior`
-            or `sampling`; with a `seed` every layer gets one of its own. Posteriors that are given
-            by name, and the default, `"normal"`, start at means of exactly 1 (0 if additive);
-            `"half_cauchy"` and `"mixture_of_deltas"` start at their own.
+            or `sampling`; with a `seed` every layer gets one of its own. Posteriors without a
+            `mean_initializer`, such as the default, `"normal"`, start at means of exactly 1 (0 if
+            additive); `HalfCauchy`, `MixtureOfDeltas` and `Deterministic()` start at their own.
 
     Returns:
         The model, with an attribute `conversion_report`, which is not saved.
@@ -170,24 +187,24 @@ class _Conversion:
         arguments: Arguments,
     ) -> None:
         model = _without_likelihood(model)
-        _check_model(model)
-        _check_stock(model)
-        _check_outputs(model)
+        check_model(model)
+        check_stock(model)
+        check_outputs(model)
         if batch_normalization not in ("member", "shared"):
             raise ValueError(
                 "Argument `batch_normalization` must be 'member' or 'shared'. "
                 f"Received: batch_normalization={batch_normalization!r}"
             )
-        unknown = arguments.keys() - (ARGUMENTS - {"kl_weight"})
-        if unknown:
+        check_arguments(arguments)
+        if isinstance(exclude, str):
             raise ValueError(
-                "convert takes the arguments of rank-1 layers but `kl_weight`, which the model "
-                f"owns. Received: {sorted(unknown)}"
+                "Argument `exclude` must be a collection of names of layers. Received: "
+                f"exclude={exclude!r}"
             )
         self.model, self.exclude = model, frozenset(exclude)
         self.likelihood = likelihoods.get(likelihood)
         self.by_member = batch_normalization == "member"
-        self.arguments = {**arguments, "posterior": _around_one(arguments)}
+        self.arguments = _around_one(arguments)
         self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
         self.rows: list[Row] = []
         self.names: set[str] = set()
@@ -199,8 +216,9 @@ class _Conversion:
         """Inputs and outputs of the new model."""
         members = self.arguments["ensemble_size"]
         source: Any = getattr(self.model, "_functional", None) or self.model
+        check_inputs(source._inputs_struct)
         inputs = keras.tree.map_structure(
-            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name, sparse=t.sparse),
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
             source._inputs_struct,
         )
         tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
@@ -232,7 +250,8 @@ class _Conversion:
             self.pairs[id(layer)] = layer, new, transfer
             if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
                 row = Row(layer.name, type(layer).__name__, type(new).__name__, note)
-                self.rows.append(row)
+                is_frozen = not note and not layer.trainable
+                self.rows.append(dataclasses.replace(row, is_frozen=is_frozen))
         return self.pairs[id(layer)][1]
 
     def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
@@ -244,15 +263,17 @@ class _Conversion:
     def _new(self, layer: Any) -> tuple[Any, Transfer, str]:
         kind = type(layer)
         self.names.add(layer.name)
-        if isinstance(layer, keras.Model):
-            _check_model(layer)
-            if layer.name in self.exclude:
-                return _copy(layer), same_weights, "excluded"
-            new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
-            return new, nothing, ""
         if kind in _registered and layer.name not in self.exclude:
             make, transfer = _registered[kind]
             return make(layer, self._own({})), transfer, ""
+        if isinstance(layer, keras.Model):
+            check_model(layer)
+            if layer.name in self.exclude:
+                for part in layer.operations:
+                    check_batch_axis(part)
+                return _copy(layer), same_weights, "excluded"
+            new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
+            return new, nothing, ""
         check_batch_axis(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer, nothing, ""  # an operation of keras.ops has no weights
@@ -266,13 +287,10 @@ class _Conversion:
             return _copy(layer), same_weights, "excluded"
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
-        if kind is keras.layers.RNN and all(type(c) in _RANK1 for c in cells_of(layer)):
-            return self._generic_rnn(layer), cell_weights, ""
-        if getattr(layer, "lora_enabled", False):
-            raise ValueError(
-                "A layer with LoRA weights cannot be converted: save and load it first, which "
-                f"merges them into its kernel. Received: layer {layer.name!r}"
-            )
+        known = _RANK1.keys() | _registered.keys()
+        if kind is keras.layers.RNN and all(type(c) in known for c in cells_of(layer)):
+            return self._generic_rnn(layer), nothing, ""
+        check_kernel(layer)
         if kind is keras.layers.MultiHeadAttention:
             return self._rank1(layer), attention_weights, ""
         if kind in _RANK1:
@@ -300,8 +318,8 @@ class _Conversion:
         return {**self.arguments, "seed": seed}
 
     def _generic_rnn(self, layer: Any) -> Any:
-        """`keras.layers.RNN` around rank-1 cells."""
-        cells = [self._rank1(cell) for cell in cells_of(layer)]
+        """`keras.layers.RNN` around converted cells, which another RNN may have as well."""
+        cells = [self.convert(cell) for cell in cells_of(layer)]
         is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
         config = {**layer.get_config(), "dtype": layer.dtype_policy}
         config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
@@ -334,44 +352,6 @@ def _note_of(inner: Any) -> str:
     return "" if has_members else "around a layer that was left"
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
-        raise ValueError(
-            "convert takes a built Functional or Sequential model; rewrite a subclassed one with "
-            f"rank-1 layers. Received: {type(model).__name__} {getattr(model, 'name', '')!r}, "
-            f"built={getattr(model, 'built', False)}"
-        )
-    if type(model).call not in (Functional.call, keras.Sequential.call):
-        raise ValueError(
-            "A model with a `call` of its own does more than its graph says. Convert "
-            "keras.Model(model.inputs, model.outputs), if that is all of it. Received: "
-            f"{type(model).__name__} {model.name!r}"
-        )
-
-
-def _check_stock(model: keras.Model) -> None:
-    ours = layers.Rank1Mixin, layers.TileMembers, layers.SplitMembers
-    found = [v.name for v in model._flatten_layers() if isinstance(v, ours)]
-    if found:
-        raise ValueError(
-            "The model has rank-1 layers already. Convert the net of stock layers. "
-            f"Received: {found}"
-        )
-
-
-def _check_outputs(model: keras.Model) -> None:
-    if len(model.outputs) != 1:
-        raise ValueError(
-            "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
-            f" Received: {len(model.outputs)} outputs"
-        )
-    if len(model.outputs[0].shape) != 2:
-        raise ValueError(
-            "A BayesianModel has outputs [B, D]: add a Flatten, Reshape or pooling layer. "
-            f"Received: outputs of shape {model.outputs[0].shape}"
-        )
-
-
 def _without_likelihood(model: Any) -> Any:
     """The net before the likelihood that a `BayesianModel` ends in."""
     if not isinstance(model, BayesianModel) or not is_graph(model):
@@ -382,18 +362,37 @@ def _without_likelihood(model: Any) -> Any:
     return keras.Model(model._inputs_struct, operation._inbound_nodes[node].input_tensors[0])
 
 
-def _around_one(arguments: Arguments) -> Any:
-    """The posterior; one that is given by its name starts where the layer is unperturbed."""
-    posterior = arguments.get("posterior", "normal")
-    if not isinstance(posterior, str):
-        return posterior
-    family: Any = type(posteriors.get(posterior))
-    if family in (posteriors.HalfCauchy, posteriors.MixtureOfDeltas):
-        return family()
-    if family is posteriors.LogNormal:  # of mean 1: exp(loc + scale^2 / 2)
-        return family(mean_initializer=keras.initializers.Constant(-(family().scale ** 2) / 2))
+def _around_one(arguments: Arguments) -> Arguments:
+    """Posteriors of the factors that start where the layer is unperturbed."""
     is_additive = arguments.get("perturbation") == "additive"
-    return family(mean_initializer="zeros" if is_additive else "ones")
+    given = {"posterior": "normal", **arguments}
+    names = [n for n in ("posterior", "r_posterior", "s_posterior") if given.get(n) is not None]
+    for name in names:
+        is_point = isinstance(posteriors.get(given[name]), posteriors.Deterministic)
+        if is_point and isinstance(given[name], str) and arguments["ensemble_size"] > 1:
+            warnings.warn(
+                "Points that start at 1 make members that are copies of each other, and stay so "
+                "on the same batches: pass posterior=tfp_rank1.posteriors.Deterministic(), which "
+                "starts around 1, or compile with member_batches='split'. Received: "
+                f"{name}={given[name]!r}",
+                stacklevel=4,
+            )
+        given[name] = _unperturbed(given[name], is_additive)
+    return given
+
+
+def _unperturbed(identifier: Any, is_additive: bool) -> Any:
+    """The posterior at a mean of 1 (0 if additive), unless it has a start of its own."""
+    posterior = posteriors.get(identifier)
+    is_point = isinstance(posterior, posteriors.Deterministic)
+    own = isinstance(posterior, (posteriors.HalfCauchy, posteriors.MixtureOfDeltas))
+    config = posterior.get_config()
+    if own or config.get("mean_initializer") or (is_point and not isinstance(identifier, str)):
+        return posterior
+    mean: Any = "zeros" if is_additive else "ones"
+    if isinstance(posterior, posteriors.LogNormal):  # of mean 1: exp(loc + scale^2 / 2)
+        mean = keras.initializers.Constant(-(posterior.scale**2) / 2)
+    return type(posterior)(**{**config, "mean_initializer": mean})
 
 
 def _live_config(layer: Any) -> Arguments:

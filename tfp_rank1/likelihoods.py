@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils.naming import auto_name, to_snake_case
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1._registry import lookup, positive, registered
@@ -34,6 +35,9 @@ class Likelihood(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any) -> None:
         # float32 whatever the policy: log-probabilities in half precision are worthless.
+        # A name of its own, which no layer or column of a table called "categorical" takes.
+        if kwargs.get("name") is None:
+            kwargs["name"] = auto_name(f"{to_snake_case(type(self).__name__)}_likelihood")
         super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, outputs: tf.Tensor) -> tf.Tensor:

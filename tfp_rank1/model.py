@@ -22,7 +22,7 @@ from tfp_rank1._functional import (
 )
 from tfp_rank1._objective import Annealing, MeanOrNaN
 from tfp_rank1._registry import positive, registered
-from tfp_rank1._steps import SteppingModel
+from tfp_rank1._roles import RolesModel
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import MixtureNLL
@@ -31,7 +31,7 @@ from tfp_rank1.random import load_seed_state, save_seed_state
 
 
 @registered
-class BayesianModel(SteppingModel):
+class BayesianModel(RolesModel):
     """A Keras model trained by an evidence bound; Functional or subclassed.
 
         loss(t) = NLL + anneal(t) / N * KL + other penalties
@@ -193,66 +193,6 @@ class BayesianModel(SteppingModel):
         num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
         if num_outputs is not None:
             self.likelihood.check_targets(y, num_outputs)
-
-    # -- parameters by role ---------------------------------------------------------------------
-
-    @property
-    def factor_variables(self) -> list[keras.Variable]:
-        """Variables of all factors and their priors, each once."""
-        found: dict[int, keras.Variable] = {}
-        for layer in self._flatten_layers(include_self=False):
-            if not isinstance(layer, BayesianModel):  # its layers come by themselves
-                found.update({id(v): v for v in getattr(layer, "factor_variables", [])})
-        return list(found.values())
-
-    @property
-    def slow_weights(self) -> list[keras.Variable]:
-        """All other weights of the model: kernels, point biases, stock layers."""
-        factors = {id(v) for v in self.factor_variables}
-        return [v for v in self.weights if id(v) not in factors]
-
-    _frozen: list[Any]
-
-    def freeze_slow_weights(self, frozen: bool = True) -> None:
-        """Train the factors only, around weights that stay as they are; or all of it again.
-
-        Normalization by batches then uses its moving statistics; a learned noise scale of the
-        likelihood is still learned. Compile anew afterwards. A saved model does not keep it.
-
-        Args:
-            frozen: True (default) freezes; False makes what it froze trainable again.
-
-        Raises:
-            ValueError: if there are no factors to train.
-
-        Example:
-        ```python
-        model = tfp_rank1.convert(trained, likelihood="categorical")
-        model.freeze_slow_weights()
-        model.compile("adam")
-        model.fit(x, y, epochs=2)
-        ```
-        """
-        if frozen:
-            self._frozen.extend(self._slow_parts())
-        for part in self._frozen:
-            part.trainable = not frozen
-        if not frozen:
-            self._frozen.clear()
-        self._forget_functions()
-
-    def _slow_parts(self) -> list[Any]:
-        """What is trainable now and no factor: batch normalization, and weights of layers."""
-        layers = self._flatten_layers(include_self=False)
-        normalizations = [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
-        if not any(v.trainable for v in self.factor_variables):
-            raise ValueError(
-                "The model has no factors that could be trained alone. Unfreeze its rank-1 layers "
-                f"first. Received: {len(self.factor_variables)} variables of factors, all frozen"
-            )
-        noise = {id(v) for v in self.likelihood.variables}
-        weights = [v for v in self.slow_weights if id(v) not in noise]
-        return [v for v in [*normalizations, *weights] if v.trainable]
 
     # -- answers --------------------------------------------------------------------------------
 

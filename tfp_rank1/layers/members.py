@@ -19,7 +19,8 @@ class _Members(keras.layers.Layer):
     """Shared constructor: K members, no weights."""
 
     def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # Token ids and outputs in float32 keep their dtype: bfloat16 has no room for them.
+        super().__init__(autocast=False, **kwargs)
         self.ensemble_size = whole("ensemble_size", ensemble_size)
         self.supports_masking = True
 

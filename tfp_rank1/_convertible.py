@@ -1,0 +1,92 @@
+"""What `convert` takes: models, inputs, layers and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
+
+from tfp_rank1 import layers, posteriors
+from tfp_rank1._raw_outputs import is_graph
+from tfp_rank1.layers._rank1 import ARGUMENTS
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
+        raise ValueError(
+            "convert takes a built Functional or Sequential model (a Sequential begins with "
+            "keras.Input); rewrite a subclassed one with rank-1 layers. Received: "
+            f"{type(model).__name__} {getattr(model, 'name', '')!r}, "
+            f"built={getattr(model, 'built', False)}"
+        )
+    if type(model).call not in (Functional.call, keras.Sequential.call):
+        raise ValueError(
+            "A model with a `call` of its own does more than its graph says. Convert "
+            "keras.Model(model.inputs, model.outputs), if that is all of it. Received: "
+            f"{type(model).__name__} {model.name!r}"
+        )
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    known = ARGUMENTS - {"kl_weight"}
+    unknown = arguments.keys() - known
+    if unknown:
+        raise ValueError(
+            f"convert takes the arguments of rank-1 layers, {sorted(known)}; the model owns the "
+            f"weight of the KL. Received: {sorted(unknown)}"
+        )
+    bias = arguments.get("bias_posterior")
+    if bias is not None and posteriors.get(bias).positive:
+        raise ValueError(
+            "The biases of the model may be negative: choose a `bias_posterior` of all numbers, "
+            f"such as 'normal'. Received: bias_posterior={bias}"
+        )
+
+
+def check_inputs(inputs: Any) -> None:
+    for tensor in keras.tree.flatten(inputs):
+        is_optional = getattr(tensor._keras_history.operation, "optional", False)
+        if tensor.sparse or is_optional:
+            raise ValueError(
+                "Inputs of a rank-1 model are dense and always given: build the model on a "
+                "keras.Input without `sparse` and `optional`. Received: input "
+                f"{tensor.name!r}, sparse={tensor.sparse}, optional={is_optional}"
+            )
+
+
+def check_kernel(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            "A layer with LoRA weights cannot be converted: save and load it first, which "
+            f"merges them into its kernel. Received: layer {layer.name!r}"
+        )
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None:
+        raise ValueError(
+            "A quantized layer has no kernel to perturb: convert the model before it is "
+            f"quantized. Received: layer {layer.name!r}, quantization_mode={mode!r}"
+        )
+
+
+def check_stock(model: keras.Model) -> None:
+    ours = layers.Rank1Mixin, layers.TileMembers, layers.SplitMembers
+    found = [v.name for v in model._flatten_layers() if isinstance(v, ours)]
+    if found:
+        raise ValueError(
+            "The model has rank-1 layers already. Convert the net of stock layers. "
+            f"Received: {found}"
+        )
+
+
+def check_outputs(model: keras.Model) -> None:
+    if len(model.outputs) != 1:
+        raise ValueError(
+            "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
+            f" Received: {len(model.outputs)} outputs"
+        )
+    if len(model.outputs[0].shape) != 2:
+        raise ValueError(
+            "A BayesianModel has outputs [B, D]: add a Flatten, Reshape or pooling layer. "
+            f"Received: outputs of shape {model.outputs[0].shape}"
+        )
