@@ -102,6 +102,8 @@ def test_parameters_of_the_papers_nets():
         (lambda: recipes.get("cifar"), "A recipe is one of"),
         (lambda: recipes.Recipe("vgg").build(), "A recipe's model is one of"),
         (lambda: recipes.Recipe("mlp", posterior="beta").build(), "A recipe's posterior is"),
+        (lambda: recipes.Recipe("mlp", epochs="ten"), "`epochs` must be a whole number"),
+        (lambda: recipes.Recipe("mlp", {"likelihood": r1.likelihoods.Poisson()}), "must be plain"),
         (lambda: recipes.Recipe.from_json('{"modle": "mlp"}'), "A recipe is an object with fields"),
     ],
 )
@@ -133,6 +135,7 @@ def test_a_seed_is_one_for_every_layer():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_json(name):
+    assert recipes.Recipe("mlp", {"input_shape": (5,)}).model_arguments == {"input_shape": [5]}
     recipe = recipes.get(name)
     assert recipes.Recipe.from_json(recipe.to_json()) == recipe
     assert hash(recipe) == hash(recipes.get(name))
