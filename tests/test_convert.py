@@ -368,5 +368,6 @@ def test_applications(name, tmp_path):
     history = converted.fit(x, np.array([0, 1]), verbose=0).history
     assert np.isfinite(history["loss"]).all()
     converted.export_predictive(str(tmp_path / "served"), num_samples=K)
-    probs = tf.saved_model.load(str(tmp_path / "served")).serve(tf.constant(x))["probs"]
+    served = tf.saved_model.load(str(tmp_path / "served"))  # its functions do not hold it
+    probs = served.serve(tf.constant(x))["probs"]
     np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-4)
