@@ -237,7 +237,8 @@ def test_subclassed_model_needs_a_signature(tmp_path):
     with pytest.raises(ValueError, match=r"input_signature=tf\.TensorSpec"):
         model.export_predictive(str(tmp_path / "served"))
     model.export_predictive(str(tmp_path / "served"), 4, tf.TensorSpec([None, 2]))
-    assert tf.saved_model.load(str(tmp_path / "served")).samples(x, 3).shape == (3, 4, 1)
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    assert served.samples(x, 3).shape == (3, 4, 1)
     with pytest.raises(ValueError, match="`num_samples` must be a whole number"):
         model.export_predictive(str(tmp_path / "served"), 0)
 
