@@ -145,7 +145,7 @@ class _Case:
             model = self.model()
             outputs = model(self.x)
             computes = keras.config.dtype_policy().compute_dtype
-            assert outputs.dtype == (computes if model.layers[-1].autocast else self.x.dtype)
+            assert outputs.dtype == (computes if model.layers[-1].weights else self.x.dtype)
             assert np.isfinite(tf.cast(outputs, tf.float32)).all()
             losses = model.losses
             assert all(loss.dtype == tf.float32 for loss in losses)
