@@ -131,8 +131,9 @@ class Resume(keras.callbacks.Callback):
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
     """Weights, optimizer, and states of random generators, in an order that code determines."""
-    if model.optimizer is not None and not model.optimizer.built:
-        model.optimizer.build(getattr(model, "optimizer_variables", model.trainable_variables))
+    trained = getattr(model, "optimizer_variables", model.trainable_variables)
+    if model.optimizer is not None and not model.optimizer.built and trained:
+        model.optimizer.build(trained)
     slots = [] if model.optimizer is None else model.optimizer.variables
     return [*model.weights, *slots, *(g.state for g in _generators(model))]
 
