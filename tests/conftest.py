@@ -19,6 +19,13 @@ tf.config.set_logical_device_configuration(
 import tfp_rank1 as r1  # noqa: E402  after the devices are set
 
 
+def check_equal(found, expected):
+    """Lists of arrays or variables, to the bit."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

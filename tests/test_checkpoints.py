@@ -11,19 +11,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import members_input
+from conftest import check_equal, members_input
 from resume_case import EPOCHS, state, train
 
 import tfp_rank1 as r1
 from examples.distributed import launch
 
 CASE = Path(__file__).parent / "resume_case.py"
-
-
-def check_equal(found, expected):
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import check_equal
 
 import bali_keras as bk
 import tfp_rank1 as r1
@@ -64,8 +65,7 @@ def test_slots_are_restored_beside_a_layer_that_was_never_called(kind, tmp_path)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Block": Block})
     assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) == 2
-    for found, expected in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    check_equal(loaded.optimizer.variables, model.optimizer.variables)
 
 
 @pytest.mark.parametrize("kind", [r1.BayesianModel, bk.BaliModel])
@@ -103,8 +103,7 @@ def test_nothing_to_train_is_said():
     before = [np.array(w) for w in model.weights]
     with pytest.warns(UserWarning, match="does not have any trainable weights"):
         fit(model)
-    for found, expected in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    check_equal(model.weights, before)
 
 
 @pytest.mark.parametrize("kind", [r1.BayesianModel, bk.BaliModel])
@@ -149,5 +148,4 @@ def test_slots_are_the_same_under_a_strategy(strategy, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert len(loaded.optimizer.variables) == len(model.optimizer.variables) == 4
-    for found, expected in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    check_equal(loaded.optimizer.variables, model.optimizer.variables)

@@ -10,9 +10,8 @@ import keras
 def check_batch_axis(operation: Any) -> None:
     """Refuse what works along the batch axis: its rows are those of all members here.
 
-    Seen are an `axis` that is the first one, axes that change places with it, all axes at once
-    where that is more than one operation per entry, and a batch of any size that becomes one of a
-    fixed size, as by a mean over all axes.
+    Seen are an `axis` that is the first one, axes that change places with it, a flip or roll of
+    all axes, and a batch of any size that becomes one of a fixed size, as by a mean over all axes.
 
     Args:
         operation: a layer or an operation of `keras.ops`, used in a graph.

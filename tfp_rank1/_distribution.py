@@ -66,15 +66,17 @@ class DistributedModel(keras.Model):
         """
 
         def with_slots(iterator: Any) -> Any:
-            if self.optimizer is not None and not self.optimizer.built and self._is_all_built():
-                with self.distribute_strategy.scope():
-                    self._build_optimizer()
+            self._build_optimizer_of_built()
             return function(iterator)
 
         return with_slots
 
-    def _is_all_built(self) -> bool:
-        return all(layer.built for layer in self._flatten_layers())
+    def _build_optimizer_of_built(self) -> None:
+        if self.optimizer is None or self.optimizer.built:
+            return
+        if all(layer.built for layer in self._flatten_layers()):
+            with self.distribute_strategy.scope():
+                self._build_optimizer()
 
     def _mode_changes(self, name: str) -> bool:
         """The context is read when a function is traced: a change of it needs a new trace.
@@ -135,9 +137,8 @@ class DistributedModel(keras.Model):
                 )
                 break
             iterator = None
-        if self._distribute_strategy is not None and self._is_all_built():
-            with strategy.scope():
-                self._build_optimizer()  # Keras would make slots for what BALI infers, too
+        if self._distribute_strategy is not None:
+            self._build_optimizer_of_built()  # Keras would make slots for what BALI infers, too
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
 

@@ -129,10 +129,10 @@ def convert(
         The model, with an attribute `conversion_report`, which is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a Lambda
-            layer, an operation along the batch axis, several outputs or some that are not
-            `[B, D]`, nothing to convert, an unknown name, or a last activation that the likelihood
-            does not apply or that cannot be dropped.
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse or
+            optional input, a Lambda layer, a quantized one, an operation along the batch axis,
+            several outputs or some that are not `[B, D]`, nothing to convert, an unknown name, or
+            a last activation that the likelihood does not apply or that cannot be dropped.
 
     Example:
     ```python
@@ -249,9 +249,9 @@ class _Conversion:
             new, transfer, note = self._counterpart(layer)
             self.pairs[id(layer)] = layer, new, transfer
             if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
-                row = Row(layer.name, type(layer).__name__, type(new).__name__, note)
+                kinds = type(layer).__name__, type(new).__name__
                 is_frozen = not note and not layer.trainable
-                self.rows.append(dataclasses.replace(row, is_frozen=is_frozen))
+                self.rows.append(Row(layer.name, *kinds, note, is_frozen))
         return self.pairs[id(layer)][1]
 
     def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
