@@ -1,6 +1,7 @@
 """The paper's architectures and recipes."""
 
 import argparse
+import dataclasses
 
 import keras
 import numpy as np
@@ -102,6 +103,7 @@ def test_parameters_of_the_papers_nets():
         (lambda: recipes.get("cifar"), "A recipe is one of"),
         (lambda: recipes.Recipe("vgg").build(), "A recipe's model is one of"),
         (lambda: recipes.Recipe("mlp", posterior="beta").build(), "A recipe's posterior is"),
+        (lambda: recipes.Recipe("mlp", clipnorm=0.0), "`clipnorm` must be"),
         (lambda: recipes.Recipe("mlp", epochs="ten"), "`epochs` must be a whole number"),
         (lambda: recipes.Recipe("mlp", {"likelihood": r1.likelihoods.Poisson()}), "must be plain"),
         (lambda: recipes.Recipe.from_json('{"modle": "mlp"}'), "A recipe is an object with fields"),
@@ -145,8 +147,10 @@ def test_a_recipe_trains(tmp_path):
     """And with it the wide residual net."""
     small = {"input_shape": (8, 8, 3), "depth": 10, "width": 1}
     recipe = recipes.Recipe("wide_resnet", small, posterior="cauchy", kl_annealing_epochs=1)
+    recipe = dataclasses.replace(recipe, clipnorm=1.0)
     model = recipe.build()
     recipe.compile(model, steps_per_epoch=2)
+    assert model.optimizer.clipnorm == 1.0
     x, y = inputs("wide_resnet", 8), rng.integers(0, 3, 8)
     history = model.fit(x, y, batch_size=4, verbose=0, callbacks=recipe.callbacks()).history
     assert model.output_shape == (None, 4, 10)

@@ -68,6 +68,7 @@ class Recipe:
         warmup_epochs: of the rise.
         decay_epochs: where the rate is multiplied by `decay`.
         decay: see there.
+        clipnorm: norm to which the gradient of each variable is clipped, or None.
         l2: of the penalty on the other weights.
         kl_annealing_epochs: of the KL weight's rise to 1 / N.
         evaluation_samples: per member.
@@ -95,6 +96,7 @@ class Recipe:
     warmup_epochs: int = 1
     decay_epochs: tuple[int, ...] = (100, 200, 225)
     decay: float = 0.2
+    clipnorm: float | None = None
     l2: float = 1e-4
     kl_annealing_epochs: int = 200
     evaluation_samples: int = 1
@@ -116,6 +118,8 @@ class Recipe:
             whole(name, getattr(self, name), least=0)
         for name in ("stddev", "prior_stddev", "learning_rate", "decay"):
             positive(name, getattr(self, name))
+        if self.clipnorm is not None:
+            positive("clipnorm", self.clipnorm)
         if self.ensemble_size is not None:
             whole("ensemble_size", self.ensemble_size)
 
@@ -176,7 +180,9 @@ class Recipe:
             [epoch * steps_per_epoch for epoch in self.decay_epochs],
             self.decay,
         )
-        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+        optimizer = keras.optimizers.SGD(
+            schedule, momentum=0.9, nesterov=True, clipnorm=self.clipnorm
+        )
         model.compile(optimizer, **kwargs)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:

@@ -29,6 +29,7 @@ class Method:
         build: a model from a net and a likelihood.
         samples: of the predictive distribution.
         rate: of Adam; None for a model without an optimizer.
+        clipnorm: of Adam: the norm to which the gradient of a variable is clipped, or None.
         annealing: share of the epochs over which the KL is faded in.
         closed_form: whether a regression needs no training: see `training.fit_linear`.
         converted: whether the net is first trained as it is built, and then made a BALI net that
@@ -40,6 +41,7 @@ class Method:
     build: Callable[[Net, Any], r1.BayesianModel]
     samples: int = 64
     rate: float | None = 1e-3
+    clipnorm: float | None = None
     annealing: float = 0.0
     converted: bool = False
     closed_form: bool = False
@@ -108,7 +110,9 @@ METHODS: dict[str, Method] = {
     "mean_field": Method(lambda net, lik: build(net, MEAN_FIELD, lik), annealing=0.25),
     "batch_ensemble": Method(build_batch_ensemble, samples=MEMBERS, tuned=LONGER),
     "rank1_normal": Method(partial(build_rank1, "normal"), annealing=0.25, tuned=LONGER),
-    "rank1_cauchy": Method(partial(build_rank1, "cauchy"), annealing=0.25, tuned=LONGER),
+    "rank1_cauchy": Method(
+        partial(build_rank1, "cauchy"), clipnorm=1.0, annealing=0.25, tuned=LONGER
+    ),
     "bali": Method(lambda net, lik: build(net, BALI, lik, bk.BaliModel), rate=None, tuned=LONGER),
     "bali_converted": Method(lambda net, lik: build(net, STOCK, lik), converted=True),
     "linear": Method(build_linear, rate=None, closed_form=True, tuned=LONGER),

@@ -126,7 +126,7 @@ def fit(
     if method.rate is None:
         model.compile(**arguments)
     else:
-        model.compile(keras.optimizers.Adam(method.rate), **arguments)
+        model.compile(keras.optimizers.Adam(method.rate, clipnorm=method.clipnorm), **arguments)
     model.num_train_examples = count  # a repeated dataset would count every pass
     batches = shuffled(data.split, budget.batch_size, passes)
     model.fit(batches, epochs=epochs // passes, shuffle=False, verbose=0, callbacks=callbacks)
