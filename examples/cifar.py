@@ -33,13 +33,20 @@ from examples.benchmark.results import Results, mean_and_error
 from examples.benchmark.scores import classification
 from examples.datasets.images import SEVERITIES, corrupt, load_images
 from examples.datasets.small import Split
+from tfp_rank1.posteriors import DEFAULT_HEAVY_SCALE, DEFAULT_HEAVY_SPREAD
 
 MINI = r1.recipes.get("mini_cifar10")
 METHODS: dict[str, r1.recipes.Recipe] = {
     "deterministic": dataclasses.replace(MINI, ensemble_size=None),
     "batch_ensemble": dataclasses.replace(MINI, posterior="deterministic"),
     "rank1_normal": MINI,
-    "rank1_cauchy": dataclasses.replace(MINI, posterior="cauchy"),
+    "rank1_cauchy": dataclasses.replace(
+        MINI,
+        posterior="cauchy",
+        stddev=DEFAULT_HEAVY_SCALE,
+        prior_stddev=DEFAULT_HEAVY_SPREAD,
+        clipnorm=1.0,
+    ),
 }
 SHOWN = "accuracy", "nll", "ece", "corrupted_accuracy", "corrupted_nll", "corrupted_ece", "seconds"
 
@@ -55,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, default=MINI.model_arguments["depth"])
     parser.add_argument("--samples", type=int, default=MINI.evaluation_samples, help="per member")
     parser.add_argument("--member-batches", choices=("tiled", "split"), default="tiled")
+    parser.add_argument("--plain", action="store_true", help="images as they are: no augmentation")
     parser.add_argument("--npz", type=Path, help="a local archive in place of TFDS")
     parser.add_argument("--out", type=Path, default=Path("cifar_output"))
     options = parser.parse_args(arguments)
@@ -66,12 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = {name: adapted(METHODS[name], options) for name in names}
     found: dict[str, Results] = {}
     for name, recipe in recipes.items():
-        settings = {"recipe": dataclasses.asdict(recipe), "batches": options.member_batches}
+        settings = {
+            "recipe": dataclasses.asdict(recipe),
+            "batches": options.member_batches,
+            "plain": options.plain,
+        }
         found[name] = Results(options.out, "cifar10", name, settings)
     for seed in range(options.seeds):
         for name, results in found.items():
             if results.missing([seed]):
-                scores = run(recipes[name], split, seed, options.member_batches)
+                scores = run(recipes[name], split, seed, options.member_batches, options.plain)
                 results.add(seed, scores, {})
                 print(name, seed, {k: round(scores[k], 4) for k in SHOWN}, flush=True)
     rich.print(table(found, options.seeds))
@@ -90,29 +102,30 @@ def adapted(recipe: r1.recipes.Recipe, options: argparse.Namespace) -> r1.recipe
     )
 
 
-def augmented(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Whole shuffled batches, mirrored and moved by up to four pixels at random."""
+def batches(
+    x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, plain: bool = False
+) -> tf.data.Dataset:
+    """Whole shuffled batches; unless `plain`, mirrored and moved by up to four pixels at random."""
     size = x.shape[1:]
-
-    def change(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> Any:
-        key = tf.stack([tf.cast(number, tf.int32), seed])
-        padded = tf.pad(image, [[4, 4], [4, 4], [0, 0]])
-        moved = tf.image.stateless_random_crop(padded, size, key)
-        return tf.image.stateless_random_flip_left_right(moved, key + 1), label
-
-    count = len(x)
-    rows = tf.data.Dataset.range(count).shuffle(count, seed=seed)
     images, labels = tf.constant(x), tf.constant(y)
-    numbers = tf.data.Dataset.random(seed=seed)
-    data = tf.data.Dataset.zip(rows, numbers)
-    data = data.map(lambda i, n: change(images[i], labels[i], n % (2**31 - 1)), 2)
+
+    def pick(row: tf.Tensor, number: tf.Tensor) -> Any:
+        if plain:
+            return images[row], labels[row]
+        key = tf.stack([tf.cast(number % (2**31 - 1), tf.int32), seed])
+        padded = tf.pad(images[row], [[4, 4], [4, 4], [0, 0]])
+        moved = tf.image.stateless_random_crop(padded, size, key)
+        return tf.image.stateless_random_flip_left_right(moved, key + 1), labels[row]
+
+    rows = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed)
+    data = tf.data.Dataset.zip(rows, tf.data.Dataset.random(seed=seed)).map(pick, 2)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread holds up the start of an epoch for seconds
     return data.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 
 
 def run(
-    recipe: r1.recipes.Recipe, split: Split, seed: int, member_batches: str
+    recipe: r1.recipes.Recipe, split: Split, seed: int, member_batches: str, plain: bool
 ) -> dict[str, float]:
     """Train one net and score it."""
     keras.utils.set_random_seed(seed)
@@ -123,12 +136,12 @@ def run(
     def scaled(images: np.ndarray) -> np.ndarray:
         return ((images - mean) / stddev).astype("float32")
 
-    batches = augmented(scaled(split.x_train), split.y_train, recipe.batch_size, seed)
+    data = batches(scaled(split.x_train), split.y_train, recipe.batch_size, seed, plain)
     model.num_train_examples = len(split.x_train)
     arguments = {} if recipe.ensemble_size is None else {"member_batches": member_batches}
     recipe.compile(model, len(split.x_train) // recipe.batch_size, **arguments)
     start = time.perf_counter()
-    model.fit(batches, epochs=recipe.epochs, verbose=0, callbacks=recipe.callbacks())
+    model.fit(data, epochs=recipe.epochs, verbose=0, callbacks=recipe.callbacks())
     seconds = time.perf_counter() - start
     samples = recipe.evaluation_samples * (recipe.ensemble_size or 1)
 
