@@ -33,7 +33,7 @@ from examples.benchmark.results import Results, mean_and_error
 from examples.benchmark.scores import classification
 from examples.datasets.images import SEVERITIES, corrupt, load_images
 from examples.datasets.small import Split
-from tfp_rank1.posteriors import DEFAULT_HEAVY_SCALE, DEFAULT_HEAVY_SPREAD
+from tfp_rank1.posteriors import DEFAULT_HEAVY_PRIOR_SCALE, DEFAULT_HEAVY_SCALE
 
 MINI = r1.recipes.get("mini_cifar10")
 METHODS: dict[str, r1.recipes.Recipe] = {
@@ -44,7 +44,7 @@ METHODS: dict[str, r1.recipes.Recipe] = {
         MINI,
         posterior="cauchy",
         stddev=DEFAULT_HEAVY_SCALE,
-        prior_stddev=DEFAULT_HEAVY_SPREAD,
+        prior_stddev=DEFAULT_HEAVY_PRIOR_SCALE,
         clipnorm=1.0,
     ),
 }

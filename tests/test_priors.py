@@ -88,8 +88,6 @@ def test_heavy_tails_start_as_wide_as_the_normal_family():
     cauchy, normal = r1.posteriors.Cauchy(), r1.posteriors.Normal()
     assert clipped_deviation(stats.cauchy(1, cauchy.scale)) == pytest.approx(normal.scale, rel=0.2)
     assert r1.posteriors.HalfCauchy().scale == cauchy.scale
-    prior = clipped_deviation(stats.cauchy(1, r1.priors.Cauchy().scale))
-    assert prior == pytest.approx(r1.priors.Normal().stddev, rel=0.2)
 
 
 def test_log_normal_kl_is_that_of_the_logarithms():
@@ -249,9 +247,8 @@ def test_default_pair_trains(posterior):
     factor = make_factor(posterior, "default", shape=(4, 100))
     per_entry = float(factor.kl(SEED)) / 100
     assert (factor.prior is None) == (posterior.__name__ in ("Deterministic", "MixtureOfDeltas"))
-    # Heavy tails cost about 9 nats: Cauchy means start 100 scales of the prior away, 2 log(100);
-    # a HalfCauchy is narrower than its prior by log(10,000).
-    assert 0.0 <= per_entry < (3.0 if posterior.finite_variance else 10.0)
+    # Heavy tails: narrower than the prior by 100, means 10 scales away; or narrower by 10,000.
+    assert 0.0 <= per_entry < (3.0 if posterior.finite_variance else 9.0)
 
 
 @pytest.mark.parametrize("cls", [*r1.posteriors.ALL, *r1.priors.ALL])

@@ -121,7 +121,8 @@ class ObjectiveModel(DistributedModel):
         super().compile(
             optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
         )
-        self._loss_tracker = MeanOrNaN(name="loss")
+        # As in Keras, not tracked: it would be a metric once more, for every call of `compile`.
+        object.__setattr__(self, "_loss_tracker", MeanOrNaN(name="loss"))
 
     def _resolve_loss(self, loss: Any) -> Any:
         self._loss_name, self._evaluation_loss = None, None

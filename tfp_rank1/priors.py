@@ -18,7 +18,7 @@ from tfp_rank1._registry import Configurable, lookup, positive, registered
 from tfp_rank1.divergence import entropy, kl_divergence, normal_cross_entropy
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.posteriors import (
-    DEFAULT_HEAVY_SPREAD,
+    DEFAULT_HEAVY_PRIOR_SCALE,
     DEFAULT_SPREAD,
     AddWeight,
     Deterministic,
@@ -328,11 +328,11 @@ class Cauchy(Prior):
 
     Args:
         loc: defaults to None, the neutral value of the factor.
-        scale: half width at half maximum, above 0. Defaults to 1e-3: clipped to [-10, 10], a
-            standard deviation of 0.11, near that of `Normal`. The paper has 0.1.
+        scale: half width at half maximum, above 0. Defaults to 0.01: that of the paper, 0.1, holds
+            the scale of Cauchy posteriors up, and small nets do not train.
     """
 
-    def __init__(self, loc: float | None = None, scale: float = DEFAULT_HEAVY_SPREAD) -> None:
+    def __init__(self, loc: float | None = None, scale: float = DEFAULT_HEAVY_PRIOR_SCALE) -> None:
         self.loc = None if loc is None else float(loc)
         self.scale = positive("scale", scale)
 

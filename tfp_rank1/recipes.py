@@ -60,7 +60,8 @@ class Recipe:
             `N(1, 0.1^2)`. Signs under `N(1, prior_stddev^2)` cost tens of nats per example before
             they turn, which takes the long annealing of the paper.
         stddev: of the posterior at the start.
-        prior_stddev: of the prior `N(1, prior_stddev^2)`, or the scale of a Cauchy.
+        prior_stddev: of the prior `N(1, prior_stddev^2)` (around 0 for additive factors), or the
+            scale of a Cauchy.
         ensemble_size: K; None for the deterministic net.
         batch_size: examples per step, all replicas together.
         epochs: of training.
@@ -164,7 +165,8 @@ class Recipe:
     def _prior(self) -> priors.Prior | None:
         families = {"normal": priors.Normal, "cauchy": priors.Cauchy}
         family = families.get(self.posterior)
-        return None if family is None else family(1.0, self.prior_stddev)
+        # Around no perturbation: 1, or 0 for additive factors.
+        return None if family is None else family(None, self.prior_stddev)
 
     def compile(self, model: BayesianModel, steps_per_epoch: int, **kwargs: Any) -> None:
         """Compile with SGD and its schedule.

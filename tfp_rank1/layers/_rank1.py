@@ -153,12 +153,18 @@ class Rank1Mixin:
         self, input_shape: Any, in_dim: int, out_dim: int, bias_dim: int | None = None
     ) -> None:
         """Build the stock layer, then the factors and the bias of every member."""
+        # LoRA goes last: it locks the layer's weights, and ours are still to come.
+        lora_rank = getattr(self, "lora_rank", None)
+        if lora_rank:
+            self.lora_rank = None
         self._build_stock(input_shape)
         bias_dim = out_dim if bias_dim is None else bias_dim
         self.bias = self._add_bias(bias_dim) if self.use_bias else None
         self.r_factor.build(self, (self.ensemble_size, in_dim))
         self.s_factor.build(self, (self.ensemble_size, out_dim))
         self._hang_kl()
+        if lora_rank:
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)  # type: ignore[attr-defined]
 
     def _build_stock(self, input_shape: Any) -> None:
         """The stock layer without its bias, which has one row; ours has one per member."""
