@@ -104,6 +104,9 @@ def test_parameters_of_the_papers_nets():
         (lambda: recipes.Recipe("vgg").build(), "A recipe's model is one of"),
         (lambda: recipes.Recipe("mlp", posterior="beta").build(), "A recipe's posterior is"),
         (lambda: recipes.Recipe("mlp", clipnorm=0.0), "`clipnorm` must be"),
+        (lambda: recipes.Recipe("mlp", decay_epochs=(5, 2)), "decay_epochs must increase"),
+        (lambda: recipes.Recipe("mlp", decay_epochs=("a",)), "`decay_epochs` must be a whole"),
+        (lambda: models.mlp((3,), 2, prior_stddev=0.0), "`stddev` must be"),
         (lambda: recipes.Recipe("mlp", epochs="ten"), "`epochs` must be a whole number"),
         (lambda: recipes.Recipe("mlp", {"likelihood": r1.likelihoods.Poisson()}), "must be plain"),
         (lambda: recipes.Recipe.from_json('{"modle": "mlp"}'), "A recipe is an object with fields"),
@@ -133,6 +136,28 @@ def test_a_seed_is_one_for_every_layer():
     second.set_weights(first.get_weights())
     x = rng.normal(size=(4, 8))
     np.testing.assert_array_equal(first(x), second(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, (0.2, 0.2)),
+        ({"r_posterior": "cauchy"}, ("Cauchy", 0.2)),
+        ({"posterior": "deterministic", "r_posterior": "normal"}, (0.2, None)),
+        ({"s_prior": None}, (0.2, None)),
+    ],
+)
+def test_every_normal_factor_without_a_prior_gets_the_architectures(arguments, expected):
+    layer = models.mlp((3,), 2, hidden=(), prior_stddev=0.2, **arguments).layers[2]
+    for factor, wanted in zip((layer.r_factor, layer.s_factor), expected, strict=True):
+        prior = factor.prior
+        assert getattr(prior, "stddev", prior and type(prior).__name__) == wanted
+
+
+def test_a_recipe_of_additive_factors_is_centred_at_zero():
+    arguments = {"input_shape": [3], "num_outputs": 2, "perturbation": "additive"}
+    layer = recipes.Recipe("mlp", arguments).build().layers[2]
+    np.testing.assert_array_equal(layer.r_prior.mean(), 0.0)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -40,10 +40,17 @@ def test_split_members_see_their_own_share():
 def test_split_batches_must_divide():
     model = classifier()
     model.compile("sgd", member_batches="split")
-    with pytest.raises(
-        (ValueError, tf.errors.InvalidArgumentError), match="must be a multiple of 2 examples"
-    ):
-        model.fit(*batch(5), batch_size=5, verbose=0)
+    x, y = batch(5)
+    message = "must be a multiple of 2 examples"
+    # Arrays are refused before training, also where only the last batch is odd.
+    for size in (5, 4, None):
+        with pytest.raises(ValueError, match=f"{message}.* Received: 5 examples in batches of"):
+            model.fit(x, y, batch_size=size, verbose=0)
+    assert model.optimizer.iterations == 0
+    model.fit(x, y, batch_size=4, validation_split=0.2, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(5)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=message):
+        model.fit(dataset, verbose=0)
 
 
 @pytest.mark.parametrize("loss", ["average_nll", "mixture_nll"])
@@ -102,6 +109,7 @@ def test_bali_has_no_members(arguments):
         ({"member_batches": "own"}, "'tiled' or 'split'"),
         ({"num_train_samples": 0}, "at least 1"),
         ({"num_train_samples": 2, "member_batches": "split"}, "take one sample each"),
+        ({"loss": "mixture_nll", "member_batches": "split"}, "the mixture would be one member"),
     ],
 )
 def test_values_out_of_range_are_named(arguments, message):
@@ -117,3 +125,32 @@ def test_outputs_of_another_number_of_members_are_refused_in_any_loop():
     _, y = batch()
     with pytest.raises(ValueError, match="must agree on the number of members K"):
         model.compute_loss(y=y, y_pred=tf.zeros([6, K + 1, CLASSES]))
+
+
+def test_a_multiplier_after_a_moving_average_is_refused():
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    for wrapped in (optimizer, keras.optimizers.LossScaleOptimizer(optimizer)):
+        with pytest.raises(ValueError, match="use_ema=False"):
+            classifier().compile(wrapped, factor_learning_rate_multiplier=0.5)
+
+
+@pytest.mark.parametrize("arguments", [{"member_batches": "split"}, {"num_train_samples": 2}])
+def test_states_belong_to_tiled_batches(arguments):
+    inputs = keras.Input(batch_shape=(4, 3, INPUTS))
+    h = r1.layers.TileMembers(K)(inputs)
+    h = r1.layers.LSTMRank1(5, ensemble_size=K, stateful=True)(h)
+    model = r1.BayesianModel(inputs, r1.layers.SplitMembers(K)(h), likelihood="categorical")
+    with pytest.raises(ValueError, match=r"stateful=False.* Received: stateful layers"):
+        model.compile("sgd", **arguments)
+
+
+def test_compiling_again_adds_no_metric():
+    model = classifier()
+    x, y = batch()
+    for _ in range(2):
+        model.compile("sgd", metrics=["accuracy"])
+        model.fit(x, y, verbose=0)
+        names = [metric.name for metric in model.metrics]
+        assert len(names) == len(set(names))
+        evaluated = set(names) - {"refused"}
+        assert len(model.evaluate(x, y, verbose=0)) == len(evaluated)

@@ -14,6 +14,7 @@ from tfp_rank1._functional import check_members_agree, same_likelihood
 from tfp_rank1._mode import split_members
 from tfp_rank1._refusal import sum_over_replicas
 from tfp_rank1._registry import whole
+from tfp_rank1._training_choices import check_members_share, check_multiplier
 from tfp_rank1.divergence import current_kl_scope, kl_scope
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
@@ -78,34 +79,23 @@ class ObjectiveModel(DistributedModel):
             factor_learning_rate_multiplier: the factors' steps are this many times those of the
                 slow weights, for any optimizer, above 0. Defaults to 1.
             member_batches: `"tiled"` (default): every member trains on the whole batch;
-                `"split"`: on a K-th of it, for the time of one net. K must divide the batches.
+                `"split"`: on a K-th of it, for the time of one net, with `"average_nll"`. K must
+                divide the batches.
             num_train_samples: samples per member and example in training, at least 1. The loss
                 averages them, or, `"mixture_nll"`, takes them for a mixture. Defaults to 1.
             **kwargs: as in Keras.
 
         Raises:
-            ValueError: for values out of range, or a loss or metric that knows no members.
+            ValueError: for values out of range, arguments that exclude each other, or a loss or
+                metric that knows no members.
         """
-        multiplier = float(factor_learning_rate_multiplier)
-        if not 0.0 < multiplier < float("inf"):
-            raise ValueError(
-                "Argument `factor_learning_rate_multiplier` must be a finite number above 0. "
-                f"Received: factor_learning_rate_multiplier={factor_learning_rate_multiplier}"
-            )
-        self._factor_multiplier = multiplier
-        if member_batches not in ("tiled", "split"):
-            raise ValueError(
-                "Argument `member_batches` must be 'tiled' or 'split'. "
-                f"Received: member_batches={member_batches!r}"
-            )
-        self._member_batches = member_batches
-        self._num_train_samples = whole("num_train_samples", num_train_samples)
-        if member_batches == "split" and self._num_train_samples > 1:
-            raise ValueError(
-                "Members that split a batch take one sample each: use num_train_samples=1, or "
-                f"member_batches='tiled'. Received: num_train_samples={num_train_samples}"
-            )
+        optimizer = keras.optimizers.get(optimizer)
+        self._factor_multiplier = check_multiplier(factor_learning_rate_multiplier, optimizer)
+        num_train_samples = whole("num_train_samples", num_train_samples)
         loss = self._resolve_loss(loss)
+        layers = self._flatten_layers()
+        check_members_share(member_batches, num_train_samples, loss, layers)
+        self._member_batches, self._num_train_samples = member_batches, num_train_samples
         metrics, weighted = (
             keras.tree.map_structure(_own_accuracy, m)
             for m in (metrics, kwargs.pop("weighted_metrics", None))

@@ -23,6 +23,7 @@ from tfp_rank1._functional import (
 from tfp_rank1._objective import Annealing, MeanOrNaN
 from tfp_rank1._registry import positive, registered
 from tfp_rank1._roles import RolesModel
+from tfp_rank1._training_choices import check_split_batches
 from tfp_rank1.export import check_exportable, export_predictive
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import MixtureNLL
@@ -151,6 +152,8 @@ class BayesianModel(RolesModel):
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
+        if self._member_batches == "split":
+            check_split_batches(arguments, self._flatten_layers())
         annealing = self._annealing
         try:
             history = super().fit(x, y, *args, **kwargs)

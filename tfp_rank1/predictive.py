@@ -14,6 +14,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
+from tfp_rank1._training_choices import stateful_layers
 from tfp_rank1.likelihoods import Categorical, Likelihood
 from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.random import fold_in, make_seed, next_seed, seed_scope
@@ -245,7 +246,7 @@ def _passes(
 
 
 def _check_stateless(model: BayesianModel) -> None:
-    stateful = [v.name for v in model._flatten_layers() if getattr(v, "stateful", False)]
+    stateful = stateful_layers(model._flatten_layers())
     if stateful:
         raise ValueError(
             "A stateful layer goes on in one pass where the pass before ended, so the samples "

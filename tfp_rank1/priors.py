@@ -88,10 +88,12 @@ def _cast(factor: FactorState, *values: float) -> list[tf.Tensor]:
     return [tf.cast(value, factor.q.dtype) for value in values]
 
 
-def _refuse(prior: Prior, posterior: Posterior, reason: str, instead: str) -> None:
+def _refuse(
+    prior: Prior, posterior: Posterior, reason: str, instead: str, value: str = "infinite"
+) -> None:
     raise ValueError(
         f"posterior={type(posterior).__name__} with prior={type(prior).__name__}: the KL is "
-        f"infinite, because {reason}. Use {instead}."
+        f"{value}, because {reason}. Use {instead}."
     )
 
 
@@ -155,6 +157,12 @@ class NormalWithTiedMean(_NormalPrior):
     def __init__(self, stddev: float = DEFAULT_SPREAD) -> None:
         super().__init__()
         self.stddev = positive("stddev", stddev)
+
+    def check_posterior(self, posterior: Posterior) -> None:
+        super().check_posterior(posterior)
+        if isinstance(posterior, Deterministic):
+            instead = "a Normal prior, or a posterior with a spread"
+            _refuse(self, posterior, "the prior follows the point", instead, "constant")
 
     def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
         return tfd.Normal(factor.q.mean(), *_cast(factor, self.stddev))

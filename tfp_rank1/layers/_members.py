@@ -29,12 +29,15 @@ def check_split(x: tf.Tensor, ensemble_size: int) -> tf.Tensor:
     Raises:
         ValueError, tf.errors.InvalidArgumentError: unless K divides B.
     """
-    return _check_divisible(
-        x,
-        ensemble_size,
+    return _check_divisible(x, ensemble_size, split_message(ensemble_size))
+
+
+def split_message(ensemble_size: int) -> str:
+    """What to do about a batch that the members cannot share."""
+    return (
         f"With member_batches='split' every batch must be a multiple of {ensemble_size} examples, "
         "also the last one: choose another batch size, or leave the rest out "
-        "(dataset.batch(..., drop_remainder=True)).",
+        "(dataset.batch(..., drop_remainder=True))."
     )
 
 

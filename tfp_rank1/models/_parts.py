@@ -50,15 +50,10 @@ class Parts:
         self.by_member = batch_normalization == "member"
         self.rank1 = {**rank1, "ensemble_size": ensemble_size}
         self._seed = rank1.get("seed")
-        takes_prior = (
-            ensemble_size is not None
-            and not rank1.keys() & {"prior", "r_prior", "s_prior"}
-            and isinstance(posteriors.get(rank1.get("posterior", "normal")), posteriors.Normal)
-        )
-        if takes_prior:
-            center = 0.0 if rank1.get("perturbation") == "additive" else 1.0
-            self.rank1["prior"] = priors.Normal(center, prior_stddev or default_stddev)
-        elif prior_stddev is not None:
+        without_prior = [] if ensemble_size is None else _normal_without_prior(rank1)
+        stddev = default_stddev if prior_stddev is None else prior_stddev
+        self.rank1 |= {f"{name}_prior": priors.Normal(None, stddev) for name in without_prior}
+        if prior_stddev is not None and not without_prior:
             raise ValueError(
                 "Argument `prior_stddev` is for Normal posteriors without a prior of their own. "
                 f"Received: prior_stddev={prior_stddev} with {sorted(rank1)}"
@@ -118,3 +113,16 @@ class Parts:
 
     def _penalty(self) -> Any:
         return keras.regularizers.L2(self.l2) if self.l2 else None
+
+
+def _normal_without_prior(rank1: dict[str, Any]) -> list[str]:
+    """The factors, r and s, with a Normal posterior and no prior named."""
+    if "prior" in rank1:
+        return []
+    shared = rank1.get("posterior", "normal")
+    return [
+        name
+        for name in ("r", "s")
+        if f"{name}_prior" not in rank1
+        and isinstance(posteriors.get(rank1.get(f"{name}_posterior") or shared), posteriors.Normal)
+    ]
