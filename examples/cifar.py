@@ -97,13 +97,14 @@ def adapted(recipe: r1.recipes.Recipe, options: argparse.Namespace) -> r1.recipe
         model_arguments={**recipe.model_arguments, "depth": options.depth},
         evaluation_samples=options.samples,
         epochs=options.epochs,
-        decay_epochs=tuple(round(share * epoch) for epoch in recipe.decay_epochs),
+        # In a short training some fall together, and count once.
+        decay_epochs=tuple(sorted({round(share * epoch) for epoch in recipe.decay_epochs})),
         kl_annealing_epochs=max(1, round(share * recipe.kl_annealing_epochs)),
     )
 
 
 def batches(
-    x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, plain: bool = False
+    x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, plain: bool
 ) -> tf.data.Dataset:
     """Whole shuffled batches; unless `plain`, mirrored and moved by up to four pixels at random."""
     size = x.shape[1:]

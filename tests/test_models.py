@@ -199,3 +199,8 @@ def test_the_small_cifar_recipe_is_scaled():
         assert (found.epochs, found.evaluation_samples) == (15, 1)
         assert found.model_arguments == {"depth": 10, "width": 1}
         assert found.ensemble_size == recipe.ensemble_size
+
+
+def test_a_short_cifar_run_has_fewer_decays():
+    options = argparse.Namespace(depth=10, epochs=2, samples=1)
+    assert cifar.adapted(cifar.MINI, options).decay_epochs == (1, 2)

@@ -218,7 +218,6 @@ class Recipe:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or content.keys() - known or "model" not in content:
             raise ValueError(f"A recipe is an object with fields {sorted(known)}. Received: {text}")
-        content["decay_epochs"] = tuple(content.get("decay_epochs", cls.decay_epochs))
         return cls(**content)
 
 
