@@ -215,6 +215,31 @@ def test_unusual_nets_are_converted(net):
     check_same_function(model, inputs_of(model))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]),
+        lambda: layers.Bidirectional(layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])),
+        lambda: layers.Bidirectional(
+            layers.RNN(layers.LSTMCell(3)),
+            backward_layer=layers.RNN(layers.GRUCell(3), go_backwards=True),
+        ),
+    ],
+    ids=["stacked", "bidirectional", "two kinds"],
+)
+def test_cells_in_any_wrapper(layer):
+    model = keras.Sequential([keras.Input((5, 4)), layer(), layers.Dense(2)])
+    check_same_function(model, inputs_of(model))
+
+
+def test_a_cell_of_two_layers():
+    cell, inputs = layers.LSTMCell(3), keras.Input((5, 4))
+    both = [layers.RNN(cell)(inputs), layers.RNN(cell, go_backwards=True)(inputs)]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(both)))
+    converted = check_same_function(model, inputs_of(model))
+    assert len({id(v) for v in converted.slow_weights if v.name == "recurrent_kernel"}) == 1
+
+
 def test_vocabularies_come_along():
     lookup = layers.StringLookup(output_mode="multi_hot", vocabulary=["a", "b"])
     model = keras.Sequential([keras.Input((1,), dtype="string"), lookup, layers.Dense(2)])
@@ -283,6 +308,12 @@ def test_own_layers_can_be_registered(monkeypatch):
     r1.register_converter(Scale, make, transfer)
     report = check_same_function(model, inputs_of(model)).conversion_report
     assert not report.left
+    within = keras.Sequential([keras.Input((4,)), Scale(), layers.Dense(3)])
+    deep = keras.Sequential([keras.Input((4,)), keras.Sequential([within]), layers.Dense(2)])
+    report = check_same_function(deep, inputs_of(deep)).conversion_report
+    assert [row.before for row in report.converted] == ["Scale", "Dense", "Dense"]
+    excluded = r1.convert(deep, K, likelihood="normal", exclude=[within.name]).conversion_report
+    assert [row.before for row in excluded.converted] == ["Dense"]
 
 
 def test_factors_alone_can_be_trained():
@@ -322,6 +353,26 @@ def test_a_net_with_frozen_weights_is_saved(again, tmp_path):
     with r1.posterior_mean():
         for other in (fresh, loaded, pickle.loads(pickle.dumps(converted))):
             np.testing.assert_array_equal(other(x), converted(x))
+
+
+def test_frozen_normalizations_are_told_apart(tmp_path):
+    """One that was frozen before stays so, though another one has its name."""
+
+    def encoder(trainable):
+        norm = layers.BatchNormalization(name="norm", trainable=trainable)
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4), norm])
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(encoder(True)(encoder(False)(inputs))))
+    converted = r1.convert(model, K, likelihood="normal")
+    converted.freeze_slow_weights()
+    converted.compile("sgd")
+    converted.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for found in (converted, loaded):
+        found.freeze_slow_weights(False)
+        norms = [v for v in found._flatten_layers() if isinstance(v, layers.BatchNormalization)]
+        assert [v.trainable for v in norms] == [False, True]
 
 
 def test_noise_is_learned_beside_the_factors():

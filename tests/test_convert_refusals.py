@@ -64,6 +64,12 @@ def excluded_mean():
     return keras.Model(inputs, layers.Dense(2)(inner(inputs)))
 
 
+def excluded_lambda():
+    within = keras.Sequential(with_lambda().layers)
+    inner = keras.Sequential([keras.Input((4,)), within], name="inner")
+    return keras.Sequential([keras.Input((4,)), inner, layers.Dense(2)])
+
+
 class OwnCall(keras.Model):
     def call(self, x, training=None):
         return 10.0 * super().call(x, training=training)
@@ -72,6 +78,13 @@ class OwnCall(keras.Model):
 def with_own_call():
     inputs = keras.Input((4,))
     return OwnCall(inputs, layers.Dense(2)(inputs))
+
+
+def nested_own_call():
+    """A model within a model within the model."""
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, with_own_call()(inputs))
+    return keras.Sequential([inputs, inner, layers.Dense(2)])
 
 
 def by_position():
@@ -101,6 +114,7 @@ def two_outputs():
         (between(lambda h: ops.softmax(h, axis=-2)), {}, r"batch axis.*axis=\[-2\]"),
         (between(lambda h: layers.Concatenate(axis=0)([h, h])), {}, "batch axis.*Concatenate"),
         (with_own_call, {}, "A model with a `call` of its own.*Received: OwnCall"),
+        (nested_own_call, {}, "A model with a `call` of its own.*Received: OwnCall"),
         (by_position, {}, r"outputs \[B, D\].*Received: outputs of shape \(None, 5, 2\)"),
         (lambda: r1.models.mlp((4,), 2), {}, "has rank-1 layers already"),
         (two_outputs, {}, "Received: 2 outputs"),
@@ -109,11 +123,13 @@ def two_outputs():
         (dense_net, {"exclude": "dense"}, "must be a collection of names"),
         (dense_net, {"bias_posterior": "log_normal"}, "biases of the model may be negative"),
         (on_input(sparse=True), {}, "dense and always given.*sparse=True"),
+        (on_input(ragged=True), {}, "dense and always given.*ragged=True"),
         (on_input(optional=True), {}, "dense and always given.*optional=True"),
         (quantized, {}, "A quantized layer has no kernel.*int8"),
         (between(lambda h: ops.flip(h)), {}, "batch axis.*Flip"),
         (between(lambda h: ops.roll(h, 1)), {}, "batch axis.*Roll"),
         (time_major, {}, "batch axis.*Transpose"),
+        (excluded_lambda, {"exclude": ["inner"]}, "A Lambda layer may mix the rows"),
         (excluded_mean, {"exclude": ["inner"]}, "batch axis.*Sum"),
         (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
         (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),

@@ -38,3 +38,67 @@ def test_lora(layer, shape, tmp_path):
         with r1.posterior_mean():
             np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5)
         assert loaded.layers[0].lora_alpha == built.lora_alpha
+
+
+@pytest.mark.parametrize("kind", ["dense", "embedding"])
+def test_weights_between_ranks(kind, tmp_path):
+    """Files of layers with LoRA, without, and with another rank and scale, into each other."""
+    x = np.stack([np.arange(5)] * 2)
+
+    def net(rank, alpha=None):
+        arguments = {"ensemble_size": 2, "lora_rank": rank, "lora_alpha": alpha}
+        if kind == "dense":
+            layer = L.DenseRank1(3, **arguments)
+        else:
+            layer = L.EmbeddingRank1(7, 3, **arguments)
+        return keras.Sequential([keras.Input((5,)), layer])
+
+    path = str(tmp_path / "file.weights.h5")
+    for wrote, reads in [
+        ((None,), (2, 3)),
+        ((2, 3), (None,)),
+        ((2, 3), (2, 3)),
+        ((2, 3), (2, 5)),
+        ((2, 3), (1, 3)),
+    ]:
+        old, new = net(*wrote), net(*reads)
+        for variable in old.layers[0].weights:
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+        old.save_weights(path)
+        new.load_weights(path)
+        with r1.posterior_mean():
+            np.testing.assert_allclose(new(x), old(x), rtol=1e-4, atol=1e-4)
+        if reads[0] == 2:  # a is there to learn from, whatever the file had
+            assert np.abs(new.layers[0].weights[-2]).max() > 0
+    biasless = L.DenseRank1(3, ensemble_size=2, use_bias=False)
+    with pytest.raises(ValueError, match="expected"):
+        keras.Sequential([keras.Input((5,)), biasless]).load_weights(path)
+
+
+def test_attention_comes_back(tmp_path):
+    """LoRA on one projection is no part of the layer's config: its file is read merged."""
+    query = keras.Input((3, 4))
+    layer = L.MultiHeadAttentionRank1(2, 4, ensemble_size=2)
+    model = keras.Model(query, layer(query, query))
+    layer._query_dense.enable_lora(2)
+    layer._query_dense.lora_kernel_b.assign(tf.ones_like(layer._query_dense.lora_kernel_b))
+    x = np.random.default_rng(0).normal(size=(4, 3, 4)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(
+            keras.models.load_model(tmp_path / "model.keras")(x), model(x), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_convert_merges():
+    """Of a stock layer the kernel with its low-rank part is taken, to be trained as one."""
+    dense = keras.layers.Dense(3)
+    stock = keras.Sequential([keras.Input((5,)), dense])
+    dense.enable_lora(2, lora_alpha=3)
+    dense.lora_kernel_b.assign(tf.ones_like(dense.lora_kernel_b))
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    converted = r1.convert(stock, 2, likelihood="normal")
+    with r1.posterior_mean():
+        for member in range(2):
+            np.testing.assert_allclose(converted(x)[:, member], stock(x), rtol=1e-5, atol=1e-6)
+    assert all(v.trainable for v in converted.slow_weights if v.name == "kernel")

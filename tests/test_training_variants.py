@@ -154,3 +154,20 @@ def test_compiling_again_adds_no_metric():
         assert len(names) == len(set(names))
         evaluated = set(names) - {"refused"}
         assert len(model.evaluate(x, y, verbose=0)) == len(evaluated)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"loss": "mixture_nll", "member_batches": "split"},
+        {"factor_learning_rate_multiplier": 50.0, "member_batches": "halved"},
+        {"num_train_samples": 2, "loss": "no such loss"},
+    ],
+)
+def test_a_refused_compile_changes_nothing(refused):
+    model = classifier()
+    model.compile("sgd", factor_learning_rate_multiplier=0.5)
+    before = model.get_compile_config()
+    with pytest.raises(ValueError, match="Received"):
+        model.compile("sgd", **refused)
+    assert model.get_compile_config() == before

@@ -8,6 +8,7 @@ import keras
 from keras.src.models.functional import Functional  # what keras.Model(inputs, outputs) returns
 
 from tfp_rank1 import layers, posteriors
+from tfp_rank1._batch_axis import check_batch_axis
 from tfp_rank1._raw_outputs import is_graph
 from tfp_rank1.layers._rank1 import ARGUMENTS
 
@@ -47,20 +48,38 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 def check_inputs(inputs: Any) -> None:
     for tensor in keras.tree.flatten(inputs):
         is_optional = getattr(tensor._keras_history.operation, "optional", False)
-        if tensor.sparse or is_optional:
+        is_ragged = getattr(tensor, "ragged", False)
+        if tensor.sparse or is_ragged or is_optional:
             raise ValueError(
                 "Inputs of a rank-1 model are dense and always given: build the model on a "
-                "keras.Input without `sparse` and `optional`. Received: input "
-                f"{tensor.name!r}, sparse={tensor.sparse}, optional={is_optional}"
+                "keras.Input without `sparse`, `ragged` and `optional`. Received: input "
+                f"{tensor.name!r}, sparse={tensor.sparse}, ragged={is_ragged}, "
+                f"optional={is_optional}"
             )
 
 
-def check_kernel(layer: Any) -> None:
-    if getattr(layer, "lora_enabled", False):
+def check_rows(operation: Any) -> None:
+    """Refuse a layer or operation that mixes the rows of a batch, or may."""
+    check_batch_axis(operation)
+    if type(operation) is keras.layers.Lambda:
         raise ValueError(
-            "A layer with LoRA weights cannot be converted: save and load it first, which "
-            f"merges them into its kernel. Received: layer {layer.name!r}"
+            "A Lambda layer may mix the rows of a batch, which are members here, and cannot be "
+            "looked into. Write it with keras.ops, or as a registered layer. Received: layer "
+            f"{operation.name!r}"
         )
+
+
+def check_rows_within(model: Any) -> None:
+    """The same of all operations of a model, and of the models within."""
+    check_model(model)
+    for part in (getattr(model, "_functional", None) or model).operations:
+        if isinstance(part, keras.Model):
+            check_rows_within(part)
+        else:
+            check_rows(part)
+
+
+def check_kernel(layer: Any) -> None:
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None:
         raise ValueError(

@@ -90,51 +90,54 @@ class ObjectiveModel(DistributedModel):
                 metric that knows no members.
         """
         optimizer = keras.optimizers.get(optimizer)
-        self._factor_multiplier = check_multiplier(factor_learning_rate_multiplier, optimizer)
+        multiplier = check_multiplier(factor_learning_rate_multiplier, optimizer)
         num_train_samples = whole("num_train_samples", num_train_samples)
-        loss = self._resolve_loss(loss)
-        layers = self._flatten_layers()
-        check_members_share(member_batches, num_train_samples, loss, layers)
-        self._member_batches, self._num_train_samples = member_batches, num_train_samples
+        loss = self._known_loss(loss)
+        check_members_share(member_batches, num_train_samples, loss, self._flatten_layers())
         metrics, weighted = (
             keras.tree.map_structure(_own_accuracy, m)
             for m in (metrics, kwargs.pop("weighted_metrics", None))
         )
-        is_stock = not isinstance(loss, NegativeLogLikelihood) and loss is not None
-        self._stock_names = [str(getattr(loss, "name", loss))] if is_stock else []
-        for metric in keras.tree.flatten([metrics, weighted]):
+        super().compile(
+            optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
+        )
+        # After all that may refuse: a model keeps what it was compiled with before.
+        self._factor_multiplier, self._annealing = multiplier, None
+        self._member_batches, self._num_train_samples = member_batches, num_train_samples
+        self._bind(loss, keras.tree.flatten([metrics, weighted]))
+        # As in Keras, not tracked: it would be a metric once more, for every call of `compile`.
+        object.__setattr__(self, "_loss_tracker", MeanOrNaN(name="loss"))
+
+    def _known_loss(self, loss: Any) -> Any:
+        """One of this package by its name, or a Keras loss as it is."""
+        if isinstance(loss, str):
+            return LOSS_NAMES[loss]() if loss in LOSS_NAMES else _loss_of_keras(loss)
+        own = getattr(loss, "likelihood", None) if isinstance(loss, NegativeLogLikelihood) else None
+        if own not in (None, self.likelihood) and not same_likelihood(own, self.likelihood):
+            raise ValueError(
+                "The loss and the model have different likelihoods. Pass the loss without one, "
+                f"loss={loss.name!r}. Received: {type(own).__name__} in the loss, "
+                f"{type(self.likelihood).__name__} in the model"
+            )
+        return loss
+
+    def _bind(self, loss: Any, metrics: list[Any]) -> None:
+        """Give loss and metrics the model's likelihood; take down which of them have none."""
+        self._loss_name, self._evaluation_loss, self._stock_names = None, None, []
+        if isinstance(loss, NegativeLogLikelihood):
+            # The model's own object: it holds the weights of a learned noise scale.
+            loss.likelihood = self.likelihood
+            is_default = loss.reduction == _PER_EXAMPLE
+            if is_default and type(loss) is LOSS_NAMES.get(loss.name):
+                self._loss_name = loss.name
+            self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
+        elif loss is not None:
+            self._stock_names.append(str(getattr(loss, "name", loss)))
+        for metric in metrics:
             if isinstance(metric, UncertaintyMetric):
                 metric.bind(self.likelihood)
             elif metric is not None:
                 self._stock_names.append(str(getattr(metric, "name", metric)))
-        self._annealing = None
-        super().compile(
-            optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
-        )
-        # As in Keras, not tracked: it would be a metric once more, for every call of `compile`.
-        object.__setattr__(self, "_loss_tracker", MeanOrNaN(name="loss"))
-
-    def _resolve_loss(self, loss: Any) -> Any:
-        self._loss_name, self._evaluation_loss = None, None
-        if isinstance(loss, str) and loss in LOSS_NAMES:
-            loss = LOSS_NAMES[loss]()
-        if not isinstance(loss, NegativeLogLikelihood):
-            return _known_loss(loss)
-        if loss.likelihood not in (None, self.likelihood) and not same_likelihood(
-            loss.likelihood, self.likelihood
-        ):
-            raise ValueError(
-                "The loss and the model have different likelihoods. Pass the loss without one, "
-                f"loss={loss.name!r}. Received: {type(loss.likelihood).__name__} in the loss, "
-                f"{type(self.likelihood).__name__} in the model"
-            )
-        # The model's own object: it holds the weights of a learned noise scale.
-        loss.likelihood = self.likelihood
-        is_default = loss.reduction == "sum_over_batch_size"
-        if is_default and type(loss) is LOSS_NAMES.get(loss.name):
-            self._loss_name = loss.name
-        self._evaluation_loss = MixtureNLL(self.likelihood, reduction=loss.reduction)
-        return loss
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`; a loss of this package goes by its name."""
@@ -345,14 +348,13 @@ def _own_accuracy(metric: Any) -> Any:
     return Accuracy() if isinstance(metric, str) and metric in ("accuracy", "acc") else metric
 
 
-def _known_loss(loss: Any) -> Any:
-    """A Keras loss as it is; an unknown name is refused with the names of this package."""
-    if isinstance(loss, str):
-        try:
-            keras.losses.get(loss)
-        except ValueError as error:
-            raise ValueError(
-                f"Unknown loss: expected one of {sorted(LOSS_NAMES)} or a loss of Keras. "
-                f"Received: loss={loss!r}"
-            ) from error
-    return loss
+def _loss_of_keras(name: str) -> str:
+    """The name; an unknown one is refused with the names of this package."""
+    try:
+        keras.losses.get(name)
+    except ValueError as error:
+        raise ValueError(
+            f"Unknown loss: expected one of {sorted(LOSS_NAMES)} or a loss of Keras. "
+            f"Received: loss={name!r}"
+        ) from error
+    return name

@@ -62,8 +62,6 @@ class RolesModel(SteppingModel):
 
     def _slow_parts(self) -> list[Any]:
         """What is trainable now and no factor: batch normalization, and weights of layers."""
-        layers = self._flatten_layers(include_self=False)
-        normalizations = [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
         if not any(v.trainable for v in self.factor_variables):
             raise ValueError(
                 "The model has no factors that could be trained alone. Unfreeze its rank-1 layers "
@@ -71,24 +69,29 @@ class RolesModel(SteppingModel):
             )
         noise = {id(v) for v in self._likelihood.variables}
         weights = [v for v in self.slow_weights if id(v) not in noise]
-        return [v for v in [*normalizations, *weights] if v.trainable]
+        return [v for v in [*self._normalizations(), *weights] if v.trainable]
+
+    def _normalizations(self) -> list[keras.layers.BatchNormalization]:
+        layers = self._flatten_layers(include_self=False)
+        return [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`, and what `freeze_slow_weights` froze."""
         config = super().get_compile_config()
         if config and self._frozen:
-            layers = [v for v in self._frozen if isinstance(v, keras.layers.Layer)]
-            config["frozen_normalizations"] = [layer.name for layer in layers]
+            frozen = {id(v) for v in self._frozen}
+            places = enumerate(self._normalizations())  # names may repeat in nested models
+            config["frozen_normalizations"] = [i for i, v in places if id(v) in frozen]
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Freeze and compile as the saved model was, with the optimizer's state to be loaded."""
         config = dict(config)
-        names = config.pop("frozen_normalizations", None)
-        if names is not None:
+        places = config.pop("frozen_normalizations", None)
+        if places is not None:
             # Saved as frozen by themselves, they would not be made trainable again.
-            for layer in self._flatten_layers(include_self=False):
-                if layer.name in names:
-                    layer.trainable = True
+            normalizations = self._normalizations()
+            for i in places:
+                normalizations[i].trainable = True
             self.freeze_slow_weights()
         super().compile_from_config(config)

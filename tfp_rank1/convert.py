@@ -10,13 +10,14 @@ from typing import Any
 import keras
 
 from tfp_rank1 import layers, likelihoods, posteriors
-from tfp_rank1._batch_axis import check_batch_axis
 from tfp_rank1._convertible import (
     check_arguments,
     check_inputs,
     check_kernel,
     check_model,
     check_outputs,
+    check_rows,
+    check_rows_within,
     check_stock,
 )
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
@@ -106,8 +107,8 @@ def convert(
     with it: of a net with a frozen backbone unfreeze the layers whose factors are to be trained,
     and call `freeze_slow_weights` to keep the kernels. Functional and Sequential models,
     nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
-    mixed dtype policies are understood. Layers without a rank-1 form stay as they are and are
-    shared by the members; `model.conversion_report` lists them. Inputs are tiled and outputs are
+    mixed dtype policies are understood; LoRA weights are added to their kernel. Layers without a
+    rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists them. Inputs are tiled and outputs are
     split here: the result maps `[B, ...]` to `[B, K, outputs]`.
 
     Args:
@@ -129,8 +130,8 @@ def convert(
         The model, with an attribute `conversion_report`, which is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse or
-            optional input, a Lambda layer, a quantized one, an operation along the batch axis,
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse,
+            ragged or optional input, a Lambda layer, a quantized one, an operation along the batch axis,
             several outputs or some that are not `[B, D]`, nothing to convert, an unknown name, or
             a last activation that the likelihood does not apply or that cannot be dropped.
 
@@ -206,6 +207,7 @@ class _Conversion:
         self.by_member = batch_normalization == "member"
         self.arguments = _around_one(arguments)
         self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
+        self.cells: set[int] = set()  # those of `pairs` whose weights go through their RNN
         self.rows: list[Row] = []
         self.names: set[str] = set()
         self.last = last_operation(model)
@@ -229,7 +231,8 @@ class _Conversion:
                 f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
             )
         for old, new, transfer in self.pairs.values():
-            transfer(old, new)
+            if id(old) not in self.cells:
+                transfer(old, new)
         if not any(row.note == "" for row in self.rows):
             raise ValueError(
                 "The model has no layer that can be converted: "
@@ -269,27 +272,20 @@ class _Conversion:
         if isinstance(layer, keras.Model):
             check_model(layer)
             if layer.name in self.exclude:
-                for part in layer.operations:
-                    check_batch_axis(part)
+                check_rows_within(layer)
                 return _copy(layer), same_weights, "excluded"
-            new = keras.models.clone_model(layer, clone_function=self.convert, recursive=True)
-            return new, nothing, ""
-        check_batch_axis(layer)
+            # Not recursive: Keras would clone models within without asking `convert`.
+            return keras.models.clone_model(layer, clone_function=self.convert), nothing, ""
+        check_rows(layer)
         if not isinstance(layer, keras.layers.Layer):
             return layer, nothing, ""  # an operation of keras.ops has no weights
-        if kind is keras.layers.Lambda:
-            raise ValueError(
-                "A Lambda layer may mix the rows of a batch, which are members here, and cannot be "
-                "looked into. Write it with keras.ops, or as a registered layer. Received: layer "
-                f"{layer.name!r}"
-            )
         if layer.name in self.exclude:
             return _copy(layer), same_weights, "excluded"
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
         known = _RANK1.keys() | _registered.keys()
         if kind is keras.layers.RNN and all(type(c) in known for c in cells_of(layer)):
-            return self._generic_rnn(layer), nothing, ""
+            return *self._generic_rnn(layer), ""
         check_kernel(layer)
         if kind is keras.layers.MultiHeadAttention:
             return self._rank1(layer), attention_weights, ""
@@ -317,13 +313,21 @@ class _Conversion:
         self.arguments["seed"] = seed + SEED_STEP
         return {**self.arguments, "seed": seed}
 
-    def _generic_rnn(self, layer: Any) -> Any:
+    def _generic_rnn(self, layer: Any) -> tuple[Any, Transfer]:
         """`keras.layers.RNN` around converted cells, which another RNN may have as well."""
         cells = [self.convert(cell) for cell in cells_of(layer)]
+        transfers = [self.pairs[id(cell)][2] for cell in cells_of(layer)]
+        self.cells.update(id(cell) for cell in cells_of(layer))
         is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
         config = {**layer.get_config(), "dtype": layer.dtype_policy}
         config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
-        return keras.layers.RNN(**config)
+
+        def transfer(old: Any, new: Any) -> None:
+            # To the cells that `new` has: within Bidirectional they are copies of `cells`.
+            for to_cell, before, after in zip(transfers, cells_of(old), cells_of(new), strict=True):
+                to_cell(before, after)
+
+        return keras.layers.RNN(**config), transfer
 
     def _batch_normalization(self, layer: Any) -> Any:
         members = self.arguments["ensemble_size"]
@@ -403,6 +407,8 @@ def _live_config(layer: Any) -> Arguments:
     for name in ("activation", "recurrent_activation"):
         if name in config:
             config[name] = _copy_activation(getattr(layer, name))
+    if getattr(layer, "lora_enabled", False):  # its `kernel` is the sum with the low-rank part
+        config |= {"lora_rank": None, "lora_alpha": None}
     return config | {"dtype": layer.dtype_policy}
 
 

@@ -16,6 +16,7 @@ from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._registry import whole
 from tfp_rank1.divergence import KLRegularizer
 from tfp_rank1.layers._factor import Factor
+from tfp_rank1.layers._low_rank import load_weights, save_weights
 from tfp_rank1.layers._members import check_rows, fold, unfold
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 
@@ -322,13 +323,12 @@ class Rank1Mixin:
 
         The stock layers store kernel and bias only, and Keras stores no generator's state.
         """
-        keras.layers.Layer.save_own_variables(self, store)
+        save_weights(self, store)
         save_seed_state(self.seed_generator, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
-        arrays = load_seed_state(self.seed_generator, store)
-        keras.layers.Layer.load_own_variables(self, arrays)
+        load_weights(self, load_seed_state(self.seed_generator, store))
 
 
 class Composite:
