@@ -108,8 +108,9 @@ def convert(
     and call `freeze_slow_weights` to keep the kernels. Functional and Sequential models,
     nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
     mixed dtype policies are understood; LoRA weights are added to their kernel. Layers without a
-    rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists them. Inputs are tiled and outputs are
-    split here: the result maps `[B, ...]` to `[B, K, outputs]`.
+    rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists
+    them. Inputs are tiled and outputs are split here: the result maps `[B, ...]` to
+    `[B, K, outputs]`.
 
     Args:
         model: a built Functional or Sequential model with one output. It is not changed.
@@ -131,9 +132,9 @@ def convert(
 
     Raises:
         ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse,
-            ragged or optional input, a Lambda layer, a quantized one, an operation along the batch axis,
-            several outputs or some that are not `[B, D]`, nothing to convert, an unknown name, or
-            a last activation that the likelihood does not apply or that cannot be dropped.
+            ragged or optional input, a Lambda layer, a quantized one, an operation along the batch
+            axis, several outputs or some that are not `[B, D]`, nothing to convert, an unknown
+            name, or a last activation that the likelihood does not apply or that cannot be dropped.
 
     Example:
     ```python

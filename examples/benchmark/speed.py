@@ -1,6 +1,6 @@
 """Seconds and memory as ratios against stock Keras: rank-1 layers, and a BALI training step.
 
-    python -m examples.benchmark.speed [--repeats 30] [--out speed.json]
+    python -m examples.benchmark.speed [--repeats 30] [--layers Dense LSTM] [--out speed.json]
 
 Both layers do the same work in turn, A B A B ..., in one process: an inference call, and a
 training step (forward, backward to weights and inputs, Adam) of a model that holds nothing but
@@ -49,6 +49,7 @@ class Case:
         rows: of the batch, members included.
         shape: of a row.
         tokens: number of tokens, where inputs are whole numbers.
+        samplings: ways to draw factors; the empty one is a layer without.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     rows: int
     shape: tuple[int, ...]
     tokens: int = 0
+    samplings: tuple[str, ...] = ("example", "member")
 
     @property
     def title(self) -> str:
@@ -66,10 +68,10 @@ class Case:
         """The stock layer."""
         return getattr(keras.layers, self.name)(**self.arguments)
 
-    def rank1(self, **kwargs: Any) -> keras.layers.Layer:
+    def rank1(self, sampling: str) -> keras.layers.Layer:
         """Its counterpart."""
         cls = getattr(r1.layers, f"{self.name}Rank1")
-        return cls(ensemble_size=MEMBERS, kl_weight=1e-4, **self.arguments, **kwargs)
+        return cls(ensemble_size=MEMBERS, kl_weight=1e-4, sampling=sampling, **self.arguments)
 
     def inputs(self) -> tf.Tensor:
         """Random ones."""
@@ -77,6 +79,24 @@ class Case:
         if self.tokens:
             return tf.random.uniform(shape, 0, self.tokens, tf.int32)
         return tf.random.normal(shape)
+
+
+class Normalization(Case):
+    """`EnsembleBatchNormalization`, whose members have statistics, scale and offset."""
+
+    def rank1(self, sampling: str) -> keras.layers.Layer:
+        return r1.layers.EnsembleBatchNormalization(MEMBERS, **self.arguments)
+
+
+class DenseOverTime(Case):
+    """A dense layer in `TimeDistributed`."""
+
+    def stock(self) -> keras.layers.Layer:
+        return keras.layers.TimeDistributed(keras.layers.Dense(**self.arguments))
+
+    def rank1(self, sampling: str) -> keras.layers.Layer:
+        dense = Case("Dense", self.arguments, self.rows, self.shape)
+        return r1.layers.TimeDistributedRank1(dense.rank1(sampling))
 
 
 _FILTERS = {"filters": 64, "kernel_size": 3, "padding": "same"}
@@ -103,6 +123,8 @@ CASES = (
     Case("MultiHeadAttention", {"num_heads": 4, "key_dim": 32}, 64, (64, 128)),
     Case("LSTM", {"units": 128, "use_cudnn": False}, 128, (32, 64)),
     Case("GRU", {"units": 128, "use_cudnn": False}, 128, (32, 64)),
+    DenseOverTime("TimeDistributed", {"units": 256}, 128, (32, 256)),
+    Normalization("BatchNormalization", {}, 128, (32, 32, 64), samplings=("",)),
 )
 
 
@@ -163,7 +185,7 @@ def compare_memory(case: Case, sampling: str) -> dict[str, float]:
     """Mebibytes at the peak of a training step, and the ratio of ours to the stock layer's."""
     x = case.inputs()
     found = []
-    for layer in case.stock(), case.rank1(sampling=sampling):
+    for layer in case.stock(), case.rank1(sampling):
         step = training(layer, x)
         step(), step()
         found.append(memory.peak(step) / 2**20)
@@ -177,18 +199,19 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(repeats: int) -> list[dict[str, Any]]:
-    """All cases, both ways of sampling, inference and training."""
+def measure(repeats: int, layers: list[str]) -> list[dict[str, Any]]:
+    """The layers' cases, both ways of sampling, inference and training."""
     results = []
     jobs = [
         (case, sampling, mode)
         for case in CASES
-        for sampling in ("example", "member")
+        if case.name in layers
+        for sampling in case.samplings
         for mode in (inference, training)
     ]
     for case, sampling, mode in track(jobs, "timing"):
         x = case.inputs()
-        stock, rank1 = case.stock(), case.rank1(sampling=sampling)
+        stock, rank1 = case.stock(), case.rank1(sampling)
         row: dict[str, Any] = {"case": case.title, "sampling": sampling, "mode": mode.__name__}
         results.append(row | compare(mode(stock, x), mode(rank1, x), repeats))
     # Last, as it slows the process down.
@@ -247,14 +270,17 @@ def main() -> None:
     """Measure, print, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=30)
+    names = [case.name for case in CASES]
+    parser.add_argument("--layers", nargs="+", choices=names, help="these only, and no BALI")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results = measure(arguments.repeats)
-    results.append(measure_bali(arguments.repeats, (512, 512), 512))
-    results.append(measure_bali(arguments.repeats, (100, 100), 250))
-    requests = serving.measure(10 * arguments.repeats)
+    results, requests = measure(arguments.repeats, arguments.layers or names), []
+    if not arguments.layers:
+        results.append(measure_bali(arguments.repeats, (512, 512), 512))
+        results.append(measure_bali(arguments.repeats, (100, 100), 250))
+        requests = serving.measure(10 * arguments.repeats)
+        rich.print(table("requests to exported nets", requests))
     rich.print(table("ours / stock", results))
-    rich.print(table("requests to exported nets", requests))
     if arguments.out:
         arguments.out.write_text(json.dumps(results + requests, indent=2) + "\n")
 
