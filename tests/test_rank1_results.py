@@ -27,7 +27,10 @@ def cnn():
 
 
 def test_factors_alone_make_a_trained_net_better():
-    """Fashion-MNIST, five epochs of the stock net, then two of the factors; three seeds."""
+    """Fashion-MNIST, 20 epochs of the stock net, then two of the factors; three seeds.
+
+    The standard deviation was chosen on held-out training images among 0.032, 0.1 and 0.3.
+    """
     x, y, x_test, y_test = images("fashion_mnist", flat=False)
     x_other = images("mnist", flat=False)[2]
     before, after = [], []
@@ -35,7 +38,7 @@ def test_factors_alone_make_a_trained_net_better():
         keras.utils.set_random_seed(seed)
         net = cnn()
         net.compile("adam", "sparse_categorical_crossentropy")
-        net.fit(x, y, batch_size=128, epochs=5, verbose=0)
+        net.fit(x, y, batch_size=128, epochs=20, verbose=0)
         logits = [
             np.log(net.predict(v, batch_size=1000, verbose=0) + 1e-30)[None]
             for v in (x_test, x_other)
@@ -44,7 +47,8 @@ def test_factors_alone_make_a_trained_net_better():
         before.append(
             image_scores(*(r1.PosteriorPredictive(v, likelihood) for v in logits), y_test)
         )
-        model = r1.convert(net, 4, likelihood="categorical")
+        posterior = r1.posteriors.Normal(stddev=0.1)
+        model = r1.convert(net, 4, likelihood="categorical", posterior=posterior)
         model.freeze_slow_weights()
         model.compile(keras.optimizers.Adam(1e-3))
         model.fit(x, y, batch_size=128, epochs=2, verbose=0)
