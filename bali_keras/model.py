@@ -18,6 +18,7 @@ from bali_keras.update import factorise
 from tfp_rank1._mode import in_posterior_mean
 from tfp_rank1._objective import by_examples
 from tfp_rank1._registry import registered
+from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.mixture import PredictiveMixture
 from tfp_rank1.predictive import sample_marginals
 from tfp_rank1.random import next_seed
@@ -130,7 +131,7 @@ class BaliModel(InferenceModel):
         Raises:
             ValueError: for a value out of range.
         """
-        self._settings = Settings.check(
+        settings = Settings.check(
             forgetting=forgetting,
             damping=damping,
             prior_precision=prior_precision,
@@ -151,13 +152,15 @@ class BaliModel(InferenceModel):
                     f"Argument `{name}` is for nets with members; a BaliModel samples once per "
                     f"example and step. Received: {name}={kwargs[name]!r}"
                 )
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
-        if not self._is_nll() and getattr(self.likelihood, "fixed_scale", 0.0) is None:
+        is_nll = isinstance(self._known_loss(loss), NegativeLogLikelihood)
+        if not is_nll and getattr(self.likelihood, "fixed_scale", 0.0) is None:
             raise ValueError(
                 "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
                 "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
                 f"Received: loss={loss!r} and a learned scale"
             )
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        self._settings = settings  # last: a model keeps what it was compiled with before
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`."""

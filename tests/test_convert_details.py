@@ -146,3 +146,65 @@ def test_own_cells_and_blocks_can_be_registered(monkeypatch):
     )
     report = check_same_function(model, inputs_of(model)).conversion_report
     assert not report.left
+
+
+# -- what is left as it is ------------------------------------------------------------------------
+
+
+def adapted():
+    layer = layers.Normalization(axis=-1)
+    layer.adapt(np.random.default_rng(0).normal(5.0, 3.0, (100, 4)))
+    return layer
+
+
+def with_low_rank():
+    layer = layers.Dense(3)
+    layer.build((None, 4))
+    layer.enable_lora(2, lora_alpha=5)
+    layer.lora_kernel_b.assign(tf.ones_like(layer.lora_kernel_b))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: keras.Sequential([keras.Input((4,)), adapted(), layers.Dense(3)]), (4,)),
+        (lambda: keras.Sequential([keras.Sequential([keras.Input((4,)), adapted()])]), (4,)),
+        (lambda: layers.TimeDistributed(adapted()), (5, 4)),
+        (lambda: layers.Bidirectional(layers.LSTM(3)), (5, 4)),
+        (with_low_rank, (4,)),
+        (lambda: keras.Sequential([keras.Input((4,)), with_low_rank()]), (4,)),
+    ],
+    ids=["model", "model in model", "wrapper", "recurrent", "LoRA", "LoRA in model"],
+)
+def test_excluded_parts_come_along(make, shape):
+    part = make()
+    model = keras.Sequential([keras.Input(shape), part, layers.Flatten(), layers.Dense(2)])
+    converted = check_same_function(model, inputs_of(model), exclude=[part.name])
+    notes = {row.before: row.note for row in converted.conversion_report.left}
+    assert notes["Flatten"] == "no weights"
+    assert len(converted.conversion_report.converted) == 1
+
+
+def test_excluded_vocabularies_and_attention_come_along():
+    lookup = layers.StringLookup(output_mode="multi_hot", vocabulary=["a", "b"])
+    inner = keras.Sequential([keras.Input((1,), dtype="string"), lookup], name="inner")
+    model = keras.Sequential([keras.Input((1,), dtype="string"), inner, layers.Dense(2)])
+    check_same_function(model, tf.constant([["b"], ["a"], ["c"]]), exclude=["inner"])
+    inputs, attention = keras.Input((3, 4)), layers.MultiHeadAttention(2, 3)
+    h = layers.Flatten()(attention(inputs, inputs))
+    model = keras.Model(inputs, layers.Dense(2)(h))
+    attention._query_dense.enable_lora(2)
+    projection = attention._query_dense
+    projection.lora_kernel_b.assign(tf.ones_like(projection.lora_kernel_b))
+    check_same_function(model, inputs_of(model), exclude=[attention.name])
+
+
+def test_a_part_with_a_loss_of_its_own():
+    """It was trained by itself; its compilation is not taken over, and it keeps its own."""
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    inner.compile("sgd", loss=lambda y, p: (y - p) ** 2)
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2)])
+    converted = check_same_function(model, inputs_of(model))
+    assert inner.compiled
+    assert not any(getattr(v, "compiled", False) for v in converted._flatten_layers())

@@ -70,6 +70,11 @@ def excluded_lambda():
     return keras.Sequential([keras.Input((4,)), inner, layers.Dense(2)])
 
 
+def excluded_wrapper():
+    wrapper = layers.TimeDistributed(layers.Lambda(lambda v: v), name="wrapper")
+    return keras.Sequential([keras.Input((5, 4)), wrapper, layers.Flatten(), layers.Dense(2)])
+
+
 class OwnCall(keras.Model):
     def call(self, x, training=None):
         return 10.0 * super().call(x, training=training)
@@ -130,6 +135,7 @@ def two_outputs():
         (between(lambda h: ops.roll(h, 1)), {}, "batch axis.*Roll"),
         (time_major, {}, "batch axis.*Transpose"),
         (excluded_lambda, {"exclude": ["inner"]}, "A Lambda layer may mix the rows"),
+        (excluded_wrapper, {"exclude": ["wrapper"]}, "A Lambda layer may mix the rows"),
         (excluded_mean, {"exclude": ["inner"]}, "batch axis.*Sum"),
         (lambda: keras.Sequential([keras.Input((4,)), layers.ReLU()]), {}, "no layer that can be"),
         (dense_net, {"exclude": ["nobody"]}, r"names of layers. Received: \['nobody'\]"),

@@ -162,12 +162,29 @@ def test_compiling_again_adds_no_metric():
         {"loss": "mixture_nll", "member_batches": "split"},
         {"factor_learning_rate_multiplier": 50.0, "member_batches": "halved"},
         {"num_train_samples": 2, "loss": "no such loss"},
+        {"num_train_samples": 2, "metrics": 3},
     ],
 )
 def test_a_refused_compile_changes_nothing(refused):
     model = classifier()
     model.compile("sgd", factor_learning_rate_multiplier=0.5)
+    before, optimizer = model.get_compile_config(), model.optimizer
+    with pytest.raises(ValueError, match="Received"):
+        model.compile("adam", **refused)
+    assert model.get_compile_config() == before
+    assert model.optimizer is optimizer
+    assert np.isfinite(model.fit(*batch(), verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize(
+    "refused", [{"loss": "mse"}, {"warmup_steps": 3, "loss": "nope"}, {"num_train_samples": 2}]
+)
+def test_a_refused_compile_changes_nothing_of_bali(refused):
+    inputs = keras.Input((INPUTS,))
+    outputs = bk.layers.DenseBali(1)(inputs)
+    model = bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Normal())
+    model.compile(temperature=2.0)
     before = model.get_compile_config()
     with pytest.raises(ValueError, match="Received"):
-        model.compile("sgd", **refused)
+        model.compile(temperature=3.0, **refused)
     assert model.get_compile_config() == before

@@ -69,14 +69,16 @@ def check_rows(operation: Any) -> None:
         )
 
 
-def check_rows_within(model: Any) -> None:
-    """The same of all operations of a model, and of the models within."""
-    check_model(model)
-    for part in (getattr(model, "_functional", None) or model).operations:
-        if isinstance(part, keras.Model):
-            check_rows_within(part)
-        else:
-            check_rows(part)
+def check_rows_within(layer: Any) -> None:
+    """The same of a layer or model that is left as it is, and of all within."""
+    if isinstance(layer, keras.Model):
+        check_model(layer)
+        parts = (getattr(layer, "_functional", None) or layer).operations
+    else:
+        check_rows(layer)
+        parts = [layer.layer] if isinstance(layer, keras.layers.Wrapper) else []
+    for part in parts:
+        check_rows_within(part)
 
 
 def check_kernel(layer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -98,9 +98,10 @@ class ObjectiveModel(DistributedModel):
             keras.tree.map_structure(_own_accuracy, m)
             for m in (metrics, kwargs.pop("weighted_metrics", None))
         )
-        super().compile(
-            optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
-        )
+        with _undone_if_refused(self):
+            super().compile(
+                optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
+            )
         # After all that may refuse: a model keeps what it was compiled with before.
         self._factor_multiplier, self._annealing = multiplier, None
         self._member_batches, self._num_train_samples = member_batches, num_train_samples
@@ -341,6 +342,19 @@ def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
 
 def _owns_kl(layer: keras.layers.Layer) -> bool:
     return hasattr(layer, "kl") and not isinstance(layer, ObjectiveModel)
+
+
+@contextlib.contextmanager
+def _undone_if_refused(model: Any) -> Iterator[None]:
+    """Keras sets these one by one, and looks at the arguments on the way."""
+    names = "optimizer", "loss", "_compile_loss", "_compile_metrics"
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    except Exception:
+        for name, value in before.items():
+            object.__setattr__(model, name, value)  # not tracked, as in Keras
+        raise
 
 
 def _own_accuracy(metric: Any) -> Any:

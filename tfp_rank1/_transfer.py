@@ -36,14 +36,19 @@ def nothing(old: Any, new: Any) -> None:
 
 
 def same_weights(old: Any, new: Any) -> None:
-    if old.weights:
-        new.set_weights(old.get_weights())
-    if isinstance(new, keras.layers.Normalization):
-        new.finalize_state()  # it computes with constants made of its weights
-    if hasattr(old, "save_assets"):  # vocabularies
-        with tempfile.TemporaryDirectory() as folder:
-            old.save_assets(folder)
-            new.load_assets(folder)
+    """Copy the weights of a layer and of all within, each as it saves and loads them itself.
+
+    So constants made of weights are made anew, and LoRA weights are merged into their kernel.
+    """
+    for before, after in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        store: dict[str, Any] = {}
+        before.save_own_variables(store)
+        if store:
+            after.load_own_variables(store)
+        if hasattr(before, "save_assets"):  # vocabularies
+            with tempfile.TemporaryDirectory() as folder:
+                before.save_assets(folder)
+                after.load_assets(folder)
 
 
 def weights_of_members(old: Any, new: Any) -> None:

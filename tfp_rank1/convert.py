@@ -270,18 +270,16 @@ class _Conversion:
         if kind in _registered and layer.name not in self.exclude:
             make, transfer = _registered[kind]
             return make(layer, self._own({})), transfer, ""
-        if isinstance(layer, keras.Model):
-            check_model(layer)
-            if layer.name in self.exclude:
-                check_rows_within(layer)
-                return _copy(layer), same_weights, "excluded"
-            # Not recursive: Keras would clone models within without asking `convert`.
-            return keras.models.clone_model(layer, clone_function=self.convert), nothing, ""
-        check_rows(layer)
         if not isinstance(layer, keras.layers.Layer):
+            check_rows(layer)
             return layer, nothing, ""  # an operation of keras.ops has no weights
         if layer.name in self.exclude:
+            check_rows_within(layer)
             return _copy(layer), same_weights, "excluded"
+        if isinstance(layer, keras.Model):
+            check_model(layer)
+            return self._nested(layer), nothing, ""
+        check_rows(layer)
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
         known = _RANK1.keys() | _registered.keys()
@@ -301,6 +299,14 @@ class _Conversion:
             return self._batch_normalization(layer), weights_of_members, ""
         note = "no weights" if not layer.weights else "shared by the members"
         return _copy(layer), same_weights, note
+
+    def _nested(self, model: Any) -> Any:
+        """A model within, layer by layer; one within that comes to `convert` as well."""
+        compiled, model.compiled = model.compiled, False  # a clone of its compilation may fail
+        try:
+            return keras.models.clone_model(model, clone_function=self.convert)
+        finally:
+            model.compiled = compiled
 
     def _rank1(self, layer: Any) -> Any:
         config = _live_config(layer)
@@ -429,7 +435,7 @@ def _copy(layer: Any) -> Any:
         return type(layer).from_config(layer.get_config())
     except Exception as error:
         raise ValueError(
-            f"Layer {layer.name!r} of class {type(layer).__name__} cannot be copied: its config "
-            f"does not rebuild it ({error}). Give the class a get_config with all arguments of its "
-            "constructor."
+            "A layer that is left as it is has to be copied, and its config does not rebuild it "
+            f"({error}). Give the class a get_config with all arguments of its constructor. "
+            f"Received: layer {layer.name!r} of class {type(layer).__name__}"
         ) from error
