@@ -5,8 +5,8 @@
 
 The recipe is `tfp_rank1.recipes.get("mini_cifar10")`; all methods take the same steps. Scores are
 those of the test images and of corrupted copies (Gaussian noise, contrast and brightness in five
-severities each, averaged). Results go to one JSON per method, run by run; what is there is not run
-again.
+severities each, averaged). `--stddev` widens Normal draws, and Cauchy draws alike. Results go to
+one JSON per method, run by run; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=MINI.epochs)
     parser.add_argument("--depth", type=int, default=MINI.model_arguments["depth"])
     parser.add_argument("--samples", type=int, default=MINI.evaluation_samples, help="per member")
+    parser.add_argument("--stddev", type=float, default=MINI.stddev, help="of Normal factors")
     parser.add_argument("--member-batches", choices=("tiled", "split"), default="tiled")
     parser.add_argument("--plain", action="store_true", help="images as they are: no augmentation")
     parser.add_argument("--npz", type=Path, help="a local archive in place of TFDS")
@@ -90,11 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def adapted(recipe: r1.recipes.Recipe, options: argparse.Namespace) -> r1.recipes.Recipe:
-    """The recipe at another depth, with all of its epochs scaled."""
+    """The recipe at another depth and width of draws, with all of its epochs scaled."""
     share = options.epochs / recipe.epochs
+    ratio = options.stddev / MINI.stddev if recipe.ensemble_size else 1.0
+    # The variance of clipped Cauchy draws is in proportion to their scale; points have none.
+    wider = {"normal": ratio, "cauchy": ratio**2}.get(recipe.posterior, 1.0)
     return dataclasses.replace(
         recipe,
         model_arguments={**recipe.model_arguments, "depth": options.depth},
+        stddev=round(wider * recipe.stddev, 6),
         evaluation_samples=options.samples,
         epochs=options.epochs,
         # In a short training some fall together, and count once.
