@@ -191,16 +191,28 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_the_small_cifar_recipe_is_scaled():
     """All epochs of it, for every method of the example."""
-    options = argparse.Namespace(depth=10, epochs=15, samples=1)
+    options = argparse.Namespace(depth=10, epochs=15, samples=1, stddev=cifar.MINI.stddev)
     for recipe in cifar.METHODS.values():
         found = cifar.adapted(recipe, options)
         assert found.decay_epochs == (8, 12, 14)
         assert found.kl_annealing_epochs == 5
         assert (found.epochs, found.evaluation_samples) == (15, 1)
         assert found.model_arguments == {"depth": 10, "width": 1}
-        assert found.ensemble_size == recipe.ensemble_size
+        assert (found.ensemble_size, found.stddev) == (recipe.ensemble_size, recipe.stddev)
 
 
 def test_a_short_cifar_run_has_fewer_decays():
-    options = argparse.Namespace(depth=10, epochs=2, samples=1)
+    options = argparse.Namespace(depth=10, epochs=2, samples=1, stddev=cifar.MINI.stddev)
     assert cifar.adapted(cifar.MINI, options).decay_epochs == (1, 2)
+
+
+def test_wider_draws_of_the_small_cifar_recipe():
+    """Twice the standard deviation is four times the scale of a Cauchy; points have none."""
+    stddev = 2 * cifar.MINI.stddev
+    options = argparse.Namespace(depth=10, epochs=15, samples=1, stddev=stddev)
+    found = {name: cifar.adapted(recipe, options).stddev for name, recipe in cifar.METHODS.items()}
+    before = {name: recipe.stddev for name, recipe in cifar.METHODS.items()}
+    assert found["rank1_normal"] == pytest.approx(2 * before["rank1_normal"])
+    assert found["rank1_cauchy"] == pytest.approx(4 * before["rank1_cauchy"])
+    assert found["batch_ensemble"] == before["batch_ensemble"]
+    assert found["deterministic"] == before["deterministic"]
