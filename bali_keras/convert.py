@@ -18,6 +18,7 @@ from bali_keras.layers import (
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
+from tfp_rank1._transfer import same_weights
 
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
 _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
@@ -94,8 +95,7 @@ def convert(
             converted += 1
         elif isinstance(new, keras.layers.Layer) and not isinstance(new, keras.Model):
             new.trainable = False
-            if new.weights:
-                new.set_weights(old.get_weights())
+            same_weights(old, new)
     if not converted:
         raise ValueError(
             "The model has no trainable layer that can be converted: "

@@ -142,3 +142,15 @@ def test_a_softmax_behind_other_layers_is_seen(after):
     with r1.posterior_mean():
         found = tf.nn.softmax(bk.convert(stock, "categorical")(x))
     np.testing.assert_allclose(found, stock(x), rtol=1e-5)
+
+
+def test_constants_made_of_weights_come_along():
+    """An adapted normalization computes with some."""
+    x = np.random.default_rng(0).normal(5.0, 3.0, (100, 4)).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)
+    model = keras.Sequential([keras.Input((4,)), normalization, keras.layers.Dense(2)])
+    converted = bk.convert(model, likelihood=r1.likelihoods.Normal())
+    with r1.posterior_mean():
+        outputs = tf.reshape(converted(x), [100, 2])
+    np.testing.assert_allclose(outputs, model(x), rtol=1e-4, atol=1e-4)

@@ -58,7 +58,7 @@ def check_inputs(inputs: Any) -> None:
             )
 
 
-def check_rows(operation: Any) -> None:
+def check_unmixed(operation: Any) -> None:
     """Refuse a layer or operation that mixes the rows of a batch, or may."""
     check_batch_axis(operation)
     if type(operation) is keras.layers.Lambda:
@@ -69,16 +69,16 @@ def check_rows(operation: Any) -> None:
         )
 
 
-def check_rows_within(layer: Any) -> None:
+def check_unmixed_within(layer: Any) -> None:
     """The same of a layer or model that is left as it is, and of all within."""
     if isinstance(layer, keras.Model):
         check_model(layer)
         parts = (getattr(layer, "_functional", None) or layer).operations
     else:
-        check_rows(layer)
+        check_unmixed(layer)
         parts = [layer.layer] if isinstance(layer, keras.layers.Wrapper) else []
     for part in parts:
-        check_rows_within(part)
+        check_unmixed_within(part)
 
 
 def check_kernel(layer: Any) -> None:

@@ -16,9 +16,9 @@ from tfp_rank1._convertible import (
     check_kernel,
     check_model,
     check_outputs,
-    check_rows,
-    check_rows_within,
     check_stock,
+    check_unmixed,
+    check_unmixed_within,
 )
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
 from tfp_rank1._transfer import (
@@ -271,15 +271,15 @@ class _Conversion:
             make, transfer = _registered[kind]
             return make(layer, self._own({})), transfer, ""
         if not isinstance(layer, keras.layers.Layer):
-            check_rows(layer)
+            check_unmixed(layer)
             return layer, nothing, ""  # an operation of keras.ops has no weights
         if layer.name in self.exclude:
-            check_rows_within(layer)
+            check_unmixed_within(layer)
             return _copy(layer), same_weights, "excluded"
         if isinstance(layer, keras.Model):
             check_model(layer)
             return self._nested(layer), nothing, ""
-        check_rows(layer)
+        check_unmixed(layer)
         if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
             return self._wrapper(layer)
         known = _RANK1.keys() | _registered.keys()
@@ -426,7 +426,7 @@ def _copy_activation(activation: Any) -> Any:
     new = _copy(activation)
     if activation.weights:
         new.build(activation._build_shapes_dict["input_shape"])
-        new.set_weights(activation.get_weights())
+        same_weights(activation, new)
     return new
 
 

@@ -39,7 +39,8 @@ def load_weights(layer: keras.layers.Layer, arrays: dict[str, Any]) -> None:
     own, low_rank = _own(layer), _low_rank(layer)
     fits = a is not None and bool(low_rank) and np.shape(a) == tuple(low_rank[0].shape)
     if a is not None and not fits:
-        place = str(next(i for i, v in enumerate(own) if v is _kernel(layer)))
+        kernel = getattr(layer, f"_{_name(layer)}")  # without the low-rank part
+        place = str(next(i for i, v in enumerate(own) if v is kernel))
         arrays[place] = np.asarray(arrays[place]) + np.asarray(scale) * np.matmul(a, b)
     if low_rank and len(arrays) == len(own) - 2:
         first, second = low_rank
@@ -62,13 +63,12 @@ def _low_rank(layer: Any) -> list[keras.Variable]:
     """`a` and `b`, or nothing."""
     if not getattr(layer, "lora_enabled", False):
         return []
-    name = "embeddings" if hasattr(layer, "embeddings") else "kernel"
-    return [getattr(layer, f"lora_{name}_{part}") for part in ("a", "b")]
+    return [getattr(layer, f"lora_{_name(layer)}_{part}") for part in ("a", "b")]
 
 
-def _kernel(layer: Any) -> keras.Variable:
-    """The kernel or table itself, without the low-rank part."""
-    return layer._embeddings if hasattr(layer, "embeddings") else layer._kernel
+def _name(layer: Any) -> str:
+    """As Keras calls what LoRA changes."""
+    return "embeddings" if hasattr(layer, "embeddings") else "kernel"
 
 
 def _scale(layer: Any) -> float:
