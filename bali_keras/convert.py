@@ -18,7 +18,7 @@ from bali_keras.layers import (
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
 from tfp_rank1._raw_outputs import applies, check_raw, is_graph, is_only_use, last_operation
-from tfp_rank1._transfer import same_weights
+from tfp_rank1._transfer import same_weights, uncompiled
 
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
 _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
@@ -87,7 +87,8 @@ def convert(
             pairs[id(layer)] = layer, new
         return pairs[id(layer)][1]
 
-    net = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    with uncompiled(model):
+        net = keras.models.clone_model(model, clone_function=clone, recursive=True)
     converted = 0
     for old, new in pairs.values():
         if isinstance(new, BaliLayer):

@@ -154,3 +154,25 @@ def test_constants_made_of_weights_come_along():
     with r1.posterior_mean():
         outputs = tf.reshape(converted(x), [100, 2])
     np.testing.assert_allclose(outputs, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_with_losses_of_their_own():
+    """Their compilation is not taken over, and they keep it."""
+
+    class Squares(keras.losses.Loss):
+        """Not registered, so that no configuration leads back to it."""
+
+        def call(self, y_true, y_pred):
+            return keras.ops.mean((y_true - y_pred) ** 2, axis=-1)
+
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="relu")])
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(1)])
+    for part in (inner, model):
+        part.compile("sgd", Squares())
+    converted = bk.convert(model, "normal")
+    assert len(converted.bali_layers) == 2
+    assert inner.compiled and model.compiled
+    assert not any(getattr(v, "compiled", False) for v in converted._flatten_layers())
+    x = np.ones((2, 4), "float32")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(converted(x), model(x), rtol=1e-5)

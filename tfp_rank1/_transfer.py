@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -29,6 +31,22 @@ def transfer_kernels(old: Any, new: Any) -> None:
 def cells_of(layer: Any) -> list[Any]:
     cell = layer.cell
     return list(cell.cells) if isinstance(cell, keras.layers.StackedRNNCells) else [cell]
+
+
+@contextlib.contextmanager
+def uncompiled(model: Any) -> Iterator[None]:
+    """A model, and all within, as if never compiled: a clone of a compilation may fail.
+
+    It is made anew from its configuration, which cannot find a loss that is not registered.
+    """
+    found = [v for v in model._flatten_layers() if getattr(v, "compiled", False)]
+    for part in found:
+        part.compiled = False
+    try:
+        yield
+    finally:
+        for part in found:
+            part.compiled = True
 
 
 def nothing(old: Any, new: Any) -> None:

@@ -28,6 +28,7 @@ from tfp_rank1._transfer import (
     nothing,
     same_weights,
     transfer_kernels,
+    uncompiled,
     weights_of_members,
 )
 from tfp_rank1.layers._rank1 import SEED_STEP
@@ -302,11 +303,8 @@ class _Conversion:
 
     def _nested(self, model: Any) -> Any:
         """A model within, layer by layer; one within that comes to `convert` as well."""
-        compiled, model.compiled = model.compiled, False  # a clone of its compilation may fail
-        try:
+        with uncompiled(model):
             return keras.models.clone_model(model, clone_function=self.convert)
-        finally:
-            model.compiled = compiled
 
     def _rank1(self, layer: Any) -> Any:
         config = _live_config(layer)
