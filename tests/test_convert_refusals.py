@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 from test_convert import dense_net
@@ -134,6 +135,12 @@ def two_outputs():
         (between(lambda h: ops.flip(h)), {}, "batch axis.*Flip"),
         (between(lambda h: ops.roll(h, 1)), {}, "batch axis.*Roll"),
         (time_major, {}, "batch axis.*Transpose"),
+        (between(lambda h: ops.matmul(ops.einsum("ij,kj->ik", h, h), h)), {}, "batch axis.*Einsum"),
+        (between(lambda h: ops.tensordot(ops.inner(h, h), h, 1)), {}, "batch axis.*Inner"),
+        (between(lambda h: ops.softmax(h, axis=None)), {}, "batch axis.*Softmax"),
+        (between(lambda h: ops.reshape(ops.cumsum(h), (-1, 3))), {}, "batch axis.*Cumsum"),
+        (between(lambda h: ops.tril(h)), {}, "batch axis.*Tril"),
+        (between(lambda h: ops.associative_scan(ops.add, h)), {}, "batch axis.*AssociativeScan"),
         (excluded_lambda, {"exclude": ["inner"]}, "A Lambda layer may mix the rows"),
         (excluded_wrapper, {"exclude": ["wrapper"]}, "A Lambda layer may mix the rows"),
         (excluded_mean, {"exclude": ["inner"]}, "batch axis.*Sum"),
@@ -147,6 +154,26 @@ def two_outputs():
 def test_refusals_say_why(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         r1.convert(make(), likelihood="normal", **arguments)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda h: ops.einsum("id,id->id", h, h),
+        lambda h: ops.reshape(ops.softmax(ops.reshape(h, (-1, 1, 3))), (-1, 3)),
+        lambda h: ops.take(np.eye(3, dtype="float32"), ops.argmax(h, axis=-1), axis=0),
+        lambda h: ops.where(h > 0, h, ops.cumsum(h, axis=-1)),
+        lambda h: ops.stack(ops.unstack(h, axis=1), axis=-1),
+        lambda h: ops.vectorized_map(ops.tanh, h),
+    ],
+)
+def test_operations_that_keep_the_rows_apart_are_taken(operation):
+    model = between(operation)()
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    converted = r1.convert(model, 2, likelihood="normal")
+    with r1.posterior_mean():
+        for member in range(2):
+            np.testing.assert_allclose(converted(x)[:, member], model(x), atol=1e-5)
 
 
 def test_a_converter_of_ones_own_answers_for_the_batch_axis(monkeypatch):

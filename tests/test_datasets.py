@@ -125,6 +125,11 @@ def test_sets_that_cannot_be_downloaded_are_named(monkeypatch):
         load_images("mnist")
 
 
+def test_unknown_sets_are_named():
+    with pytest.raises(ValueError, match=r"image set in TFDS, such as mnist\. Received: 'foo'"):
+        load_images("foo")
+
+
 def test_changed_tables_are_refused(monkeypatch):
     x, y, splits = fake_set(monkeypatch)
     uci_regression.Tables("fake", x, y, splits)

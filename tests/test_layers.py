@@ -222,6 +222,7 @@ def test_embedding_takes_a_table():
     table = np.arange(6.0).reshape(3, 2).astype("float32")
     layer = L.EmbeddingRank1(3, 2, weights=[table], posterior=r1.posteriors.Deterministic("ones"))
     np.testing.assert_allclose(layer(np.array([[2, 0]])), table[[[2, 0]]])
+    np.testing.assert_allclose(layer(np.array([[-1, 0]])), table[[[2, 0]]])
 
 
 def test_einsum_kernels_without_a_batch_only():

@@ -212,6 +212,10 @@ def model_errors():
             "`factor_learning_rate_multiplier` must be a finite number above 0",
         ),
         (
+            lambda: model.compile("sgd", factor_learning_rate_multiplier="a"),
+            "`factor_learning_rate_multiplier` must be a finite number above 0",
+        ),
+        (
             lambda: (model.compile("sgd"), model.fit(x, np.full(4, 10), verbose=0)),
             r"labels must be whole numbers in \[0, 10\). Received: min=10, max=10",
         ),

@@ -49,6 +49,31 @@ def test_precisions_agree_on_digits(make, digits):
         assert abs(nll - found["float32"][1]) < 0.02
 
 
+@pytest.fixture
+def everything_float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def test_everything_in_float64(everything_float64):
+    """With penalties, whose dtype is that of the kernels; KLs stay float32."""
+    x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
+    model = r1.models.mlp((3,), 2, hidden=(4,), l2=1e-2)
+    model.compile(keras.optimizers.SGD(0.0))
+    logs = model.fit(x, y, verbose=0).history
+    weights = model.slow_weights
+    assert {w.dtype for w in weights} == {"float64"}
+    penalty = sum(1e-2 * np.sum(np.square(w)) for w in weights)
+    np.testing.assert_allclose(logs["loss"][0] - logs["nll"][0] - logs["kl"][0], penalty, rtol=1e-4)
+    inputs = keras.Input((3,))
+    plain = keras.Model(inputs, r1.layers.DenseRank1(1, kl_weight=0.1)(inputs))
+    plain.compile("sgd", "mse")
+    assert np.isfinite(plain.train_on_batch(x, y[:, None]))
+
+
 def offset_data():
     """Inputs whose mean is ten thousand times their spread."""
     x, y = linear_data(rows=300)

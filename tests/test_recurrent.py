@@ -150,6 +150,20 @@ def test_bidirectional_with_masks_and_dropout(cls, tmp_path):
     assert model.posterior_predictive(x, num_samples=4).mean().shape == (4, 1)
 
 
+def test_directions_of_one_seed_have_draws_of_their_own():
+    layer = L.LSTMRank1(UNITS, ensemble_size=K, seed=0)
+    both = keras.layers.Bidirectional(layer, merge_mode=None)
+    both(inputs())
+    again = keras.layers.Bidirectional.from_config(both.get_config())
+    again(inputs())
+    for wrapper in (both, again):
+        cells = wrapper.forward_layer.cell, wrapper.backward_layer.cell
+        forward, backward = (np.array(cell.seed_generator.state) for cell in cells)
+        assert not np.array_equal(forward, backward)
+        assert wrapper.forward_layer.get_config()["seed"] == 0
+        assert wrapper.backward_layer.get_config()["seed"] == 0
+
+
 def test_the_forget_gate_is_open_for_every_member():
     cell = L.LSTMCellRank1(UNITS, ensemble_size=K)
     cell.build((None, INPUTS))

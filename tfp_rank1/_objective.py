@@ -99,6 +99,8 @@ class ObjectiveModel(DistributedModel):
             for m in (metrics, kwargs.pop("weighted_metrics", None))
         )
         with _undone_if_refused(self):
+            # Keras keeps the metrics of the `compile` before where none are given.
+            object.__setattr__(self, "_compile_metrics", None)
             super().compile(
                 optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
             )
@@ -224,7 +226,9 @@ class ObjectiveModel(DistributedModel):
         nll = by_examples(nll, loss, outputs, rows)
         with kl_scope(self._kl_weight(training)) as scope:
             penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        return Objective(tf.add_n([nll, *penalties]), nll, scope.total, scope.weight, rows)
+        # KLs are float32 under every policy, penalties have their weights' dtype.
+        loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
+        return Objective(tf.add_n(loss_and_penalties), nll, scope.total, scope.weight, rows)
 
     def _check_outputs(self, outputs: tf.Tensor) -> None:
         """Refuse losses and metrics of Keras, which broadcast the targets over the members."""

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_rank1._counting import count_examples
+from tfp_rank1._registry import positive
 from tfp_rank1.layers._members import split_message
 from tfp_rank1.layers.members import TileMembers
 from tfp_rank1.losses import MixtureNLL
@@ -27,12 +28,7 @@ def check_multiplier(multiplier: Any, optimizer: Any) -> float:
         ValueError: unless it is finite and above 0, or where the optimizer averages weights: it
             does so before the factors' steps are multiplied.
     """
-    value = float(multiplier)
-    if not 0.0 < value < float("inf"):
-        raise ValueError(
-            "Argument `factor_learning_rate_multiplier` must be a finite number above 0. "
-            f"Received: factor_learning_rate_multiplier={multiplier}"
-        )
+    value = positive("factor_learning_rate_multiplier", multiplier)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if value != 1.0 and getattr(inner, "use_ema", False):
         raise ValueError(

@@ -111,7 +111,8 @@ def convert(
     mixed dtype policies are understood; LoRA weights are added to their kernel. Layers without a
     rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists
     them. Inputs are tiled and outputs are split here: the result maps `[B, ...]` to
-    `[B, K, outputs]`.
+    `[B, K, outputs]`. Regularizers are kept; those of biases and of batch normalization by member
+    add up over the members, K times the original.
 
     Args:
         model: a built Functional or Sequential model with one output. It is not changed.

@@ -170,4 +170,5 @@ class KLRegularizer(keras.regularizers.Regularizer):
 
     def __call__(self, variable: Any) -> tf.Tensor:
         layer = self._layer
-        return weigh(layer.kl(), layer.kl_weight, layer.name)
+        # In Keras's dtype: a plain keras.Model adds it to losses of that.
+        return tf.cast(weigh(layer.kl(), layer.kl_weight, layer.name), keras.config.floatx())

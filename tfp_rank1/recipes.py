@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -105,6 +106,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what could not be written as JSON, or trained."""
+        if not isinstance(self.model_arguments, Mapping):
+            raise ValueError(
+                "A recipe's model_arguments must be a dict of arguments by name. "
+                f"Received: model_arguments={self.model_arguments!r}"
+            )
         try:
             plain = json.loads(json.dumps(self.model_arguments))
         except TypeError as error:
@@ -117,6 +123,11 @@ class Recipe:
             whole(name, getattr(self, name))
         for name in ("warmup_epochs", "kl_annealing_epochs"):
             whole(name, getattr(self, name), least=0)
+        if not isinstance(self.decay_epochs, (list, tuple)):
+            raise ValueError(
+                "A recipe's decay_epochs must be a tuple of epochs. "
+                f"Received: decay_epochs={self.decay_epochs!r}"
+            )
         decay_epochs = tuple(whole("decay_epochs", e, least=0) for e in self.decay_epochs)
         object.__setattr__(self, "decay_epochs", decay_epochs)
         if list(decay_epochs) != sorted(set(decay_epochs)):
@@ -214,7 +225,12 @@ class Recipe:
         Raises:
             ValueError: for fields that a recipe has not, or wrong values.
         """
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"A recipe is an object in JSON: {error}. Received: {text!r}"
+            ) from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, dict) or content.keys() - known or "model" not in content:
             raise ValueError(f"A recipe is an object with fields {sorted(known)}. Received: {text}")

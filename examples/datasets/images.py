@@ -60,6 +60,11 @@ def _from_tfds(name: str, data_dir: Path | None, manual_dir: Path | None) -> dic
             data_dir=data_dir,
             download_and_prepare_kwargs={"download_config": config},
         )
+    except tfds.core.DatasetNotFoundError as error:  # whose message lists all sets
+        raise ValueError(
+            "Data are `uci`, `toy` (or one of them, `uci/boston`, `toy/gap`), or the name of an "
+            f"image set in TFDS, such as mnist. Received: {name!r}"
+        ) from error
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(
             f"TFDS cannot download or read the set {name!r}; without a network give a local "

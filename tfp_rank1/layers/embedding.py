@@ -32,7 +32,8 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
         **kwargs: every argument of `keras.layers.Embedding`, and those of
             `tfp_rank1.layers.Rank1Mixin`; there is no bias.
 
-    Input shape: `[K*B, ...]`, whole numbers in `[0, input_dim)`.
+    Input shape: `[K*B, ...]`, whole numbers in `[0, input_dim)`; as in the stock layer negative
+        ones count from the end.
 
     Output shape: `[K*B, ..., output_dim]`.
 
@@ -69,6 +70,7 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Embeddings under fresh draws of the factors, in training and inference alike."""
         tokens = ops.cast(check_rows(inputs, self.ensemble_size, self.name), "int32")
+        tokens = tf.where(tokens < 0, tokens + self.input_dim, tokens)  # as `ops.take`
         seed = next_seed(self.seed_generator)
         rows = self._num_draws(tokens)
         r = self._draw(self.r_factor, rows, seed)

@@ -13,7 +13,7 @@ from keras import ops
 
 from tfp_rank1._registry import registered
 from tfp_rank1.layers._members import check_rows
-from tfp_rank1.layers._rank1 import Composite, Rank1Mixin, by_name, rank1_config
+from tfp_rank1.layers._rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
 
 
@@ -272,6 +272,10 @@ class _RecurrentRank1(Composite):
             )
         layer = {name: kwargs.pop(name) for name in self._of_layer if name in kwargs}
         layer |= {name: kwargs[name] for name in ("dtype", "trainable") if name in kwargs}
+        self._seed = kwargs.get("seed")
+        if layer.get("go_backwards") and self._seed is not None:
+            # Bidirectional makes both directions of one configuration; their draws differ.
+            kwargs["seed"] = self._seed + SEED_STEP // 2
         cell = self._cell(units, name=self._cell_name, **kwargs)
         keras.layers.RNN.__init__(self, cell, **layer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
@@ -297,7 +301,7 @@ class _RecurrentRank1(Composite):
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
         config = super().get_config()  # type: ignore[misc]
-        return {**config, **rank1_config(self.cell)}  # type: ignore[attr-defined]
+        return {**config, **rank1_config(self.cell), "seed": self._seed}  # type: ignore[attr-defined]
 
 
 @registered

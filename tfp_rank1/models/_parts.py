@@ -115,6 +115,20 @@ class Parts:
         return keras.regularizers.L2(self.l2) if self.l2 else None
 
 
+def input_of(input_shape: Any) -> Any:
+    """The input of examples of a shape.
+
+    Raises:
+        ValueError: unless it is a list or tuple.
+    """
+    if not isinstance(input_shape, (list, tuple)):
+        raise ValueError(
+            "Argument `input_shape` must be a tuple, the shape of one example: (28, 28, 1), or "
+            f"(8,) for 8 numbers. Received: input_shape={input_shape!r}"
+        )
+    return keras.Input(tuple(input_shape))
+
+
 def _normal_without_prior(rank1: dict[str, Any]) -> list[str]:
     """The factors, r and s, with a Normal posterior and no prior named."""
     if "prior" in rank1:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfp_rank1._registry import whole
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models._parts import Parts
 
@@ -43,8 +44,12 @@ def lstm(
     model = models.lstm(num_events=500)
     ```
 
+    Raises:
+        ValueError: unless `num_events` is a whole number of at least 1.
+
     Source: Dusenberry et al. (2020), section on electronic health records.
     """
+    whole("num_events", num_events)
     parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
     inputs = keras.Input((None,), dtype="int32")
     h = parts.start(inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts
+from tfp_rank1.models._parts import Parts, input_of
 
 
 def mlp(
@@ -45,7 +45,7 @@ def mlp(
     ```
     """
     parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
-    inputs = keras.Input(tuple(input_shape))
+    inputs = input_of(input_shape)
     h = parts.start(inputs)
     h = keras.layers.Flatten()(h) if len(input_shape) > 1 else h
     for units in hidden:

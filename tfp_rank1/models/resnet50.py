@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts
+from tfp_rank1.models._parts import Parts, input_of
 
 # Blocks and filters of the four stages.
 STAGES = (3, 64), (4, 128), (6, 256), (3, 512)
@@ -50,7 +50,7 @@ def resnet50(
     `tfp_rank1.convert(keras.applications.ResNet50())`.
     """
     parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1, batch_normalization)
-    inputs = keras.Input(tuple(input_shape))
+    inputs = input_of(input_shape)
     h = parts.convolution(64, 7, 2)(parts.start(inputs))
     h = keras.layers.ReLU()(parts.batch_normalization()(h))
     h = keras.layers.MaxPooling2D(3, 2, padding="same")(h)

@@ -9,7 +9,7 @@ import keras
 
 from tfp_rank1._registry import registered
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts
+from tfp_rank1.models._parts import Parts, input_of
 
 
 @registered
@@ -73,6 +73,7 @@ def vision_transformer(
 
     Source: Dosovitskiy et al. (2021); Tran et al. (2022), "Plex".
     """
+    inputs = input_of(input_shape)
     height, side = input_shape[:2]
     if height % patch_size or side % patch_size or width % num_heads:
         raise ValueError(
@@ -82,7 +83,6 @@ def vision_transformer(
     if ensemble_size is not None:
         rank1 = {"sampling": "member", **rank1}
     parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1)
-    inputs = keras.Input(tuple(input_shape))
     h = parts.layer("Conv2D", width, patch_size, strides=patch_size)(parts.start(inputs))
     h = AddPositions()(keras.layers.Reshape((-1, width))(h))
     for _ in range(depth):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts
+from tfp_rank1.models._parts import Parts, input_of
 
 
 def wide_resnet(
@@ -55,7 +55,7 @@ def wide_resnet(
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"Argument `depth` must be 6 n + 4, n >= 1. Received: depth={depth}")
     parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1, batch_normalization)
-    inputs = keras.Input(tuple(input_shape))
+    inputs = input_of(input_shape)
     h = parts.convolution(16, 3, 1)(parts.start(inputs))
     for group, filters in enumerate((16, 32, 64)):
         for block in range((depth - 4) // 6):
