@@ -29,7 +29,7 @@ def trained(digits):
     return model
 
 
-@pytest.mark.parametrize("prior_at_kernels", [True, False])
+@pytest.mark.parametrize("prior_at_kernels", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_converted_model_starts_at_the_kernels_and_gains_a_posterior(
     trained, digits, prior_at_kernels
 ):

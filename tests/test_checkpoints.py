@@ -193,6 +193,7 @@ class Noise(keras.layers.Layer):
         return inputs + keras.random.normal(shape, dtype=inputs.dtype, seed=seed)
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_and_generators_in_lists_go_on(tmp_path, capsys):
     keras.config.set_dtype_policy("bfloat16")
     x, y = np.ones((8, 3)), np.zeros(8)

@@ -310,14 +310,6 @@ def test_keras_losses_and_metrics_are_refused_with_members(digits):
     assert logs["accuracy"] == pytest.approx(np.mean(np.argmax(probabilities, -1) == y))
 
 
-def test_metrics_are_those_of_the_last_compile(digits):
-    x, y = digits[0][:8], digits[1][:8]
-    model = small_classifier()
-    model.compile("sgd", metrics=["mae"])
-    model.compile("sgd")
-    assert set(model.fit(x, y, verbose=0).history) == {"loss", "nll", "kl", "kl_weight", "refused"}
-
-
 def test_labels_out_of_range_give_nan_under_xla():
     """XLA drops checks; the loss must not look good."""
     data = tf.data.Dataset.from_tensor_slices((np.ones((4, 64)), np.full(4, 12)))

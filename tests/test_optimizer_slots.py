@@ -132,6 +132,7 @@ def test_a_refused_first_batch_of_a_net_without_variables_leaves_none_wrong(kind
         assert np.isfinite(variable).all(), variable.path
 
 
+@pytest.mark.slow
 def test_slots_are_the_same_under_a_strategy(strategy, tmp_path):
     """Also where the noise is learned in closed form; so that a file moves between them."""
 

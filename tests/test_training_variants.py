@@ -144,11 +144,12 @@ def test_states_belong_to_tiled_batches(arguments):
         model.compile("sgd", **arguments)
 
 
-def test_compiling_again_adds_no_metric():
+def test_compiling_again_adds_no_metric_and_keeps_none():
     model = classifier()
     x, y = batch()
-    for _ in range(2):
-        model.compile("sgd", metrics=["accuracy"])
+    model.compile("sgd", metrics=["mae"])  # refused in `fit`, unless another `compile` follows
+    for metrics in (None, ["accuracy"]):
+        model.compile("sgd", metrics=metrics)
         model.fit(x, y, verbose=0)
         names = [metric.name for metric in model.metrics]
         assert len(names) == len(set(names))
