@@ -108,7 +108,7 @@ NETS = [
 
 @pytest.mark.parametrize("net", NETS)
 def test_every_member_computes_the_original(net, tmp_path):
-    """And the result is saved, trained for a step, and exported."""
+    """And the result is saved, and trained for a step."""
     model = randomized(net())
     x = inputs_of(model)
     converted = check_same_function(model, x)
@@ -118,7 +118,8 @@ def test_every_member_computes_the_original(net, tmp_path):
         np.testing.assert_array_equal(
             keras.models.load_model(tmp_path / "model.keras")(x), converted(x)
         )
-    converted.compile("sgd")
+    # Such layers are traced elsewhere, which takes long.
+    converted.compile("sgd", run_eagerly=net in (sequences, transformer))
     y = np.zeros((len(x), 2), "float32")
     assert np.isfinite(converted.fit(x, y, verbose=0).history["loss"]).all()
 
