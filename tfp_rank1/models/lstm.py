@@ -39,13 +39,13 @@ def lstm(
     Returns:
         A `BayesianModel`, `[B, T]` whole numbers -> `[B, K, num_outputs]`; any T.
 
+    Raises:
+        ValueError: unless `num_events` is a whole number of at least 1, or as for `mlp`.
+
     Example:
     ```python
     model = models.lstm(num_events=500)
     ```
-
-    Raises:
-        ValueError: unless `num_events` is a whole number of at least 1.
 
     Source: Dusenberry et al. (2020), section on electronic health records.
     """

@@ -39,6 +39,10 @@ def mlp(
     Returns:
         A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
 
+    Raises:
+        ValueError: for an `input_shape` that is no tuple, or a `prior_stddev` without a Normal
+            posterior to be the prior of.
+
     Example:
     ```python
     model = models.mlp((28, 28), 10)

@@ -41,6 +41,10 @@ def resnet50(
     Returns:
         A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
 
+    Raises:
+        ValueError: for an `input_shape` that is no tuple, or a `prior_stddev` without a Normal
+            posterior to be the prior of.
+
     Example:
     ```python
     model = models.resnet50(num_outputs=10, input_shape=(64, 64, 3))

@@ -64,7 +64,7 @@ def vision_transformer(
         A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for sizes that do not divide.
+        ValueError: for sizes that do not divide, or as for `mlp`.
 
     Example:
     ```python

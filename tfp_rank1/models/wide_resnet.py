@@ -43,7 +43,7 @@ def wide_resnet(
         A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for another depth.
+        ValueError: for another depth, or as for `mlp`.
 
     Example:
     ```python
