@@ -55,7 +55,6 @@ def everything_float64():
     keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
 
 
 def test_everything_in_float64(everything_float64):

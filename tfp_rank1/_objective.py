@@ -226,7 +226,7 @@ class ObjectiveModel(DistributedModel):
         nll = by_examples(nll, loss, outputs, rows)
         with kl_scope(self._kl_weight(training)) as scope:
             penalties = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        # KLs are float32 under every policy, penalties have their weights' dtype.
+        # KLs come in Keras's dtype, penalties in that of their weights.
         loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
         return Objective(tf.add_n(loss_and_penalties), nll, scope.total, scope.weight, rows)
 

@@ -223,7 +223,7 @@ class Recipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: for fields that a recipe has not, or wrong values.
+            ValueError: for a text that is no JSON, fields that a recipe has not, or wrong values.
         """
         try:
             content = json.loads(text)
