@@ -15,14 +15,16 @@ Source: Kurle, Klushyn & Herbrich (2024), "Learning Neural Networks via Bayesian
 Inference".
 """
 
-from tfp_rank1._backend import require_tensorflow
+try:
+    import tfp_rank1  # checks that Keras runs on TensorFlow
+except ImportError as error:
+    raise ImportError(f"bali_keras needs tfp_rank1, which cannot be imported: {error}") from error
 
-require_tensorflow("bali_keras")
+from bali_keras import layers, matrix_normal, recording, schedules
+from bali_keras.conversion import convert
+from bali_keras.model import BaliModel
 
-from bali_keras import layers, matrix_normal, recording, schedules  # noqa: E402  backend first
-from bali_keras.convert import convert  # noqa: E402
-from bali_keras.model import BaliModel  # noqa: E402
-from tfp_rank1._version import __version__  # noqa: E402
+__version__ = tfp_rank1.__version__
 
 __all__ = [
     "BaliModel",

@@ -1,41 +1,70 @@
-"""BaliModel: a train step without an optimizer."""
+"""BaliModel: a Keras model whose train step needs no optimizer."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from bali_keras import _settings
-from bali_keras._inference import InferenceModel
-from bali_keras._settings import Settings
-from bali_keras._weights import check_finite_arrays, weight_of
-from bali_keras.layers._bali import marginal_scope
-from bali_keras.update import factorise
-from tfp_rank1._mode import in_posterior_mean
-from tfp_rank1._objective import by_examples
-from tfp_rank1._registry import registered
+from bali_keras.example_weights import check_finite_arrays, weight_of
+from bali_keras.fit_length import FactoriseAtEnd, FitLength
+from bali_keras.inference.evaluation import evaluate_batch
+from bali_keras.inference.output import exact_layer_of
+from bali_keras.inference.statistics import Accumulation
+from bali_keras.inference.step import required_count, role_of, train_batch, trained_layers
+from bali_keras.inference.update import Health, factorise
+from bali_keras.layers import BaliLayer
+from bali_keras.layers.base import Marginal
+from bali_keras.recording import Recorder
+from bali_keras.settings import Settings
+from tfp_rank1 import scopes
+from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.losses import NegativeLogLikelihood
-from tfp_rank1.mixture import PredictiveMixture
-from tfp_rank1.predictive import sample_marginals
-from tfp_rank1.random import next_seed
+from tfp_rank1.model import BayesianModel
+from tfp_rank1.model.objective import Objective
+from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
+from tfp_rank1.serialization import registered
 
-# Points by which metrics see the Gaussians of a closed-form output layer in `evaluate`.
-NODES = 16
+__all__ = ["BaliModel"]
+
+_HEALTH = ("rate", "step_kl", "condition")
 
 
-@registered
-class BaliModel(InferenceModel):
+class Counters:
+    """Numbers of steps, which are saved with the model.
+
+    Attributes:
+        updates: steps over the life of the model.
+        refused: those of them whose update was refused.
+        first_step: number of the first step of the present `fit`.
+        last_step: number of its last step; 0 while its length is unknown.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        # The order is that of saved files.
+        names = "updates", "refused", "first_step", "last_step"
+        self.variables = [
+            model.add_weight(
+                shape=(), name=name, dtype="int64", trainable=False, initializer="zeros",
+                autocast=False,
+            )
+            for name in names
+        ]  # fmt: skip
+        self.updates, self.refused, self.first_step, self.last_step = self.variables
+
+
+@registered("bali_keras")
+class BaliModel(BayesianModel):
     """A Keras model whose BALI layers are inferred, layer by layer, without an optimizer.
 
     Each step moves the pre-activations of every layer along the back-propagated gradient of the
     log-likelihood, `y_n = M' h_n + V g_n`, and updates the layer's exact posterior given these
-    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.posterior`. Layers of other kinds are
-    trained by `optimizer` in the same step. With one linear layer and a Normal likelihood of
-    known noise this is conjugate Bayesian linear regression, exactly.
+    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.inference.posterior`. Layers of other
+    kinds are trained by `optimizer` in the same step. With one linear layer and a Normal likelihood
+    of known noise this is conjugate Bayesian linear regression, exactly.
 
     `fit` logs what `BayesianModel` logs (`kl` in nats per example, over the BALI layers) and
 
@@ -74,6 +103,34 @@ class BaliModel(InferenceModel):
     Source: Kurle, Klushyn & Herbrich (2024).
     """
 
+    options: Settings
+    training_logs = (*_HEALTH, "refused")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = Settings()
+        self.batch_size: int | None = None  # of the present `fit`
+        # Keras saves attributes by name and in alphabetical order: files know this one.
+        self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
+        self.counters = Counters(self)
+        self.noise_weight = Accumulation(self, "noise")
+        self._health = {name: keras.metrics.Mean(name=name) for name in _HEALTH}
+
+    @property
+    def bali_layers(self) -> list[BaliLayer]:
+        """The BALI layers, each once, in the order of the model."""
+        return [v for v in layers_of(self, include_self=False) if isinstance(v, BaliLayer)]
+
+    @property
+    def exact_layer(self) -> BaliLayer | None:
+        """The linear output layer of a Normal likelihood, whose targets are the labels, if any."""
+        return self._exact_layer
+
+    @property
+    def refused_updates(self) -> int:
+        """Batches, over the life of the model, whose update was refused."""
+        return int(self.counters.refused.numpy())
+
     # -- compile --------------------------------------------------------------------------------
 
     def compile(
@@ -81,16 +138,16 @@ class BaliModel(InferenceModel):
         optimizer: Any = None,
         loss: Any = "average_nll",
         *,
-        forgetting: Any = _settings.DEFAULT_FORGETTING,
-        damping: Any = None,
-        prior_precision: float | None = None,
-        prior_row_precision: Any = None,
-        temperature: float = 1.0,
-        warmup_steps: int = 10,
-        trust_region: float | None = _settings.DEFAULT_TRUST_REGION,
-        factorise_every: int | None = None,
-        noise_prior: float = 0.01,
-        evaluation_samples: int = 8,
+        forgetting: Any = Settings.forgetting,
+        damping: Any = Settings.damping,
+        prior_precision: float | None = Settings.prior_precision,
+        prior_row_precision: Any = Settings.prior_row_precision,
+        temperature: float = Settings.temperature,
+        warmup_steps: int = Settings.warmup_steps,
+        trust_region: float | None = Settings.trust_region,
+        factorise_every: int | None = Settings.factorise_every,
+        noise_prior: float = Settings.noise_prior,
+        evaluation_samples: int = Settings.evaluation_samples,
         **kwargs: Any,
     ) -> None:
         """Configure inference. The defaults are meant for regression and classification alike.
@@ -131,7 +188,7 @@ class BaliModel(InferenceModel):
         Raises:
             ValueError: for a value out of range.
         """
-        settings = Settings.check(
+        settings = Settings.of(
             forgetting=forgetting,
             damping=damping,
             prior_precision=prior_precision,
@@ -145,27 +202,17 @@ class BaliModel(InferenceModel):
         )
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]  # as Keras allows for one output
-        own_to_members = {"member_batches": "tiled", "num_train_samples": 1}
-        for name, default in own_to_members.items():
-            if kwargs.get(name, default) != default:
-                raise ValueError(
-                    f"Argument `{name}` is for nets with members; a BaliModel samples once per "
-                    f"example and step. Received: {name}={kwargs[name]!r}"
-                )
-        is_nll = isinstance(self._known_loss(loss), NegativeLogLikelihood)
-        if not is_nll and getattr(self.likelihood, "fixed_scale", 0.0) is None:
+        multiplier = _take_multiplier(kwargs, optimizer)
+        loss = known_loss(loss, self.likelihood)
+        is_nll = isinstance(loss, NegativeLogLikelihood)
+        if not is_nll and self.likelihood.closed_form_noise is not None:
             raise ValueError(
                 "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
                 "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
                 f"Received: loss={loss!r} and a learned scale"
             )
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
-        self._settings = settings  # last: a model keeps what it was compiled with before
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """The arguments of `compile`."""
-        config = super().get_compile_config()
-        return config and {**config, **self._settings.get_config()}
+        settings = dataclasses.replace(settings, factor_learning_rate_multiplier=multiplier)
+        self.compile_with(settings, optimizer, loss, **kwargs)
 
     # -- fit and evaluate -----------------------------------------------------------------------
 
@@ -183,10 +230,10 @@ class BaliModel(InferenceModel):
         bound.apply_defaults()
         arguments = bound.arguments
         batch_size = _batch_size(x, arguments["batch_size"])
-        if batch_size != self._batch_size:
-            self._batch_size = batch_size
-            self._forget_functions()
-        length = _FitLength(self, arguments["initial_epoch"])
+        if batch_size != self.batch_size:
+            self.batch_size = batch_size
+            self.forget_functions()
+        length = FitLength(self, arguments["initial_epoch"])
         given = arguments["callbacks"] or []
         if isinstance(given, keras.callbacks.CallbackList):
             raise ValueError(
@@ -196,20 +243,16 @@ class BaliModel(InferenceModel):
         own_list = list(given) if isinstance(given, (list, tuple)) else [given]
         # The last: others may go back to a checkpoint before, or to the best weights after; and
         # what they see at the end is up to date.
-        arguments["callbacks"] = [_Factorisation(self), *own_list, length]
-        self._settings.check_names(self.bali_layers)
+        arguments["callbacks"] = [FactoriseAtEnd(self), *own_list, length]
+        self.options.check_names(self.bali_layers)
         check_finite_arrays(x)
         del arguments["self"]
         return super().fit(**arguments)
 
-    def _find_count(self, arguments: dict[str, Any]) -> None:
-        super()._find_count(arguments)
-        if self._count is None:
-            return
-        total = weight_of(arguments, int(self._count))
-        if total != self._count:
-            self._count = total
-            self._forget_functions()
+    def count_examples(self, arguments: dict[str, Any]) -> float | None:
+        """N: the training examples of `fit`, each with its weight."""
+        count = super().count_examples(arguments)
+        return count and weight_of(arguments, int(count))
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, with a forgetting schedule that needs no length.
@@ -217,11 +260,11 @@ class BaliModel(InferenceModel):
         Raises:
             ValueError: for a schedule over the length of a `fit`.
         """
-        if self._settings.forgetting.needs_length:
+        if self.options.forgetting.needs_length:
             raise ValueError(
                 "The forgetting schedule falls over the length of a fit, which train_on_batch "
                 "has not. Compile with a rate, forgetting=0.02, or a schedule with a length, "
-                f"schedules.Linear(steps=...). Received: {self._settings.forgetting}"
+                f"schedules.Linear(steps=...). Received: {self.options.forgetting}"
             )
         return super().train_on_batch(*args, **kwargs)
 
@@ -231,38 +274,76 @@ class BaliModel(InferenceModel):
         Returns:
             False if a factorisation failed; all are then as before.
         """
-        count = self._required_count()
+        count = required_count(self)
         layers = [
             (
                 v.posterior_state,
-                self._settings.prior_of(v, count, self.likelihood),
-                self._noise_variance(v),
+                self.options.prior_of(v, count, self.likelihood),
+                role_of(self, v),
             )
-            for v in self.bali_layers
-            if v.trainable
+            for v in trained_layers(self)
         ]
-        return bool(factorise(layers, tf.constant(count / self._settings.temperature, tf.float32)))
+        return bool(factorise(layers, tf.constant(count / self.options.temperature, tf.float32)))
+
+    def set_annealing(self, annealing: Annealing | None) -> None:
+        """Refused: the posteriors of BALI layers come from no loss whose KL could be weighted.
+
+        Raises:
+            ValueError: for any annealing.
+        """
+        if annealing is not None:
+            raise ValueError(
+                "A BaliModel has no KL whose weight could be annealed: its posteriors are exact "
+                "given their targets, and the KL is only logged. Leave the annealing out; "
+                "`temperature=` widens or narrows the posterior. Received: an annealing of the KL"
+            )
+
+    def warn_of_refused(self, shares: list[float]) -> None:
+        """`FitLength` has counted the batches, and says so."""
+
+    # -- one batch ------------------------------------------------------------------------------
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update of all layers from one batch."""
+        return train_batch(self, data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        count, exact = self._settings.evaluation_samples, None
-        if self._stock_names or in_posterior_mean() or count == 1:
-            outputs = self(x, training=False)
-        else:
-            seed = next_seed(self.seed_generator)
-            samples, variance = sample_marginals(self, x, count, seed)
-            if variance is not None:
-                exact = PredictiveMixture(self.likelihood, samples, 0, variance)
-            outputs = tf.transpose(_equal_samples(samples, variance), [1, 0, 2])
-        objective = self.objective(y, outputs, sample_weight, training=False)
-        if exact is not None and self._evaluation_loss is not None:
-            losses = -exact.log_prob(tf.convert_to_tensor(y))
-            reduce = _Reduction("nll", self._evaluation_loss.reduction, dtype="float32")
-            nll = reduce(losses, losses, sample_weight)
-            nll = by_examples(nll, self._evaluation_loss, outputs, objective.rows)
-            objective = objective._replace(nll=nll, loss=objective.loss - objective.nll + nll)
-        return self._log(objective, x, y, outputs, sample_weight)
+        return evaluate_batch(self, data)
+
+    def objective(
+        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> Objective:
+        """As `BayesianModel.objective`; the KL counts the BALI layers."""
+        plain = super().objective(y, outputs, sample_weight, training)
+        if self.num_train_examples is None:
+            return plain
+        kl = tf.add_n([tf.zeros(()), *(v.kl() for v in self.bali_layers if v.built)])
+        weight = 1.0 / tf.constant(float(self.num_train_examples), tf.float32)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
+        return plain._replace(loss=loss, kl=plain.kl + kl, kl_weight=weight)
+
+    @property
+    def optimizer_variables(self) -> list[keras.Variable]:
+        """Trainable weights that are not inferred: those the optimizer trains."""
+        noise = self.likelihood.closed_form_noise
+        learned = [] if noise is None else noise.variables
+        return [v for v in self.trainable_variables if not any(v is w for w in learned)]
+
+    def find_exact_layer(self, recorder: Recorder, outputs: tf.Tensor) -> None:
+        """Find the layer whose outputs are the model's own, in a subclassed model."""
+        if self._exact_layer is not None or not self.likelihood.has_closed_form_marginal:
+            return
+        for layer, records in recorder.records.items():
+            if len(records) == 1 and records[0].outputs is outputs:
+                self._exact_layer = layer
+                self.samplers.clear()  # those of before draw the layer's outputs
+
+    def track_health(self, rate: tf.Tensor, health: Health) -> None:
+        """Log whether inference is well."""
+        for name, value in zip(_HEALTH, (rate, health.step_kl, health.condition), strict=True):
+            self._health[name].update_state(value)
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -277,93 +358,26 @@ class BaliModel(InferenceModel):
             sampled outputs and None.
         """
         layer = self._exact_layer
-        if layer is None or in_posterior_mean():
+        if layer is None or scopes.mean_mode.value:
             return self(x, training=False), None
-        with marginal_scope(layer) as marginal:
+        with Marginal(layer) as marginal:
             mean = tf.cast(self(x, training=False), tf.float32)
             row_variance = tf.cast(marginal.variance, tf.float32)
         columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
         return mean, row_variance[:, tf.newaxis] * tf.cast(columns, tf.float32)
 
 
-class _Factorisation(keras.callbacks.Callback):
-    """Brings the covariances up to date at the end, also of a fit that ended in the warm-up."""
-
-    def __init__(self, model: BaliModel) -> None:
-        super().__init__()
-        self._bali = model
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Factorise."""
-        if int(self._bali._updates.numpy()) > 0:
-            self._bali.factorise()
-
-
-class _FitLength(_Factorisation):
-    """Tells the model which steps belong to the present fit, and the user what was refused."""
-
-    def __init__(self, model: BaliModel, initial_epoch: int) -> None:
-        super().__init__(model)
-        self._initial_epoch = initial_epoch
-        self._before = (0, 0)
-
-    def _counts(self) -> tuple[int, int]:
-        return int(self._bali._updates.numpy()), self._bali.refused_updates
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Set the first and last step."""
-        model, steps = self._bali, self.params.get("steps")
-        self._before = self._counts()
-        if steps is None:
-            if model._settings.forgetting.needs_length:
-                raise ValueError(
-                    "The forgetting schedule falls over the length of the fit, which cannot be "
-                    "told from this data. Pass steps_per_epoch= to fit, or a schedule with a "
-                    "length, schedules.Linear(0.07, 0.001, steps=...), or a constant rate, "
-                    "forgetting=0.02. Received: data of unknown length"
-                )
-            return
-        initial_epoch = model._initial_epoch or self._initial_epoch  # of a restored checkpoint
-        first = int(model._updates.numpy()) + 1 - initial_epoch * steps
-        model._first_step.assign(first)
-        model._last_step.assign(first + self.params["epochs"] * steps - 1)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Factorise, and warn of batches whose update was refused."""
-        super().on_train_end(logs)
-        batches, refused = (
-            now - old for now, old in zip(self._counts(), self._before, strict=True)
-        )
-        if refused:
-            warnings.warn(
-                f"{refused} of {batches} batches left the model as it was: a loss, a gradient or "
-                "a covariance was not finite. Look for NaN or huge numbers in these inputs and "
-                "targets, scale both to unit size, or raise damping= and prior_precision=. See "
-                "`refused` in the logs",
-                stacklevel=2,
+def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
+    """Take out what only `BayesianModel.compile` names; of it, the multiplier alone can be set."""
+    for name, default in {"member_batches": "tiled", "num_train_samples": 1}.items():
+        found = arguments.pop(name, default)
+        if found != default:
+            raise ValueError(
+                f"Argument `{name}` is for nets with members; a BaliModel samples once per "
+                f"example and step. Received: {name}={found!r}"
             )
-
-
-class _Reduction(keras.losses.Loss):
-    """Reduces losses per example that are given as `y_pred`, with weights, as Keras does."""
-
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """The losses."""
-        return y_pred
-
-
-def _equal_samples(outputs: tf.Tensor, variance: tf.Tensor | None) -> tf.Tensor:
-    """Samples `[S, B, D]` of outputs with means and variances, which metrics weigh alike.
-
-    Each Gaussian is `NODES` points at its quantiles, of the same mean and variance: moments are
-    right, tails end at two standard deviations. The NLL is computed without them.
-    """
-    if variance is None:
-        return outputs
-    points = tf.math.ndtri((tf.range(NODES, dtype=tf.float32) + 0.5) / NODES)
-    points /= tf.math.reduce_std(points)
-    spread = outputs + tf.sqrt(variance) * points[:, tf.newaxis, tf.newaxis, tf.newaxis]
-    return tf.reshape(spread, [NODES * outputs.shape[0], -1, outputs.shape[-1]])
+    multiplier = arguments.pop("factor_learning_rate_multiplier", 1.0)
+    return check_multiplier(multiplier, optimizer)
 
 
 def _batch_size(x: Any, batch_size: int | None) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
+from tfp_rank1 import scopes
 from tfp_rank1.random import fold_in, normal_rows
 
-if TYPE_CHECKING:
-    from bali_keras.layers._bali import BaliLayer
+__all__ = ["Record", "Recorder", "current_recorder"]
 
 
 class Record(NamedTuple):
@@ -29,13 +29,6 @@ class Record(NamedTuple):
     outputs: tf.Tensor
     variance: tf.Tensor
     mask: tf.Tensor | None = None
-
-
-class _Active(threading.local):
-    recorder: Recorder | None = None
-
-
-_active = _Active()
 
 
 class Recorder:
@@ -57,16 +50,16 @@ class Recorder:
     def __init__(
         self, tape: tf.GradientTape, seed: tf.Tensor, first_row: int | tf.Tensor = 0
     ) -> None:
-        self.records: dict[BaliLayer, list[Record]] = {}
+        self.records: dict[keras.layers.Layer, list[Record]] = {}
         self._tape, self._seed, self._first_row = tape, seed, first_row
         self._draws = 0
 
     def __enter__(self) -> Recorder:
-        self._previous, _active.recorder = _active.recorder, self
-        return self
+        self._scope = scopes.recorder.set(self)
+        return self._scope.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        _active.recorder = self._previous
+        self._scope.__exit__(*exception)
 
     def noise(self, shape: tuple[Any, ...]) -> tf.Tensor:
         """Standard normal numbers `[B, ...]`; an example's depend on its place in the batch."""
@@ -77,11 +70,11 @@ class Recorder:
         """Make gradients with respect to pre-activations available."""
         self._tape.watch(outputs)
 
-    def record(self, layer: BaliLayer, record: Record) -> None:
+    def record(self, layer: keras.layers.Layer, record: Record) -> None:
         """Add one call."""
         self.records.setdefault(layer, []).append(record)
 
 
 def current_recorder() -> Recorder | None:
     """The recorder of the innermost active context of this thread."""
-    return _active.recorder
+    return scopes.recorder.value

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_rank1._registry import Configurable, registered, whole
+from tfp_rank1.checks import whole
+from tfp_rank1.serialization import Configurable, registered
 
 
 class Progress(NamedTuple):
@@ -48,7 +49,7 @@ class Schedule(Configurable):
         raise NotImplementedError
 
 
-@registered
+@registered("bali_keras.schedules")
 class Constant(Schedule):
     """`rho = rate`: what adapts to a stream whose source drifts.
 
@@ -68,7 +69,7 @@ class Constant(Schedule):
         return {"rate": self.rate}
 
 
-@registered
+@registered("bali_keras.schedules")
 class Linear(Schedule):
     """`rho` falls on a line from `start` to `end`, and stays there.
 
@@ -102,7 +103,7 @@ class Linear(Schedule):
         return {"start": self.start, "end": self.end, "steps": self.steps}
 
 
-@registered
+@registered("bali_keras.schedules")
 class Averaging(Schedule):
     """`rho = 1 / t` at step t: every example seen so far weighs the same, nothing is forgotten.
 

@@ -8,7 +8,7 @@ from bali_case import conjugate, linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from bali_keras.layers._bali import _row_mask
+from bali_keras.layers.base import _row_mask
 
 
 def test_degenerate_data_gives_a_finite_posterior():
@@ -73,7 +73,7 @@ def test_statistics_that_are_not_positive_definite_are_refused():
     model.compile(warmup_steps=0, factorise_every=1)
     model.fit(x, y, batch_size=10, verbose=0)
     before = posteriors(model)
-    total = model.bali_layers[0].posterior_state.inputs.total
+    total = model.bali_layers[0].posterior_state.rows.average.total
     good = np.array(total)
     total.assign(-100.0 * good)
     with pytest.warns(UserWarning, match="4 of 4 batches left the model as it was"):
@@ -220,7 +220,7 @@ def test_a_refused_batch_leaves_the_other_layers_as_they_were():
     model.fit(x, y, batch_size=20, epochs=2, verbose=0)
     before = [np.array(v) for v in model.weights + model.optimizer.variables]
     model.train_on_batch(np.full_like(x, np.nan), y)
-    counters = {id(v) for v in (model._updates, model._refused)}
+    counters = {id(v) for v in (model.counters.updates, model.counters.refused)}
     variables = model.weights + model.optimizer.variables
     for variable, old in zip(variables, before, strict=True):
         if id(variable) not in counters:

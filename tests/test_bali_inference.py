@@ -8,7 +8,7 @@ from bali_case import Reference, conjugate, linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from bali_keras import update
+from bali_keras.inference import cadence
 
 EXACT = {"warmup_steps": 0, "prior_row_precision": 3.0, "factorise_every": 1}
 
@@ -248,10 +248,10 @@ def test_covariances_are_young_enough(steps):
     last = 10
     for step in range(11, steps + 1):
         rate = schedule(bk.schedules.Progress(step, 1, steps))
-        between = update.interval(rate, 20)
-        if bool(update.is_factorising(tf.constant(step, tf.int64), 10, between)):
+        between = cadence.interval(rate, 20)
+        if bool(cadence.is_factorising(tf.constant(step, tf.int64), 10, between)):
             assert step - last <= int(between)
-            assert bool(update.is_collecting(tf.constant(step, tf.int64), 10, between))
+            assert bool(cadence.is_collecting(tf.constant(step, tf.int64), 10, between))
             last = step
     assert steps - last <= 16
 

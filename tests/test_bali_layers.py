@@ -8,8 +8,8 @@ from bali_case import net
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from bali_keras.layers._patches import extract_patches
-from tfp_rank1.predictive import sample_outputs
+from bali_keras.layers.patches import extract_patches
+from tfp_rank1.predictive.sampling import sample_outputs
 from tfp_rank1.random import fold_in, make_seed, seed_scope
 
 L, K = bk.layers, keras.layers
@@ -68,7 +68,7 @@ def with_posterior(layer, x):
     state = layer.posterior_state
     d, k = state.size
     rng = np.random.default_rng(1)
-    state.row_factor.assign(np.triu(rng.normal(size=(d, d))) * 0.1 + 0.3 * np.eye(d))
+    state.rows.factor.assign(np.triu(rng.normal(size=(d, d))) * 0.1 + 0.3 * np.eye(d))
     state.column_factor.assign(np.triu(rng.normal(size=(k, k))) * 0.1 + 0.3 * np.eye(k))
     return layer
 

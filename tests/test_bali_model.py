@@ -11,6 +11,7 @@ from bali_case import linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from bali_keras.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_fit_logs_what_a_person_needs(classifier):
     assert np.isfinite(list(history.values())).all()
     assert history["nll"][-1] < 0.5 * history["nll"][0]
     assert history["rate"][0] > history["rate"][-1] > 0
-    assert max(history["step_kl"]) <= bk._settings.DEFAULT_TRUST_REGION + 1e-6
+    assert max(history["step_kl"]) <= Settings.trust_region + 1e-6
     assert not any(history["refused"])
     np.testing.assert_allclose(history["loss"], np.add(history["nll"], history["kl"]), rtol=1e-4)
 
@@ -156,7 +157,7 @@ def test_a_shared_layer_counts_its_rows():
     with r1.posterior_mean():
         residual = 2 * y - model.predict([x, x], verbose=0)
     assert np.std(residual) < 1.1 * 0.6
-    moment = layer.posterior_state.inputs.value()
+    moment = layer.posterior_state.rows.average.value()
     h = np.c_[x, np.ones(len(x))]
     np.testing.assert_allclose(moment, 2 * h.T @ h / len(x), rtol=1e-4)
 
@@ -211,10 +212,10 @@ def test_scores_have_the_fisher_information_as_covariance():
         outputs = tf.constant(rng.normal(size=(1, size)).astype("float32"))
         repeated = tf.repeat(outputs, 100_000, axis=0)
         noise = tf.random.stateless_normal(repeated.shape, (1, 2))
-        closed = bk.fisher.score(likelihood, repeated, noise)
+        closed = likelihood.scores(repeated, noise)
         with tf.GradientTape() as tape:
             tape.watch(repeated)
-            log_prob = bk.fisher.sampled_log_prob(likelihood, repeated, tf.constant([3, 4]))
+            log_prob = likelihood.sampled_log_prob(repeated, tf.constant([3, 4]))
         sampled = tape.gradient(log_prob, repeated)
         a, b = (np.array(tf.matmul(s, s, transpose_a=True)) / 100_000 for s in (closed, sampled))
         np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max())
@@ -253,7 +254,7 @@ def test_a_shared_output_layer_is_not_integrated_out():
     layer = bk.layers.DenseBali(2)
     outputs = layer(keras.layers.Activation("tanh")(layer(inputs)))
     model = bk.BaliModel(inputs, outputs, likelihood=r1.likelihoods.Normal())
-    assert model._exact_layer is None
+    assert model.exact_layer is None
     model.compile()
     assert np.isfinite(model.fit(x, y, epochs=3, verbose=0).history["nll"]).all()
 
@@ -261,12 +262,12 @@ def test_a_shared_output_layer_is_not_integrated_out():
 def test_a_built_sequential_net_is_taken_as_it_is():
     stack = keras.Sequential([keras.Input((3,)), bk.layers.DenseBali(2)])
     model = bk.BaliModel(stack, likelihood="normal")
-    assert model._exact_layer is stack.layers[0]
+    assert model.exact_layer is stack.layers[0]
 
 
 def test_defaults_follow_the_data():
     """Damping falls with the number of examples; the prior goes by the kind of target."""
-    settings, layer = bk._settings.Settings(), bk.layers.DenseBali(1)
+    settings, layer = Settings(), bk.layers.DenseBali(1)
     classes, numbers = r1.likelihoods.Categorical(), r1.likelihoods.Normal()
     few, many = (settings.prior_of(layer, n, classes) for n in (100, 60_000))
     assert few.damping[0] == pytest.approx(0.0949, rel=1e-2)
@@ -321,7 +322,7 @@ def test_padding_is_no_data():
             np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
     rows = np.concatenate([x[:10, :4].reshape(-1, 3), x[10:].reshape(-1, 3)])
     h = np.c_[rows, np.ones(len(rows))]
-    statistics = longer.bali_layers[0].posterior_state.inputs.value()
+    statistics = longer.bali_layers[0].posterior_state.rows.average.value()
     np.testing.assert_allclose(statistics, h.T @ h / 20, rtol=1e-4, atol=1e-5)
 
 

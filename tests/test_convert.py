@@ -305,7 +305,7 @@ def test_own_layers_can_be_registered(monkeypatch):
     def transfer(old, new):
         new.kernel.assign(old.factor * old.kernel)
 
-    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    monkeypatch.setattr(sys.modules["tfp_rank1.conversion.convert"], "_registered", {})
     r1.register_converter(Scale, make, transfer)
     report = check_same_function(model, inputs_of(model)).conversion_report
     assert not report.left

@@ -131,7 +131,7 @@ def test_own_cells_and_blocks_can_be_registered(monkeypatch):
     inputs = keras.Input((5, 4))
     h = OwnBlock()(layers.RNN(OwnCell(3))(inputs))
     model = keras.Model(inputs, layers.Dense(2)(h))
-    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    monkeypatch.setattr(sys.modules["tfp_rank1.conversion.convert"], "_registered", {})
     r1.register_converter(
         OwnCell,
         lambda cell, arguments: r1.layers.LSTMCellRank1(cell.units, **arguments),

@@ -97,7 +97,7 @@ def test_excluded_and_registered_layers_lose_their_softmax_too(monkeypatch):
     model, x = softmax_net(), rng.normal(size=(3, 4)).astype("float32")
     first = keras.Sequential([keras.Input((4,)), layers.Dense(4), model])
     found = [r1.convert(first, K, likelihood="categorical", exclude=[model.layers[0].name])]
-    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    monkeypatch.setattr(sys.modules["tfp_rank1.conversion.convert"], "_registered", {})
 
     def make(layer, arguments):
         config = {**layer.get_config(), **arguments}

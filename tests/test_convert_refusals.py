@@ -180,6 +180,6 @@ def test_a_converter_of_ones_own_answers_for_the_batch_axis(monkeypatch):
     model = between(layers.Softmax(axis=0))()
     with pytest.raises(ValueError, match="batch axis"):
         r1.convert(model, likelihood="normal")
-    monkeypatch.setattr(sys.modules["tfp_rank1.convert"], "_registered", {})
+    monkeypatch.setattr(sys.modules["tfp_rank1.conversion.convert"], "_registered", {})
     r1.register_converter(layers.Softmax, lambda layer, arguments: layers.Softmax(name=layer.name))
     assert "softmax" in str(r1.convert(model, likelihood="normal").conversion_report)

@@ -9,7 +9,7 @@ from scipy import integrate, special, stats
 from sklearn import metrics as sk
 
 import tfp_rank1 as r1
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
 M = r1.metrics
 RNG = np.random.default_rng(0)

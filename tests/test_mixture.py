@@ -8,7 +8,7 @@ from scipy import stats
 from tensorflow_probability import distributions as tfd
 
 import tfp_rank1 as r1
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
 LK = r1.likelihoods
 RNG = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def test_likelihood_configs_round_trip(cls):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(likelihood))
     assert type(again) is cls
     assert again.get_config() == likelihood.get_config()
-    assert type(LK.get(r1._registry.snake_case(cls.__name__))) is cls
+    assert type(LK.get(r1.serialization.snake_case(cls.__name__))) is cls
 
 
 ERRORS = [

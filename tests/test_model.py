@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import small_classifier
 
 import tfp_rank1 as r1
-from tfp_rank1._functional import Functional
+from tfp_rank1.model.graph import Functional
 
 
 def test_roles_partition_the_model():

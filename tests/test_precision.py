@@ -91,7 +91,7 @@ def test_float64_statistics_see_the_spread_beside_a_huge_offset():
     model.compile(forgetting=1.0, warmup_steps=0, prior_row_precision=1e-3)
     model.fit(x, y, batch_size=300, verbose=0)
     state = model.bali_layers[0].posterior_state
-    assert state.mean.dtype == state.row_covariance.dtype == "float64"
+    assert state.mean.dtype == state.rows.covariance.dtype == "float64"
     mean, covariance = conjugate(x, y, 1e-3)
     h = np.c_[x, np.ones(300)]
     np.testing.assert_allclose(h @ np.array(state.mean), h @ mean, atol=1e-3)
@@ -114,7 +114,7 @@ def test_hidden_layers_with_float64_statistics_and_a_huge_offset(factorise_every
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0).history
     assert not any(history["refused"])
     state = model.bali_layers[0].posterior_state
-    assert np.linalg.eigvalsh(state.inputs.value())[0] > 0.0
+    assert np.linalg.eigvalsh(state.rows.average.value())[0] > 0.0
     assert bool(state.has_statistics())
 
 
@@ -134,7 +134,7 @@ def test_float64_statistics_under_any_policy(policy, tmp_path):
     history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=3, verbose=0).history
     assert history["refused"] == [0.0, 0.0, 0.0]
     state = model.bali_layers[0].posterior_state
-    assert {v.dtype for v in (state.mean, state.row_factor, state.inputs.total)} == {"float64"}
+    assert {v.dtype for v in (state.mean, state.rows.factor, state.rows.average.total)} == {"float64"}
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     with r1.posterior_mean():

@@ -11,7 +11,7 @@ from tensorflow_probability import distributions as tfd
 
 import tfp_rank1 as r1
 from tfp_rank1.divergence import kl_divergence
-from tfp_rank1.layers._factor import Factor
+from tfp_rank1.layers.factor import Factor
 from tfp_rank1.priors import FactorState
 
 SEED = tf.constant([1, 2])

@@ -10,7 +10,7 @@ from layer_case import as_on_any_cpu
 import bali_keras as bk
 import tfp_rank1 as r1
 from bali_keras import matrix_normal as mn
-from bali_keras.statistics import WeightedAverage
+from bali_keras.inference.statistics import WeightedAverage
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31 - 1)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_rank1 as r1
+from tfp_rank1 import scopes
 from tfp_rank1.layers import recurrent
 
 L = r1.layers
@@ -93,7 +94,7 @@ def test_stacked_cells_in_a_generic_rnn_draw_once(monkeypatch):
     assert not np.array_equal(first, layer(inputs()))
     tf.function(lambda: layer(inputs()), autograph=False)()
     assert count == cells * 3
-    assert not recurrent._held.by_cell
+    assert not scopes.held_draws.value
 
 
 def test_an_error_leaves_no_draws_behind(monkeypatch):
@@ -102,7 +103,7 @@ def test_an_error_leaves_no_draws_behind(monkeypatch):
     monkeypatch.setattr(layer.cell, "call", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         layer(inputs())
-    assert not recurrent._held.by_cell
+    assert not scopes.held_draws.value
 
 
 def test_positional_arguments_are_those_of_the_stock_layer():

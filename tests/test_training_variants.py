@@ -8,7 +8,7 @@ from conftest import small_classifier
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from tfp_rank1._mode import split_members
+from tfp_rank1 import scopes
 
 K, INPUTS, CLASSES = 2, 4, 3
 DETERMINISTIC = {"layer_kwargs": {"posterior": "deterministic"}}
@@ -27,7 +27,7 @@ def test_split_members_see_their_own_share():
     model = classifier(**DETERMINISTIC)
     x, y = batch()
     outputs = np.array(model(x))
-    with split_members():
+    with scopes.split_members.set(True):
         found = np.array(model(x))
     expected = np.concatenate([outputs[:3, 0], outputs[3:, 1]])[:, None]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -16,7 +16,7 @@ Factors".
 import importlib
 from typing import Any
 
-from tfp_rank1._backend import require_tensorflow
+from tfp_rank1.backend import require_tensorflow
 
 require_tensorflow("tfp_rank1")
 
@@ -33,11 +33,11 @@ from tfp_rank1 import (  # noqa: E402  the backend is checked first
     random,
     recipes,
 )
-from tfp_rank1._mode import posterior_mean  # noqa: E402
 from tfp_rank1._version import __version__  # noqa: E402
-from tfp_rank1.convert import ConversionReport, convert, register_converter  # noqa: E402
+from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter  # noqa: E402
 from tfp_rank1.model import BayesianModel  # noqa: E402
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
+from tfp_rank1.scopes import posterior_mean  # noqa: E402
 
 
 def __getattr__(name: str) -> Any:

@@ -8,18 +8,57 @@ no KL from a density; their penalty is `-E_q[log p]`, the MAP objective.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfp_rank1 import scopes
+
+__all__ = [
+    "KLOwner",
+    "KLRegularizer",
+    "entropy",
+    "kl_divergence",
+    "normal_cross_entropy",
+    "register_kl",
+    "weigh",
+]
+
 MONTE_CARLO_SAMPLES = 16
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+Formula = Callable[[tfd.Distribution, tfd.Distribution], tf.Tensor]
+_FORMULAS: list[tuple[type, type, Formula]] = []
+
+
+def register_kl(q_class: type, p_class: type) -> Callable[[Formula], Formula]:
+    """Give `kl_divergence` a formula for a pair of distribution classes and their subclasses.
+
+    The newest formula that fits counts. TFP's own registry stays as it is: what stands here
+    includes penalties of points, which are no KL.
+
+    Args:
+        q_class: class of the posterior's distribution.
+        p_class: class of the prior's distribution.
+
+    Example:
+    ```python
+    @register_kl(MyPosterior, tfd.Normal)
+    def my_kl(q, p):
+        return ...                               # per entry, in nats
+    ```
+    """
+
+    def register(formula: Formula) -> Formula:
+        _FORMULAS.insert(0, (q_class, p_class, formula))
+        return formula
+
+    return register
 
 
 def kl_divergence(
@@ -29,6 +68,8 @@ def kl_divergence(
     num_samples: int = MONTE_CARLO_SAMPLES,
 ) -> tf.Tensor:
     """`E_q[log q(z) - log p(z)]` per entry, in nats.
+
+    By a formula of `register_kl`, else by one of TFP, else by Monte Carlo.
 
     Args:
         q: posterior with batch shape `[..., dim]`.
@@ -44,18 +85,36 @@ def kl_divergence(
     kl_divergence(tfd.Normal(1.0, 0.03), tfd.Normal(1.0, 0.1), seed)     # closed form
     ```
     """
-    if isinstance(p, tfd.Normal) and not isinstance(q, tfd.Normal):
-        return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
-    if isinstance(q, tfd.Deterministic):
-        return -p.log_prob(q.mean())
-    if isinstance(q, tfd.MixtureSameFamily):
-        points = q.components_distribution.loc
-        return -tf.reduce_mean(_with_trailing_axis(p).log_prob(points), axis=-1)
+    for q_class, p_class, formula in _FORMULAS:
+        if isinstance(q, q_class) and isinstance(p, p_class):
+            return formula(q, p)
     try:
         return tfd.kl_divergence(q, p)
     except NotImplementedError:
         z = q.sample(num_samples, seed=seed)
         return tf.reduce_mean(q.log_prob(z) - p.log_prob(z), axis=0)
+
+
+@register_kl(tfd.MixtureSameFamily, tfd.Distribution)
+def _points_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
+    """Mean of `-log p` over the components."""
+    points = q.components_distribution.loc
+    return -tf.reduce_mean(_with_trailing_axis(p).log_prob(points), axis=-1)
+
+
+@register_kl(tfd.Deterministic, tfd.Distribution)
+def _point_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
+    """`-log p`."""
+    return -p.log_prob(q.mean())
+
+
+@register_kl(tfd.Distribution, tfd.Normal)
+def _kl_from_normal(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
+    """For any q with finite variance and known entropy."""
+    return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
+
+
+register_kl(tfd.Normal, tfd.Normal)(tfd.kl_divergence)
 
 
 def entropy(q: tfd.Distribution) -> tf.Tensor:
@@ -79,14 +138,14 @@ def normal_cross_entropy(
 
 
 def _with_trailing_axis(p: tfd.Distribution) -> tfd.Distribution:
-    """P with a batch axis of size 1 appended, to broadcast over mixture components."""
+    """The prior p with a batch axis of size 1 appended, to broadcast over mixture components."""
     return p if p.batch_shape.rank == 0 else p[..., tf.newaxis]
 
 
-class KLScope:
-    """The weight that an owner (a `BayesianModel`) applies, and the KL it was applied to.
+class KLOwner:
+    """The weight that an owner (a `BayesianModel`) gives the KL, and the KL it was given to.
 
-    Attributes:
+    Args:
         weight: scalar tensor, `anneal(t) / N`.
     """
 
@@ -105,30 +164,6 @@ class KLScope:
         return tf.add_n(self._terms) if self._terms else tf.zeros(())
 
 
-class _Scopes(threading.local):
-    current: KLScope | None = None
-
-
-_scopes = _Scopes()
-
-
-@contextlib.contextmanager
-def kl_scope(weight: tf.Tensor) -> Iterator[KLScope]:
-    """Inside the scope, layers weight their KL by `weight` instead of by their own `kl_weight`."""
-    previous = _scopes.current
-    scope = KLScope(weight)
-    _scopes.current = scope
-    try:
-        yield scope
-    finally:
-        _scopes.current = previous
-
-
-def current_kl_scope() -> KLScope | None:
-    """The innermost open scope, or None."""
-    return _scopes.current
-
-
 def weigh(kl: tf.Tensor, kl_weight: float | None, layer_name: str) -> tf.Tensor:
     """A layer's contribution to the loss: `weight * kl`, with exactly one owner of the weight.
 
@@ -140,21 +175,21 @@ def weigh(kl: tf.Tensor, kl_weight: float | None, layer_name: str) -> tf.Tensor:
     Raises:
         ValueError: if nobody gives a weight, or two do.
     """
-    scope = current_kl_scope()
-    if scope is None and kl_weight is None:
+    owner = scopes.kl_owner.value
+    if owner is None and kl_weight is None:
         raise ValueError(
             f"Layer '{layer_name}' has a KL term and nobody gave its weight. It is 1/N for N "
             "training examples and is never guessed. Two ways out: train the layer inside a "
             "tfp_rank1.BayesianModel, whose `fit` finds N; or, in a plain keras.Model, pass "
             "`kl_weight=1/N` to the layer. Received: kl_weight=None"
         )
-    if scope is not None and kl_weight is not None:
+    if owner is not None and kl_weight is not None:
         raise ValueError(
             f"The KL of layer '{layer_name}' has two owners: a BayesianModel and the layer's own "
             "`kl_weight`. Remove `kl_weight` from the layer, or use a plain keras.Model. "
             f"Received: kl_weight={kl_weight}"
         )
-    return kl_weight * kl if scope is None else scope.add(kl)
+    return kl_weight * kl if owner is None else owner.add(kl)
 
 
 class KLRegularizer(keras.regularizers.Regularizer):

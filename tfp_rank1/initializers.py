@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_rank1._registry import positive, registered
+from tfp_rank1.checks import positive
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class RandomSign(keras.initializers.Initializer):
     """+1 with probability `probability`, else -1 (the start of BatchEnsemble).
 
@@ -49,7 +50,7 @@ class RandomSign(keras.initializers.Initializer):
         return {"probability": self.probability, "seed": self.seed}
 
 
-@registered
+@registered("tfp_rank1")
 class InverseSoftplus(keras.initializers.Initializer):
     """The constant rho with `softplus(rho) = value`: starts a scale at `value`.
 

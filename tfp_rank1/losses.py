@@ -8,23 +8,28 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1 import likelihoods
-from tfp_rank1._registry import registered, snake_case
 from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.outputs import as_members
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.serialization import registered, serialize, snake_case
+
+__all__ = ["NAMES", "AverageNLL", "MixtureNLL", "NegativeLogLikelihood", "as_mixture"]
 
 
 def as_mixture(likelihood: Likelihood, outputs: tf.Tensor) -> PredictiveMixture:
-    """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members."""
-    outputs = tf.convert_to_tensor(outputs)
-    if outputs.shape.rank == 2:
-        outputs = outputs[:, tf.newaxis]
-    if outputs.shape.rank != 3:
+    """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members.
+
+    Raises:
+        ValueError: for outputs with positions, which losses and metrics do not sum over yet.
+    """
+    members = as_members(outputs)
+    if members.num_position_axes:
         raise ValueError(
             "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
             "without members); end the model with SplitMembers(K). "
-            f"Received: outputs of shape {outputs.shape}"
+            f"Received: outputs of shape {members.values.shape}"
         )
-    return PredictiveMixture(likelihood, outputs, axis=1)
+    return PredictiveMixture(likelihood, members.values, axis=members.sample_axis)
 
 
 class NegativeLogLikelihood(keras.losses.Loss):
@@ -61,12 +66,10 @@ class NegativeLogLikelihood(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
-        likelihood = self.likelihood
-        serialized = None if likelihood is None else keras.saving.serialize_keras_object(likelihood)
-        return {**super().get_config(), "likelihood": serialized}
+        return {**super().get_config(), "likelihood": serialize(self.likelihood)}
 
 
-@registered
+@registered("tfp_rank1")
 class AverageNLL(NegativeLogLikelihood):
     """Mean of the members' negative log-likelihoods: `-1/K sum_k log p(y | member k)`.
 
@@ -91,7 +94,7 @@ class AverageNLL(NegativeLogLikelihood):
         return -tf.reduce_mean(self._mixture(y_pred).member_log_prob(y_true), axis=1)
 
 
-@registered
+@registered("tfp_rank1")
 class MixtureNLL(NegativeLogLikelihood):
     """Negative log-likelihood of the mixture: `-log 1/K sum_k p(y | member k)`.
 

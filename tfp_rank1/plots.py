@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfp_rank1.metrics import ExpectedCalibrationError, ood_score
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive import PredictiveMixture
 
 try:
     import matplotlib.pyplot as plt

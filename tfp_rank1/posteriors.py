@@ -17,9 +17,10 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1._registry import Configurable, lookup, positive, registered
+from tfp_rank1.checks import positive
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.random import normal
+from tfp_rank1.serialization import Configurable, lookup, registered
 
 AddWeight = Callable[..., keras.Variable]
 Variables = dict[str, keras.Variable]
@@ -50,16 +51,21 @@ class Posterior(Configurable):
 
     A subclass creates its variables in `build` and reads them in `distribution`; the parameters
     may carry extra axes, so the same code serves `[members, dim]` and `[members, rows, dim]`.
+    Layers, priors, recipes and `convert` ask the attributes and methods below, and never which
+    class a posterior is.
 
     Attributes:
-        stochastic: whether samples differ; a point posterior is not.
+        stochastic: whether samples differ; False for a point.
         positive: whether every sample is positive.
         finite_variance: whether the second moment exists.
+        default_prior: the prior that a factor gets where none is named, by its name in
+            `tfp_rank1.priors`; None for no prior.
     """
 
     stochastic: ClassVar[bool] = True
     positive: ClassVar[bool] = False
     finite_variance: ClassVar[bool] = True
+    default_prior: ClassVar[str | None] = "normal"
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...], center: float) -> Variables:
         """Create the variables.
@@ -94,11 +100,45 @@ class Posterior(Configurable):
             seed: int32 `[2]`.
         """
         # The rows belong into the batch shape: sample(rows) would put them before the members
-        # and cost a transpose of the whole draw.
-        loc = parameters["loc"]
-        ones = [1] * (loc.shape.rank - 2)
-        spread = {**parameters, "loc": loc + tf.zeros([1, rows, *ones], loc.dtype)}
+        # and cost a transpose of the whole draw. One parameter with rows is enough.
+        name, value = next(iter(parameters.items()))
+        ones = [1] * (value.shape.rank - 2)
+        spread = {**parameters, name: value + tf.zeros([1, rows, *ones], value.dtype)}
         return self.distribution(spread).sample(seed=seed)
+
+    def around(self, center: float) -> Posterior:
+        """The same family with its mean at exactly `center` at the start.
+
+        Returns:
+            The posterior itself (as the base class does) if its start was given, or if the family
+            has a start of its own that no argument moves.
+        """
+        return self
+
+    @classmethod
+    def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
+        """The family with a start for its means and, unless it is a point, for its spread.
+
+        Args:
+            mean_initializer: a Keras initializer; None for the family's default.
+            spread: scale or standard deviation at the start, above 0.
+        """
+        raise ValueError(
+            f"The family {cls.__name__} has no start by mean and spread: override `starting_at`. "
+            f"Received: mean_initializer={mean_initializer}, spread={spread}"
+        )
+
+    def assign_mean(self, variables: Variables, mean: Any) -> None:
+        """Put the posterior mean at `mean`, `[members, dim]` or broadcast to it.
+
+        Args:
+            variables: as `build` made them.
+            mean: values that the family can take.
+        """
+        raise ValueError(
+            f"The family {type(self).__name__} cannot be put at a given mean: override "
+            f"`assign_mean`. Received: variables {sorted(variables)}"
+        )
 
 
 class _LocationScale(Posterior):
@@ -129,6 +169,25 @@ class _LocationScale(Posterior):
     def _rho_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
+    def around(self, center: float) -> Posterior:
+        """The family with means at `center`, unless a `mean_initializer` was given."""
+        if self.mean_initializer is not None:
+            return self
+        config = {**self.get_config(), "mean_initializer": self._initializer_at(center)}
+        return type(self)(**config)
+
+    def _initializer_at(self, center: float) -> keras.initializers.Initializer:
+        """Of `loc`, for a posterior mean of `center`."""
+        return keras.initializers.Constant(center)
+
+    @classmethod
+    def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
+        return cls(mean_initializer, spread)
+
+    def assign_mean(self, variables: Variables, mean: Any) -> None:
+        loc = variables["loc"]
+        loc.assign(tf.broadcast_to(tf.cast(mean, loc.dtype), loc.shape))
+
     def get_config(self) -> dict[str, Any]:
         return {
             "mean_initializer": _serialize_initializer(self.mean_initializer),
@@ -136,7 +195,7 @@ class _LocationScale(Posterior):
         }
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class Normal(_LocationScale):
     """`N(loc, softplus(rho)^2)` per entry.
 
@@ -174,7 +233,7 @@ class Normal(_LocationScale):
         }
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class NormalSharedStddev(Normal):
     """`N(loc, softplus(rho)^2)` with one standard deviation for all members and entries.
 
@@ -185,7 +244,7 @@ class NormalSharedStddev(Normal):
         return (1,) * len(shape)
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class NormalFixedStddev(Normal):
     """`N(loc, stddev^2)`: the mean is trained, the standard deviation stays as given.
 
@@ -199,7 +258,7 @@ class NormalFixedStddev(Normal):
         return tf.cast(self.stddev, tf.convert_to_tensor(parameters["loc"]).dtype)
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class LogNormal(_LocationScale):
     """`exp(N(loc, softplus(rho)^2))` per entry: positive, median `exp(loc)`.
 
@@ -210,9 +269,18 @@ class LogNormal(_LocationScale):
     """
 
     positive: ClassVar[bool] = True
+    default_prior: ClassVar[str | None] = "log_normal"
 
     def _default_initializer(self, center: float) -> keras.initializers.Initializer:
         return keras.initializers.RandomNormal(_log_center(self, center), DEFAULT_SPREAD)
+
+    def _initializer_at(self, center: float) -> keras.initializers.Initializer:
+        """The mean of exp(N(loc, scale^2)) is exp(loc + scale^2 / 2)."""
+        return keras.initializers.Constant(_log_center(self, center) - self.scale**2 / 2)
+
+    def assign_mean(self, variables: Variables, mean: Any) -> None:
+        scale = softplus_scale(variables["rho"])
+        super().assign_mean(variables, tf.math.log(mean) - tf.square(scale) / 2.0)
 
     def distribution(self, parameters: Parameters) -> tfd.Distribution:
         return tfd.LogNormal(
@@ -235,7 +303,7 @@ class _HeavyTailed(_LocationScale):
         super().__init__(mean_initializer, scale)
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class Cauchy(_HeavyTailed):
     """`Cauchy(loc, softplus(rho))` per entry: heavy tails, no mean (its `mean()` is the median).
 
@@ -249,6 +317,8 @@ class Cauchy(_HeavyTailed):
             paper starts at 0.0316, a standard deviation of 0.6.
     """
 
+    default_prior: ClassVar[str | None] = "cauchy"
+
     def distribution(self, parameters: Parameters) -> tfd.Distribution:
         return tfd.Cauchy(
             tf.convert_to_tensor(parameters["loc"]), softplus_scale(parameters["rho"])
@@ -258,7 +328,7 @@ class Cauchy(_HeavyTailed):
         return tf.convert_to_tensor(parameters["loc"])
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class HalfCauchy(_HeavyTailed):
     """`HalfCauchy(softplus(lower), softplus(rho))` per entry, on `[softplus(lower), inf)`.
 
@@ -273,6 +343,17 @@ class HalfCauchy(_HeavyTailed):
     """
 
     positive: ClassVar[bool] = True
+    default_prior: ClassVar[str | None] = "half_cauchy"
+
+    def around(self, center: float) -> Posterior:
+        """The posterior itself: its lower end starts around the centre, and draws lie above."""
+        return self
+
+    def assign_mean(self, variables: Variables, mean: Any) -> None:
+        raise ValueError(
+            "A HalfCauchy posterior has no mean. Use a Normal or LogNormal posterior. "
+            "Received: posterior=HalfCauchy"
+        )
 
     def _default_initializer(self, center: float) -> keras.initializers.Initializer:
         _log_center(self, center)
@@ -286,7 +367,7 @@ class HalfCauchy(_HeavyTailed):
         return softplus_scale(parameters["loc"]) + softplus_scale(parameters["rho"])
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class Deterministic(_LocationScale):
     """A point per entry: members differ, samples do not (BatchEnsemble).
 
@@ -298,9 +379,15 @@ class Deterministic(_LocationScale):
     """
 
     stochastic: ClassVar[bool] = False
+    default_prior: ClassVar[str | None] = None  # the plain BatchEnsemble
 
     def __init__(self, mean_initializer: Any = None) -> None:
         super().__init__(mean_initializer)
+
+    @classmethod
+    def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
+        """A point has no spread."""
+        return cls(mean_initializer)
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...], center: float) -> Variables:
         return {"loc": self._add_loc(add_weight, shape, center)}
@@ -312,7 +399,7 @@ class Deterministic(_LocationScale):
         return {"mean_initializer": _serialize_initializer(self.mean_initializer)}
 
 
-@registered
+@registered("tfp_rank1.posteriors")
 class MixtureOfDeltas(Posterior):
     """Per entry a uniform mixture of `num_components` points.
 
@@ -323,6 +410,8 @@ class MixtureOfDeltas(Posterior):
         mean_initializer: Keras initializer of the points `[members, dim, num_components]`.
             Defaults to None: `N(centre, 0.1^2)`.
     """
+
+    default_prior: ClassVar[str | None] = None
 
     def __init__(self, num_components: int = 5, mean_initializer: Any = None) -> None:
         if int(num_components) < 1:
@@ -348,6 +437,12 @@ class MixtureOfDeltas(Posterior):
     def mean(self, parameters: Parameters) -> tf.Tensor:
         return tf.reduce_mean(tf.convert_to_tensor(parameters["loc"]), axis=-1)
 
+    def assign_mean(self, variables: Variables, mean: Any) -> None:
+        """All points at the mean."""
+        loc = variables["loc"]
+        mean = tf.cast(mean, loc.dtype)[..., tf.newaxis]
+        loc.assign(tf.broadcast_to(mean, loc.shape))
+
     def get_config(self) -> dict[str, Any]:
         return {
             "num_components": self.num_components,
@@ -365,6 +460,15 @@ ALL: tuple[type[Posterior], ...] = (
     Deterministic,
     MixtureOfDeltas,
 )
+
+
+def family(name: str) -> type[Posterior]:
+    """The class of a posterior by its name, such as `"normal"`.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    return type(get(name))
 
 
 def get(identifier: Any) -> Posterior:

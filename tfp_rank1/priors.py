@@ -14,19 +14,18 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1._registry import Configurable, lookup, positive, registered
+from tfp_rank1.checks import positive
 from tfp_rank1.divergence import entropy, kl_divergence, normal_cross_entropy
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.posteriors import (
     DEFAULT_HEAVY_PRIOR_SCALE,
     DEFAULT_SPREAD,
     AddWeight,
-    Deterministic,
-    MixtureOfDeltas,
     Posterior,
     Variables,
     softplus_scale,
 )
+from tfp_rank1.serialization import Configurable, lookup, registered
 
 Parameters = Mapping[str, Any]
 
@@ -117,7 +116,7 @@ class _NormalPrior(Prior):
             )
 
 
-@registered
+@registered("tfp_rank1.priors")
 class Normal(_NormalPrior):
     """`N(mean, stddev^2)`, the same for every entry.
 
@@ -144,7 +143,7 @@ class Normal(_NormalPrior):
         return {"mean": self.mean, "stddev": self.stddev}
 
 
-@registered
+@registered("tfp_rank1.priors")
 class NormalWithTiedMean(_NormalPrior):
     """`N(E_q, stddev^2)`: the prior follows the posterior's mean, so only the spread costs.
 
@@ -160,7 +159,7 @@ class NormalWithTiedMean(_NormalPrior):
 
     def check_posterior(self, posterior: Posterior) -> None:
         super().check_posterior(posterior)
-        if isinstance(posterior, Deterministic):
+        if not posterior.stochastic:
             instead = "a Normal prior, or a posterior with a spread"
             _refuse(self, posterior, "the prior follows the point", instead, "constant")
 
@@ -171,7 +170,7 @@ class NormalWithTiedMean(_NormalPrior):
         return {"stddev": self.stddev}
 
 
-@registered
+@registered("tfp_rank1.priors")
 class NormalWithTrainableStddev(_NormalPrior):
     """`N(mean, softplus(rho)^2)` with a trained standard deviation per entry.
 
@@ -197,7 +196,7 @@ class NormalWithTrainableStddev(_NormalPrior):
         return {"mean": self.mean, "stddev": self.stddev}
 
 
-@registered
+@registered("tfp_rank1.priors")
 class EmpiricalBayesNormal(_NormalPrior):
     """`N(mean, v)` with `v ~ InverseGamma(concentration, scale)` set to its optimum.
 
@@ -264,7 +263,7 @@ class EmpiricalBayesNormal(_NormalPrior):
         }
 
 
-@registered
+@registered("tfp_rank1.priors")
 class HierarchicalNormal(_NormalPrior):
     """`N(mean, tau^2)` with `tau ~ HalfCauchy(0, scale)` shared by the factor.
 
@@ -328,7 +327,7 @@ class HierarchicalNormal(_NormalPrior):
         return {"mean": self.mean, "scale": self.scale}
 
 
-@registered
+@registered("tfp_rank1.priors")
 class Cauchy(Prior):
     """`Cauchy(loc, scale)`: heavy tails let single entries leave the centre.
 
@@ -365,7 +364,7 @@ class _PositivePrior(Prior):
             )
 
 
-@registered
+@registered("tfp_rank1.priors")
 class LogNormal(_PositivePrior):
     """`LogNormal(loc, scale)`: positive, median `exp(loc)`.
 
@@ -387,7 +386,7 @@ class LogNormal(_PositivePrior):
         return {"loc": self.loc, "scale": self.scale}
 
 
-@registered
+@registered("tfp_rank1.priors")
 class HalfCauchy(_PositivePrior):
     """`HalfCauchy(loc, scale)` on `[loc, inf)`.
 
@@ -439,13 +438,9 @@ def get(identifier: Any) -> Prior:
 
 
 def default_for(posterior: Posterior) -> Prior | None:
-    """The prior that a posterior gets when none is named.
+    """The prior that a posterior gets when none is named: its family's `default_prior`.
 
-    The Normal prior for the Normal family; the family's own prior for Cauchy, HalfCauchy and
-    LogNormal, whose KL from a Normal would be infinite or has no such natural centre; none for
-    points, whose only sensible default is the plain BatchEnsemble.
+    Normal for the Normal family; the family's own prior for Cauchy, HalfCauchy and LogNormal,
+    whose KL from a Normal would be infinite or has no such natural centre; none for points.
     """
-    if isinstance(posterior, (Deterministic, MixtureOfDeltas)):
-        return None
-    own = type(posterior).__name__
-    return {"Cauchy": Cauchy, "HalfCauchy": HalfCauchy, "LogNormal": LogNormal}.get(own, Normal)()
+    return None if posterior.default_prior is None else get(posterior.default_prior)

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfp_rank1 import scopes
+
+__all__ = [
+    "SeedSource",
+    "entropy_seed",
+    "fold_in",
+    "load_seed_state",
+    "make_seed",
+    "next_seed",
+    "normal",
+    "normal_rows",
+    "save_seed_state",
+    "seed_scope",
+    "shared_seed",
+]
+
 _INT32_MAX = 2**31 - 1
 
 
-class _Scope(threading.local):
-    def __init__(self) -> None:
-        self.seed: tf.Tensor | None = None
-        self.draws = 0
+class SeedSource:
+    """Seeds that follow from one seed: the n-th is `fold_in(seed, n)`.
 
+    Args:
+        seed: int32 tensor of shape `[2]`.
+    """
 
-_scope = _Scope()
+    def __init__(self, seed: tf.Tensor) -> None:
+        self._seed = tf.convert_to_tensor(seed, tf.int32)
+        self._draws = 0
+
+    def next(self) -> tf.Tensor:
+        """The next seed, int32 `[2]`."""
+        seed = fold_in(self._seed, self._draws)
+        self._draws += 1
+        return seed
 
 
 @contextlib.contextmanager
@@ -40,12 +64,8 @@ def seed_scope(seed: tf.Tensor) -> Iterator[None]:
         outputs = model(x)      # the same numbers every time
     ```
     """
-    previous = _scope.seed, _scope.draws
-    _scope.seed, _scope.draws = tf.convert_to_tensor(seed, tf.int32), 0
-    try:
+    with scopes.seed_source.set(SeedSource(seed)):
         yield
-    finally:
-        _scope.seed, _scope.draws = previous
 
 
 def make_seed(seed: int) -> tf.Tensor:
@@ -72,10 +92,9 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 
 def shared_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     """As `next_seed`, but the same on every replica: for draws that go by row (`normal_rows`)."""
-    if _scope.seed is not None:
-        seed = fold_in(_scope.seed, _scope.draws)
-        _scope.draws += 1
-        return seed
+    source = scopes.seed_source.value
+    if source is not None:
+        return source.next()
     # The generator's state is int64 and TFP takes int32 seeds.
     return tf.cast(tf.math.floormod(generator.next(), _INT32_MAX - 1), tf.int32)
 

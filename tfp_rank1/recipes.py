@@ -11,11 +11,12 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1 import callbacks, initializers, models, posteriors, priors
-from tfp_rank1._registry import positive, registered, whole
+from tfp_rank1.checks import positive, whole
 from tfp_rank1.model import BayesianModel
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A linear rise, then a constant that is multiplied by `factor` at given steps.
 
@@ -49,6 +50,10 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+# Families that the paper's rows took, each with its prior; points have none.
+_PRIORS: dict[str, Any] = {"normal": priors.Normal, "cauchy": priors.Cauchy, "deterministic": None}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a rank-1 net is built and trained.
@@ -69,7 +74,7 @@ class Recipe:
         learning_rate: after the rise, for this batch size.
         warmup_epochs: of the rise.
         decay_epochs: where the rate is multiplied by `decay`.
-        decay: see there.
+        decay: what the rate is multiplied by at each of `decay_epochs`.
         clipnorm: norm to which the gradient of each variable is clipped, or None.
         l2: of the penalty on the other weights.
         kl_annealing_epochs: of the KL weight's rise to 1 / N.
@@ -166,22 +171,17 @@ class Recipe:
         )
 
     def _posterior(self) -> posteriors.Posterior:
+        if self.posterior not in _PRIORS:
+            raise ValueError(
+                "A recipe's posterior is 'normal', 'cauchy' or 'deterministic'. "
+                f"Received: posterior={self.posterior!r}"
+            )
         sign = self.random_sign
         mean = None if sign is None else initializers.RandomSign(sign)
-        if self.posterior == "normal":
-            return posteriors.Normal(mean, self.stddev)
-        if self.posterior == "cauchy":
-            return posteriors.Cauchy(mean, self.stddev)
-        if self.posterior == "deterministic":
-            return posteriors.Deterministic(mean)
-        raise ValueError(
-            "A recipe's posterior is 'normal', 'cauchy' or 'deterministic'. "
-            f"Received: posterior={self.posterior!r}"
-        )
+        return posteriors.family(self.posterior).starting_at(mean, self.stddev)
 
     def _prior(self) -> priors.Prior | None:
-        families = {"normal": priors.Normal, "cauchy": priors.Cauchy}
-        family = families.get(self.posterior)
+        family = _PRIORS.get(self.posterior)
         # Around no perturbation: 1, or 0 for additive factors.
         return None if family is None else family(None, self.prior_stddev)
 

@@ -1,6 +1,6 @@
 """Keras layers with matrix-normal posteriors."""
 
-from bali_keras.layers._bali import BaliLayer
+from bali_keras.layers.base import BaliLayer
 from bali_keras.layers.conv import Conv1DBali, Conv2DBali, Conv3DBali
 from bali_keras.layers.dense import DenseBali
 from bali_keras.layers.einsum_dense import EinsumDenseBali

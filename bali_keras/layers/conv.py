@@ -8,9 +8,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from bali_keras.layers._bali import BaliLayer
-from bali_keras.layers._patches import extract_patches
-from tfp_rank1._registry import registered, whole
+from bali_keras.layers.base import BaliLayer
+from bali_keras.layers.patches import extract_patches
+from tfp_rank1.checks import whole
+from tfp_rank1.serialization import registered
 
 
 class _ConvBali(BaliLayer):
@@ -83,7 +84,7 @@ class _ConvBali(BaliLayer):
         }
 
 
-@registered
+@registered("bali_keras")
 class Conv1DBali(_ConvBali):
     """`keras.layers.Conv1D` with a matrix-normal posterior over its kernel.
 
@@ -110,7 +111,7 @@ class Conv1DBali(_ConvBali):
     stock = keras.layers.Conv1D
 
 
-@registered
+@registered("bali_keras")
 class Conv2DBali(_ConvBali):
     """`keras.layers.Conv2D` with a matrix-normal posterior over its kernel.
 
@@ -142,7 +143,7 @@ class Conv2DBali(_ConvBali):
     stock = keras.layers.Conv2D
 
 
-@registered
+@registered("bali_keras")
 class Conv3DBali(_ConvBali):
     """`keras.layers.Conv3D` with a matrix-normal posterior over its kernel.
 

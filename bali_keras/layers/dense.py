@@ -6,11 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from bali_keras.layers._bali import BaliLayer
-from tfp_rank1._registry import registered, whole
+from bali_keras.layers.base import BaliLayer
+from tfp_rank1.checks import whole
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("bali_keras")
 class DenseBali(BaliLayer):
     """`keras.layers.Dense` with a matrix-normal posterior over its weights.
 

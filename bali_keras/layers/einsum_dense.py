@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from bali_keras.layers._bali import BaliLayer
-from tfp_rank1._einsum import expand, letters
-from tfp_rank1._registry import registered
+from bali_keras.layers.base import BaliLayer
+from tfp_rank1.einsum_axes import expand, letters
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("bali_keras")
 class EinsumDenseBali(BaliLayer):
     """`keras.layers.EinsumDense` with a matrix-normal posterior over its kernel.
 

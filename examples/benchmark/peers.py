@@ -22,7 +22,7 @@ from examples.benchmark.nets import Dense, Net
 from examples.benchmark.tasks import Budget, Data, Task
 from examples.benchmark.training import Fitted
 from tfp_rank1 import likelihoods
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
 RATE, SAMPLES = 1e-3, 64
 MODULES = "torch", "laplace", "bayesian_torch.models.dnn_to_bnn"

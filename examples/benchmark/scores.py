@@ -11,7 +11,7 @@ import numpy as np
 import tfp_rank1 as r1
 from examples.benchmark.tasks import Data, Task
 from examples.benchmark.training import Fitted
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
 BINS, ROC_POINTS = 15, 50
 # Fewer rows would time the cost of a call; how often they are predicted; seconds without repeat.
@@ -152,7 +152,7 @@ def on_grid(p: PredictiveMixture, data: Data) -> dict[str, Any]:
         "x": split.x_train.tolist(),
         "y": split.y_train.ravel().tolist(),
     }
-    if p.likelihood.mean_name == "probs":
+    if p.likelihood.predicts_probabilities:
         found["mean"] = np.asarray(p.mean())[:, 1].tolist()
         found["entropy"] = np.asarray(p.entropy()).tolist()
         return found

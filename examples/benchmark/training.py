@@ -17,7 +17,7 @@ import tfp_rank1 as r1
 from examples.benchmark.methods import Method
 from examples.benchmark.tasks import Budget, Data, Task
 from examples.datasets.small import Split
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
 # Points of a curve, and training examples it is taken on.
 CURVE_POINTS, CURVE_EXAMPLES, CURVE_SAMPLES = 20, 1000, 16
@@ -193,6 +193,5 @@ def parameters(model: r1.BayesianModel) -> int:
     """
     count = sum(v.value.shape.num_elements() for v in model.trainable_variables)
     for layer in getattr(model, "bali_layers", ()):
-        d, k = layer.posterior_state.size
-        count += d * k + d * (d + 1) // 2 + k * (k + 1) // 2
+        count += layer.posterior_state.num_parameters
     return int(count)

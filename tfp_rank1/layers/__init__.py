@@ -1,6 +1,5 @@
 """Rank-1 Bayesian layers and what goes around them."""
 
-from tfp_rank1.layers._rank1 import Rank1Mixin
 from tfp_rank1.layers.attention import MultiHeadAttentionRank1
 from tfp_rank1.layers.conv import Conv1DRank1, Conv2DRank1, Conv3DRank1
 from tfp_rank1.layers.conv_transpose import (
@@ -19,6 +18,7 @@ from tfp_rank1.layers.einsum_dense import EinsumDenseRank1
 from tfp_rank1.layers.embedding import EmbeddingRank1
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.layers.normalization import EnsembleBatchNormalization
+from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.layers.recurrent import GRUCellRank1, GRURank1, LSTMCellRank1, LSTMRank1
 from tfp_rank1.layers.time_distributed import TimeDistributedRank1
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import keras
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._rank1 import Composite, by_name, rank1_config, split_arguments
+from tfp_rank1.keras_internals import ATTENTION_PROJECTIONS, attention_value_dim, replace_part
 from tfp_rank1.layers.einsum_dense import EinsumDenseRank1
+from tfp_rank1.layers.rank1 import Composite, by_name, rank1_config, split_arguments
+from tfp_rank1.serialization import registered
 
-PROJECTIONS = "_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense"
 
-
-@registered
+@registered("tfp_rank1")
 class MultiHeadAttentionRank1(Composite, keras.layers.MultiHeadAttention):
     """Multi-head attention whose projections are perturbed by random rank-1 matrices.
 
@@ -55,13 +54,13 @@ class MultiHeadAttentionRank1(Composite, keras.layers.MultiHeadAttention):
         """Create the projections."""
         super().build(query_shape, value_shape, key_shape)
         key_shape = value_shape if key_shape is None else key_shape
-        heads = (*self._query_dense.compute_output_shape(query_shape)[:-1], self._value_dim)
+        query = getattr(self, ATTENTION_PROJECTIONS[0])
+        heads = (*query.compute_output_shape(query_shape)[:-1], attention_value_dim(self))
         shapes = query_shape, key_shape, value_shape, query_shape, heads
-        for place, (name, shape) in enumerate(zip(PROJECTIONS, shapes, strict=True)):
+        for place, (name, shape) in enumerate(zip(ATTENTION_PROJECTIONS, shapes, strict=True)):
             stock = getattr(self, name, None)
             if stock is not None:
-                self._tracker.untrack(stock)
-                setattr(self, name, self._projection(stock, place, shape))
+                replace_part(self, name, self._projection(stock, place, shape))
 
     def _projection(self, stock: keras.layers.EinsumDense, place: int, shape: Any) -> Any:
         """The rank-1 counterpart of a projection, with noise of its own."""

@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._rank1 import Rank1Mixin
+from tfp_rank1.keras_internals import causal_padding
+from tfp_rank1.layers.rank1 import Rank1Mixin
+from tfp_rank1.serialization import registered
 
 
 class ConvRank1(Rank1Mixin):
@@ -33,7 +34,7 @@ class ConvRank1(Rank1Mixin):
         return self.convolution_op(x, self.kernel)  # type: ignore[attr-defined]
 
 
-@registered
+@registered("tfp_rank1")
 class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
     """A 1-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
@@ -66,7 +67,7 @@ class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
     def _convolve(self, x: tf.Tensor) -> tf.Tensor:
         padding = self.padding
         if padding == "causal":
-            x, padding = ops.pad(x, self._compute_causal_padding()), "valid"
+            x, padding = ops.pad(x, causal_padding(self)), "valid"
         return ops.conv(
             x,
             self.kernel,
@@ -77,7 +78,7 @@ class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
         )
 
 
-@registered
+@registered("tfp_rank1")
 class Conv2DRank1(ConvRank1, keras.layers.Conv2D):
     """A 2-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
@@ -108,7 +109,7 @@ class Conv2DRank1(ConvRank1, keras.layers.Conv2D):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class Conv3DRank1(ConvRank1, keras.layers.Conv3D):
     """A 3-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 

@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
 from tfp_rank1.layers.conv import ConvRank1
+from tfp_rank1.serialization import registered
 
 
 class _ConvTransposeRank1(ConvRank1):
@@ -25,7 +25,7 @@ class _ConvTransposeRank1(ConvRank1):
         )
 
 
-@registered
+@registered("tfp_rank1")
 class Conv1DTransposeRank1(_ConvTransposeRank1, keras.layers.Conv1DTranspose):
     """A transposed 1-D convolution whose kernel is perturbed by random rank-1 matrices.
 
@@ -53,7 +53,7 @@ class Conv1DTransposeRank1(_ConvTransposeRank1, keras.layers.Conv1DTranspose):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class Conv2DTransposeRank1(_ConvTransposeRank1, keras.layers.Conv2DTranspose):
     """A transposed 2-D convolution whose kernel is perturbed by random rank-1 matrices.
 
@@ -81,7 +81,7 @@ class Conv2DTransposeRank1(_ConvTransposeRank1, keras.layers.Conv2DTranspose):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class Conv3DTransposeRank1(_ConvTransposeRank1, keras.layers.Conv3DTranspose):
     """A transposed 3-D convolution whose kernel is perturbed by random rank-1 matrices.
 

@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._rank1 import Rank1Mixin
+from tfp_rank1.layers.rank1 import Rank1Mixin
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class DenseRank1(Rank1Mixin, keras.layers.Dense):
     """A dense layer whose kernel is perturbed by random rank-1 matrices, one per member.
 

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
 from tfp_rank1.layers.conv import ConvRank1
+from tfp_rank1.serialization import registered
 
 
 class _DepthwiseConvRank1(ConvRank1):
@@ -47,7 +47,7 @@ class _SeparableConvRank1(ConvRank1):
         )
 
 
-@registered
+@registered("tfp_rank1")
 class DepthwiseConv1DRank1(_DepthwiseConvRank1, keras.layers.DepthwiseConv1D):
     """A depthwise 1-D convolution with random factors on its channels.
 
@@ -74,7 +74,7 @@ class DepthwiseConv1DRank1(_DepthwiseConvRank1, keras.layers.DepthwiseConv1D):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class DepthwiseConv2DRank1(_DepthwiseConvRank1, keras.layers.DepthwiseConv2D):
     """A depthwise 2-D convolution with random factors on its channels.
 
@@ -101,7 +101,7 @@ class DepthwiseConv2DRank1(_DepthwiseConvRank1, keras.layers.DepthwiseConv2D):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class SeparableConv1DRank1(_SeparableConvRank1, keras.layers.SeparableConv1D):
     """A depthwise and a pointwise 1-D convolution, together perturbed by rank-1 matrices.
 
@@ -132,7 +132,7 @@ class SeparableConv1DRank1(_SeparableConvRank1, keras.layers.SeparableConv1D):
     """
 
 
-@registered
+@registered("tfp_rank1")
 class SeparableConv2DRank1(_SeparableConvRank1, keras.layers.SeparableConv2D):
     """A depthwise and a pointwise 2-D convolution, together perturbed by rank-1 matrices.
 

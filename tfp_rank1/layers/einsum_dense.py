@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._einsum import expand, letters
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._rank1 import Axes, Rank1Mixin
+from tfp_rank1.einsum_axes import expand, letters
+from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` whose kernel is perturbed by random rank-1 matrices.
 

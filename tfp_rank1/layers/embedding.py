@@ -8,13 +8,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._members import check_rows, fold, unfold
-from tfp_rank1.layers._rank1 import Rank1Mixin
+from tfp_rank1.keras_internals import stored_weight
+from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.random import fold_in, next_seed
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
     """An embedding whose table is perturbed by random rank-1 matrices, one per member.
 
@@ -57,7 +58,8 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
         super().__init__(*args, **kwargs)
         if weights is not None:  # the stock layer would build itself before the factors are there
             self.build()
-            self._embeddings.assign(weights[0] if isinstance(weights, list) else weights)
+            table = weights[0] if isinstance(weights, list) else weights
+            stored_weight(self, "embeddings").assign(table)
 
     def build(self, input_shape: Any = None) -> None:
         """Create the table and the factors."""

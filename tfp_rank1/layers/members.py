@@ -8,9 +8,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._mode import in_split_members
-from tfp_rank1._registry import registered, whole
-from tfp_rank1.layers._members import check_rows, check_split, unfold
+from tfp_rank1 import scopes
+from tfp_rank1.checks import whole
+from tfp_rank1.layers.folding import check_rows, check_split, unfold
+from tfp_rank1.serialization import registered
 
 Shape = tuple[int | None, ...]
 
@@ -33,7 +34,7 @@ class _Members(keras.layers.Layer):
         return {**super().get_config(), "ensemble_size": self.ensemble_size}
 
 
-@registered
+@registered("tfp_rank1")
 class TileMembers(_Members):
     """Repeats the batch once per member: `[B, ...]` -> `[K*B, ...]`, row i of member i // B.
 
@@ -55,7 +56,7 @@ class TileMembers(_Members):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Tile the batch axis; where members split the batch, leave it as it is."""
-        if in_split_members():
+        if scopes.split_members.value:
             return check_split(inputs, self.ensemble_size)
         return ops.concatenate([inputs] * self.ensemble_size, axis=0)
 
@@ -65,7 +66,7 @@ class TileMembers(_Members):
         return (None if rows is None else self.ensemble_size * rows, *input_shape[1:])
 
 
-@registered
+@registered("tfp_rank1")
 class SplitMembers(_Members):
     """Gives every example its members' outputs: `[K*B, ...]` -> `[B, K, ...]`.
 
@@ -82,7 +83,7 @@ class SplitMembers(_Members):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Unfold the batch axis and put the examples first."""
-        if in_split_members():
+        if scopes.split_members.value:
             return inputs[:, tf.newaxis]
         inputs = check_rows(inputs, self.ensemble_size, self.name)
         return ops.swapaxes(unfold(inputs, self.ensemble_size), 0, 1)

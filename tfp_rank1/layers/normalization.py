@@ -8,11 +8,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered, whole
-from tfp_rank1.layers._members import check_rows, fold, unfold
+from tfp_rank1.checks import choice, whole
+from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization of `[K*B, ...]` rows with one scale and offset per member.
 
@@ -50,13 +51,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
                 "EnsembleBatchNormalization has no batch renormalization. Received: renorm=True"
             )
         super().__init__(**kwargs)
-        if statistics not in ("member", "shared"):
-            raise ValueError(
-                "Argument `statistics` must be 'member' or 'shared'. "
-                f"Received: statistics={statistics!r}"
-            )
         self.ensemble_size = whole("ensemble_size", ensemble_size)
-        self.statistics = statistics
+        self.statistics = choice("statistics", statistics, ("member", "shared"))
 
     def build(self, input_shape: Any) -> None:
         """Create scale and offset `[K, C]`, moving statistics `[K, C]` or `[1, C]`."""

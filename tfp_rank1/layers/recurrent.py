@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +9,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
-from tfp_rank1.layers._members import check_rows
-from tfp_rank1.layers._rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
+from tfp_rank1 import scopes
+from tfp_rank1.keras_internals import lstm_carry_and_output
+from tfp_rank1.layers.folding import check_rows
+from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
+from tfp_rank1.serialization import registered
 
 
 class Draws(NamedTuple):
@@ -31,16 +31,6 @@ class Draws(NamedTuple):
     recurrent_r: tf.Tensor
     recurrent_s: tf.Tensor
     bias: tf.Tensor | None
-
-
-class _Held(threading.local):
-    """Draws by cell, while a sequence is under way; replicas are threads."""
-
-    def __init__(self) -> None:
-        self.by_cell: weakref.WeakKeyDictionary[Any, Draws] = weakref.WeakKeyDictionary()
-
-
-_held = _Held()
 
 
 class _CellRank1(Rank1Mixin):
@@ -80,24 +70,27 @@ class _CellRank1(Rank1Mixin):
 
     def get_dropout_mask(self, step_input: tf.Tensor) -> Any:
         """The dropout mask; an RNN that asks, before a sequence, also has the factors drawn."""
-        _held.by_cell[self] = self._draw_all(step_input)
+        scopes.held_draws.value[self] = self._draw_all(step_input)
         return super().get_dropout_mask(step_input)  # type: ignore[misc]
 
     def reset_dropout_mask(self) -> None:
         """Forget mask and factors: the sequence is over."""
-        _held.by_cell.pop(self, None)
+        scopes.held_draws.value.pop(self, None)
         super().reset_dropout_mask()  # type: ignore[misc]
 
     def _draw_all(self, x: tf.Tensor) -> Draws:
         x = check_rows(x, self.ensemble_size, self.name)
         rows, seed = self._num_draws(x), next_seed(self.seed_generator)
         factors = (self.r_factor, self.s_factor, self.recurrent_r_factor, self.recurrent_s_factor)
-        drawn = (self._draw(f, rows, fold_in(seed, 3 + i)) for i, f in enumerate(factors))
-        return Draws._make([*drawn, self._draw_bias(rows, seed) if self.use_bias else None])
+        r, s, recurrent_r, recurrent_s = (
+            self._draw(f, rows, fold_in(seed, 3 + i)) for i, f in enumerate(factors)
+        )
+        bias = self._draw_bias(rows, seed) if self.use_bias else None
+        return Draws(r, s, recurrent_r, recurrent_s, bias)
 
     def _draws(self, x: tf.Tensor) -> Draws:
-        """Those of the sequence under way, or fresh ones."""
-        found = _held.by_cell.get(self)
+        """The draws of the sequence under way, or fresh ones."""
+        found = scopes.held_draws.value.get(self)
         return self._draw_all(x) if found is None else found
 
     # -- one step -------------------------------------------------------------------------------
@@ -122,7 +115,7 @@ class _CellRank1(Rank1Mixin):
         return z if bias is None else self._apply(z, bias, -1, tf.add)
 
 
-@registered
+@registered("tfp_rank1")
 class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
     """An LSTM cell whose two kernels are perturbed by random rank-1 matrices.
 
@@ -170,12 +163,12 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
         z = self._perturb(self._project(inputs, mask, self.kernel, draws.r), draws.s, -1)
         inner = self._project(h, recurrent_mask, self.recurrent_kernel, draws.recurrent_r)
         z = self._add(z + self._perturb(inner, draws.recurrent_s, -1), draws.bias)
-        c, o = self._compute_carry_and_output_fused(ops.split(z, 4, axis=1), c)
+        c, o = lstm_carry_and_output(self, ops.split(z, 4, axis=1), c)
         h = o * self.activation(c)
         return h, [h, c]
 
 
-@registered
+@registered("tfp_rank1")
 class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
     """A GRU cell whose two kernels are perturbed by random rank-1 matrices.
 
@@ -304,7 +297,7 @@ class _RecurrentRank1(Composite):
         return {**config, **rank1_config(self.cell), "seed": self._seed}  # type: ignore[attr-defined]
 
 
-@registered
+@registered("tfp_rank1")
 class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
     """An LSTM whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
 
@@ -336,7 +329,7 @@ class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
     _cell, _cell_name, _stock = LSTMCellRank1, "lstm_cell", keras.layers.LSTM
 
 
-@registered
+@registered("tfp_rank1")
 class GRURank1(_RecurrentRank1, keras.layers.GRU):
     """A GRU whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
 

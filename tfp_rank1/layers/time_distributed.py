@@ -8,10 +8,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1._registry import registered
+from tfp_rank1.keras_internals import accepts_in_call
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class TimeDistributedRank1(keras.layers.TimeDistributed):
     """`keras.layers.TimeDistributed` for layers with members: steps are rows of their member.
 
@@ -38,9 +39,9 @@ class TimeDistributedRank1(keras.layers.TimeDistributed):
         """Outputs of all time steps."""
         shape = ops.shape(inputs)
         kwargs: dict[str, Any] = {}
-        if self.layer._call_has_training_arg:
+        if accepts_in_call(self.layer, "training"):
             kwargs["training"] = training
-        if self.layer._call_has_mask_arg and mask is not None:
+        if accepts_in_call(self.layer, "mask") and mask is not None:
             kwargs["mask"] = ops.reshape(mask, (-1, *ops.shape(mask)[2:]))
         outputs = self.layer(ops.reshape(inputs, (-1, *shape[2:])), **kwargs)
         return ops.reshape(outputs, (-1, shape[1], *ops.shape(outputs)[1:]))

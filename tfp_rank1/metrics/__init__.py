@@ -1,6 +1,6 @@
 """Streaming `keras.metrics` for uncertainty: give them to `compile`, or use them alone."""
 
-from tfp_rank1.metrics._base import UncertaintyMetric
+from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.calibration import ExpectedCalibrationError
 from tfp_rank1.metrics.ood import FPR95, OODAUPR, OODAUROC, ood_score
 from tfp_rank1.metrics.probabilistic import (

@@ -7,15 +7,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1._registry import registered, whole
-from tfp_rank1.metrics._base import UncertaintyMetric
+from tfp_rank1.checks import choice, whole
+from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.probabilistic import confidence_and_correctness
+from tfp_rank1.serialization import registered
 
 # Cells of the histogram from which equal-mass bins are made.
 _FINE_CELLS = 4096
 
 
-@registered
+@registered("tfp_rank1")
 class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     """`sum_b n_b / n |accuracy_b - confidence_b|` over bins of the confidence.
 
@@ -49,13 +50,8 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        if binning not in ("equal_width", "equal_mass"):
-            raise ValueError(
-                "Argument `binning` must be 'equal_width' or 'equal_mass'. "
-                f"Received: binning={binning!r}"
-            )
         self.num_bins = whole("num_bins", num_bins)
-        self.binning = binning
+        self.binning = choice("binning", binning, ("equal_width", "equal_mass"))
         self._cells = self.num_bins if binning == "equal_width" else _FINE_CELLS
         # Rows: count, sum of confidence, sum of correctness.
         self.sums = self.add_variable((3, self._cells), "zeros", name="sums")

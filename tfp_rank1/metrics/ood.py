@@ -7,10 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1._registry import registered
-from tfp_rank1.likelihoods import Categorical
-from tfp_rank1.metrics._base import UncertaintyMetric
-from tfp_rank1.mixture import PredictiveMixture
+from tfp_rank1.metrics.base import UncertaintyMetric
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.serialization import registered
 
 SCORES = ("max_probability", "entropy", "mutual_information", "energy", "epistemic_variance")
 
@@ -32,7 +31,7 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     _check_score(score)
     if score == "epistemic_variance":
         return tf.reduce_sum(mixture.epistemic_variance(), axis=-1)
-    if mixture.likelihood.mean_name != "probs":
+    if not mixture.likelihood.predicts_probabilities:
         raise ValueError(
             f"score={score!r} needs class probabilities; for regression use "
             f"'epistemic_variance'. Received: {type(mixture.likelihood).__name__}"
@@ -41,7 +40,7 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
         return mixture.entropy()
     if score == "mutual_information":
         return mixture.mutual_information()
-    if not isinstance(mixture.likelihood, Categorical):
+    if not mixture.likelihood.is_categorical:
         raise ValueError(
             f"score={score!r} needs a Categorical likelihood. "
             f"Received: {type(mixture.likelihood).__name__}"
@@ -89,7 +88,7 @@ class _Separation(UncertaintyMetric):
         return {**config, "score": self.score, "num_thresholds": self.num_thresholds}  # type: ignore[attr-defined]
 
 
-@registered
+@registered("tfp_rank1")
 class OODAUROC(_Separation, keras.metrics.AUC):
     """Area under the ROC curve of the score: 1 separates perfectly, 0.5 not at all.
 
@@ -110,7 +109,7 @@ class OODAUROC(_Separation, keras.metrics.AUC):
         super().__init__(score, num_thresholds=num_thresholds, curve="ROC", name=name, **kwargs)
 
 
-@registered
+@registered("tfp_rank1")
 class OODAUPR(_Separation, keras.metrics.AUC):
     """Area under the precision-recall curve of the score, out-of-distribution being positive.
 
@@ -127,7 +126,7 @@ class OODAUPR(_Separation, keras.metrics.AUC):
         super().__init__(score, num_thresholds=num_thresholds, curve="PR", name=name, **kwargs)
 
 
-@registered
+@registered("tfp_rank1")
 class FPR95(_Separation, keras.metrics.SpecificityAtSensitivity):
     """Share of ordinary examples that are flagged when 95 % of the others are found.
 

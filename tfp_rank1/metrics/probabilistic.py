@@ -8,13 +8,13 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1._registry import registered
-from tfp_rank1.likelihoods import Categorical, HeteroscedasticNormal, Normal
-from tfp_rank1.metrics._base import MixtureMean, UncertaintyMetric
-from tfp_rank1.mixture import PredictiveMixture, check_level
+from tfp_rank1 import checks
+from tfp_rank1.metrics.base import MixtureMean, UncertaintyMetric
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class PredictiveNLL(MixtureMean):
     """`-log 1/K sum_k p(y | member k)`, nats per example; lower is better.
 
@@ -32,7 +32,7 @@ class PredictiveNLL(MixtureMean):
         return -mixture.log_prob(y)
 
 
-@registered
+@registered("tfp_rank1")
 class Accuracy(MixtureMean):
     """Share of examples whose most probable class is right (Categorical, Bernoulli).
 
@@ -53,7 +53,7 @@ class Accuracy(MixtureMean):
         return tf.reduce_mean(confidence_and_correctness(y, mixture)[1], axis=-1)
 
 
-@registered
+@registered("tfp_rank1")
 class BrierScore(MixtureMean):
     """`sum_c (p_c - 1[y = c])^2` in [0, 2]; for Bernoulli `(p - y)^2`, mean over targets.
 
@@ -72,13 +72,13 @@ class BrierScore(MixtureMean):
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         probabilities = _probabilities(mixture)
-        if isinstance(mixture.likelihood, Categorical):
+        if mixture.likelihood.is_categorical:
             one_hot = tf.one_hot(tf.cast(y[:, 0], tf.int32), probabilities.shape[-1])
             return tf.reduce_sum((probabilities - one_hot) ** 2, axis=-1)
         return tf.reduce_mean((probabilities - y) ** 2, axis=-1)
 
 
-@registered
+@registered("tfp_rank1")
 class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError):
     """RMSE of the predictive mean, in units of the target.
 
@@ -95,7 +95,7 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
         mixture = self.mixture(y_pred)
-        if isinstance(mixture.likelihood, Categorical):
+        if mixture.likelihood.is_categorical:
             raise ValueError(
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
                 "Received: likelihood=Categorical"
@@ -108,14 +108,14 @@ class _Interval(MixtureMean):
 
     def __init__(self, level: float = 0.9, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
-        self.level = check_level(level)
+        self.level = checks.level(level)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
         return {**super().get_config(), "level": self.level}
 
 
-@registered
+@registered("tfp_rank1")
 class IntervalCoverage(_Interval):
     """Share of targets inside the central credible interval; right when equal to `level`.
 
@@ -137,7 +137,7 @@ class IntervalCoverage(_Interval):
         return tf.reduce_mean(tf.cast(inside, tf.float32), axis=-1)
 
 
-@registered
+@registered("tfp_rank1")
 class IntervalWidth(_Interval):
     """Mean width of the central credible interval, in units of the target.
 
@@ -157,7 +157,7 @@ class IntervalWidth(_Interval):
         return tf.reduce_mean(high - low, axis=-1)
 
 
-@registered
+@registered("tfp_rank1")
 class CRPS(MixtureMean):
     """Continuous ranked probability score of a mixture of Normals, in units of the target.
 
@@ -183,7 +183,7 @@ class CRPS(MixtureMean):
         super().__init__(name=name, **kwargs)
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        if not isinstance(mixture.likelihood, (Normal, HeteroscedasticNormal)):
+        if not mixture.likelihood.is_gaussian:
             raise ValueError(
                 "CRPS has its closed form for Normal and HeteroscedasticNormal likelihoods only. "
                 f"Received: {type(mixture.likelihood).__name__}"
@@ -206,7 +206,7 @@ def confidence_and_correctness(
     One decision per example for Categorical, one per target for Bernoulli.
     """
     probabilities = _probabilities(mixture)
-    if isinstance(mixture.likelihood, Categorical):
+    if mixture.likelihood.is_categorical:
         predicted = tf.argmax(probabilities, axis=-1, output_type=tf.int32)[:, tf.newaxis]
         confidence = tf.reduce_max(probabilities, axis=-1, keepdims=True)
         return confidence, tf.cast(tf.equal(predicted, tf.cast(y, tf.int32)), tf.float32)
@@ -216,7 +216,7 @@ def confidence_and_correctness(
 
 
 def _probabilities(mixture: PredictiveMixture) -> tf.Tensor:
-    if mixture.likelihood.mean_name != "probs":
+    if not mixture.likelihood.predicts_probabilities:
         raise ValueError(
             "This metric needs class probabilities: a Categorical or Bernoulli likelihood. "
             f"Received: {type(mixture.likelihood).__name__}"

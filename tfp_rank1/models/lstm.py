@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from tfp_rank1._registry import whole
+from tfp_rank1.checks import whole
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts
+from tfp_rank1.models.parts import Parts
 
 
 def lstm(

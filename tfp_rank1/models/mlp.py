@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts, input_of
+from tfp_rank1.models.parts import Parts, input_of
 
 
 def mlp(

@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
-from tfp_rank1._registry import registered
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.models._parts import Parts, input_of
+from tfp_rank1.models.parts import Parts, input_of
+from tfp_rank1.serialization import registered
 
 
-@registered
+@registered("tfp_rank1")
 class AddPositions(keras.layers.Layer):
     """Adds a learned vector to every position, `[B, T, D]` -> `[B, T, D]`, shared by members."""
 

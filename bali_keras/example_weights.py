@@ -1,0 +1,73 @@
+"""What the examples of a fit weigh, and whether their inputs are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_rank1.checks import rows_not_finite
+
+
+def weight_of(arguments: dict[str, Any], count: int) -> float:
+    """Total weight of the training examples of `fit`: N, with every example's weight.
+
+    Args:
+        arguments: of `keras.Model.fit`.
+        count: number of training examples; of arrays the first so many are used.
+
+    Raises:
+        ValueError: for weights that are negative, not finite, or all 0.
+    """
+    x, class_weight = arguments.get("x"), arguments.get("class_weight")
+    weights = np.ones(count)
+    if isinstance(x, tf.data.Dataset):
+        if class_weight is not None:
+            raise ValueError(
+                "With a dataset and `class_weight`, N cannot be counted. Put weights into the "
+                "dataset, (x, y, sample_weight), or pass num_train_examples= to the model. "
+                f"Received: class_weight={class_weight}"
+            )
+        weights = _dataset_weights(x, weights)
+    if arguments.get("sample_weight") is not None:
+        given = np.asarray(arguments["sample_weight"], "float64")
+        weights = given.reshape(len(given), -1)[:count, 0]
+    if class_weight is not None:
+        labels = np.asarray(arguments["y"])
+        one_hot = labels.ndim == 2 and labels.shape[1] > 1
+        labels = labels.argmax(axis=1) if one_hot else labels.reshape(-1)
+        by_class = [class_weight.get(int(label), 1.0) for label in labels[:count]]
+        weights = weights * np.array(by_class)
+    if not np.isfinite(weights).all() or (weights < 0.0).any() or weights.sum() == 0.0:
+        raise ValueError(
+            "Weights of examples must be finite and at least 0, and not all 0. Received: "
+            f"min={np.min(weights)}, max={np.max(weights)}"
+        )
+    total = float(weights.sum())
+    return int(total) if total.is_integer() else total
+
+
+def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarray:
+    """The third component of a dataset, in one pass; ones if it has none."""
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) < 3 or spec[2] is None:
+        return weights
+    return np.concatenate([np.reshape(batch[2], -1) for batch in dataset])
+
+
+def check_finite_arrays(x: Any) -> None:
+    """Refuse arrays of inputs with NaN or infinity: `fit` would refuse their batches one by one.
+
+    Raises:
+        ValueError: with the first row that is not finite.
+    """
+    for leaf in keras.tree.flatten(x):
+        bad = rows_not_finite(leaf) if isinstance(leaf, np.ndarray) else np.zeros(0, bool)
+        if not bad.any():
+            continue
+        raise ValueError(
+            "Inputs must be finite; remove or impute these rows. Received: NaN or infinity in "
+            f"{int(bad.sum())} of {len(leaf)} rows, the first of them row {int(np.argmax(bad))}"
+        )

@@ -1,0 +1,1 @@
+"""How the posteriors of all layers follow from batches."""

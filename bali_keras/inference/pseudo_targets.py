@@ -1,0 +1,155 @@
+"""From a recorded batch to what its pseudo-targets say about a layer.
+
+Pseudo-targets are the outputs of the forward pass moved along the back-propagated gradient of the
+log-likelihood, `y_n = M' h_n + V g_n` with `g_n = d log p(label_n) / d z_n`, per example and not
+divided by the batch. Only their sum `H'(Y - H M) = H' G V` is needed, and V comes later: here are
+`H' G` and the second moments of inputs and scores.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from bali_keras.inference.output import ExactOutput, HiddenLayer
+from bali_keras.inference.rows import RowCovariance
+from bali_keras.inference.statistics import Moments
+from bali_keras.recording import Record
+from tfp_rank1.random import normal_rows
+
+__all__ = ["cross_sum", "moments", "no_moments"]
+
+# Random directions of inputs by which the Fisher information of an example's rows together is told.
+DIRECTIONS = 4
+
+
+def cross_sum(
+    records: list[Record],
+    gradients: list[tf.Tensor],
+    weights: tf.Tensor | None,
+    role: HiddenLayer | ExactOutput,
+    dtype: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`BatchSums.cross` and `BatchSums.examples` of one layer, of this replica.
+
+    Several calls of a shared layer are more rows.
+
+    Args:
+        records: one per call of the layer.
+        gradients: `w_n g_n` per call, `[B, ..., k]`.
+        weights: `[B]`, or None for 1.
+        role: of the layer in the net.
+        dtype: of the sums.
+    """
+    noise = _rows([r.outputs - r.mean for r in records], dtype)
+    cross = role.cross_rows(_rows(gradients, dtype), noise, _row_weights(records, weights, dtype))
+    mask = _row_weights(records, None, dtype)
+    if mask is not None:
+        cross = cross * mask[:, tf.newaxis]
+    inputs = _rows([r.inputs for r in records], dtype)
+    return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
+
+
+def moments(
+    records: list[Record],
+    scores: list[tf.Tensor] | None,
+    weights: tf.Tensor | None,
+    seed: tf.Tensor,
+    rows: RowCovariance,
+    dtype: str,
+) -> Moments:
+    """`BatchSums.moments` of one layer, of this replica.
+
+    Args:
+        records: one per call of the layer.
+        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer that needs none.
+        weights: `[B]`, or None for 1.
+        seed: int32 `[2]`, the same on all replicas.
+        rows: of the layer.
+        dtype: of the sums.
+    """
+    inputs = _rows([r.inputs for r in records], dtype)
+    weight, mask = (_row_weights(records, w, dtype) for w in (weights, None))
+    weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
+    k = records[0].mean.shape[-1]
+    fisher, together, squares = (tf.zeros(shape, dtype) for shape in ((k, k), (), ()))
+    if scores is not None:
+        scores_rows = _rows(scores, dtype)
+        scores_rows = scores_rows if mask is None else scores_rows * mask[:, tf.newaxis]
+        fisher = tf.matmul(scores_rows, scores_rows, transpose_a=True)
+        together, squares = _together(records, inputs, weight, scores_rows, seed)
+    return Moments(
+        inputs=rows.second_moment(inputs, weighted),
+        fisher=fisher,
+        examples=_total(records[0].inputs, weights),
+        rows=_total(inputs, weight),
+        together=together,
+        squares=squares,
+    )
+
+
+def _together(
+    records: list[Record],
+    inputs: tf.Tensor,
+    weight: tf.Tensor | None,
+    scores: tf.Tensor,
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`sum_n w_n |sum_t (u'h_nt) s_nt|^2` and `sum_n w_n sum_t (u'h_nt)^2` over random u.
+
+    Zeros where every example n is one row t: nothing is lost there.
+    """
+    if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
+        return tf.zeros((), inputs.dtype), tf.zeros((), inputs.dtype)
+    directions = normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed)
+    projected = tf.matmul(inputs, tf.cast(directions, inputs.dtype))
+    squares = tf.reduce_sum(tf.square(projected), axis=-1)
+    squares = squares if weight is None else weight * squares
+    sizes = [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records]
+    examples = tf.shape(records[0].inputs)[0]
+    sums = []
+    for some, score in zip(tf.split(projected, sizes), tf.split(scores, sizes), strict=True):
+        by_example = tf.reshape(some, [examples, -1, DIRECTIONS])
+        score = tf.reshape(score, [examples, -1, scores.shape[-1]])
+        sums.append(tf.matmul(by_example, score, transpose_a=True))
+    return tf.reduce_sum(tf.square(tf.add_n(sums))), tf.reduce_sum(squares)
+
+
+def no_moments(rows: RowCovariance, columns: int, dtype: str) -> Moments:
+    """Zeros, for a step that collects none, of a layer with so many columns."""
+    scalar, count = tf.zeros((), dtype), tf.zeros(())
+    return Moments(
+        inputs=rows.zeros(),
+        fisher=tf.zeros((columns, columns), dtype),
+        examples=count,
+        rows=count,
+        together=scalar,
+        squares=scalar,
+    )
+
+
+def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """The sum of the weights along the first axis of a tensor; its length if they are all 1."""
+    if weights is None:
+        return tf.cast(tf.shape(tensor)[0], tf.float32)
+    return tf.cast(tf.reduce_sum(weights), tf.float32)
+
+
+def _rows(tensors: list[tf.Tensor], dtype: str) -> tf.Tensor:
+    """Tensors `[B, ..., n]` as rows `[R, n]`."""
+    flat = [tf.reshape(tf.cast(t, dtype), [-1, t.shape[-1]]) for t in tensors]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
+
+
+def _row_weights(records: list[Record], weights: tf.Tensor | None, dtype: str) -> tf.Tensor | None:
+    """The weight of every row, `[R]`: that of its example, and 0 for padding; None for all 1."""
+    if weights is None and all(record.mask is None for record in records):
+        return None
+    per_call = []
+    for record in records:
+        shape = tf.shape(record.inputs)[:-1]
+        spread = tf.ones(shape) if record.mask is None else record.mask
+        if weights is not None:
+            ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
+            spread *= tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
+        per_call.append(tf.reshape(spread, [-1]))
+    return tf.cast(tf.concat(per_call, axis=0), dtype)

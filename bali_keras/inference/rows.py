@@ -1,0 +1,208 @@
+"""The row covariance of a layer: how `L = L0 + N S` is stored, factorised and applied.
+
+A layer's posterior `W ~ MN(M, L^-1, V)` has two covariances. The one of the columns, V, is a small
+dense matrix. The one of the rows, `L^-1`, is as large as the layer is wide, and its form decides
+what a step costs. Whoever needs `L` goes through the methods of `RowCovariance`; nobody else knows
+its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bali_keras.inference.statistics import AddVariable, WeightedAverage
+from bali_keras.matrix_normal import (
+    add_diagonal,
+    covariance,
+    inverse_factor,
+    log_diagonal,
+    row_variance,
+)
+from tfp_rank1.model.all_or_nothing import keep
+
+__all__ = ["DenseRows", "RowCovariance"]
+
+# Multiplies a matrix `[d, n]` by L0.
+TimesPrior = Callable[[tf.Tensor], tf.Tensor]
+
+
+class RowCovariance(Protocol):
+    """What a form of the row covariance must be able to do.
+
+    d is the number of rows of W, k that of its columns. `add_factor`, `add_covariance` and
+    `add_average` create the variables, at three places, because files keep variables in the order
+    in which they were created.
+
+    Attributes:
+        size: d.
+        average: moving average of `h h'` over examples, in this form.
+    """
+
+    size: int
+    average: WeightedAverage
+
+    def add_factor(self, add: AddVariable) -> None:
+        """Create R, the factor of `L^-1 = R R'`; zero until there are statistics."""
+
+    def add_covariance(self, add: AddVariable) -> None:
+        """Create what is derived from R, for products that every step needs."""
+
+    def add_average(self, layer: keras.layers.Layer) -> None:
+        """Create `average`."""
+
+    def second_moment(self, inputs: tf.Tensor, weighted: tf.Tensor) -> tf.Tensor:
+        """`sum_r w_r h_r h_r'` in this form.
+
+        Args:
+            inputs: rows h, `[R, d]`.
+            weighted: `w_r h_r`, `[R, d]`.
+        """
+
+    def zeros(self) -> tf.Tensor:
+        """A second moment of nothing."""
+
+    def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
+        """The R of `L = L0 + N S` for the present average; not finite where that fails.
+
+        Args:
+            num_examples: N, divided by the temperature.
+            prior: L0, scalar l for `l I`, or `[d, d]`.
+        """
+
+    def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
+        """Put a new R in place, with all that is derived from it, if accepted."""
+
+    def apply(self, right: tf.Tensor) -> tf.Tensor:
+        """`L^-1 B` for B `[d, n]`."""
+
+    def variance(self, h: tf.Tensor) -> tf.Tensor:
+        """`h' L^-1 h` for rows h `[..., d]`, `[...]`, in the dtype of h."""
+
+    def log_det(self) -> tf.Tensor:
+        """`log |L|`, scalar."""
+
+    def trace_with(self, times_prior: TimesPrior) -> tf.Tensor:
+        """`tr(L0 L^-1)`, scalar."""
+
+    def condition(self) -> tf.Tensor:
+        """A lower bound of the condition number of L, float32 scalar."""
+
+    def dense_factor(self) -> tf.Tensor:
+        """R as a matrix `[d, d]`, for samples and for `layer.posterior`."""
+
+    def has_statistics(self) -> tf.Tensor:
+        """Whether R has been computed at least once, boolean scalar."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in R that are not 0 by its form."""
+
+    @property
+    def factorising_cost(self) -> int:
+        """Multiplications of `factorised`, about half of them."""
+
+    @property
+    def collecting_cost(self) -> int:
+        """Multiplications of `second_moment`, and of `variance`, by row, together."""
+
+    def applying_cost(self, columns: int) -> int:
+        """Multiplications of `apply` to so many columns."""
+
+
+class DenseRows:
+    """Any row covariance: R is an upper triangular matrix `[d, d]`.
+
+    Args:
+        size: d.
+        dtype: "float32" or "float64".
+    """
+
+    average: WeightedAverage
+
+    def __init__(self, size: int, dtype: str) -> None:
+        self.size, self._dtype = size, dtype
+
+    def add_factor(self, add: AddVariable) -> None:
+        self.factor = add("row_factor", (self.size, self.size))
+
+    def add_covariance(self, add: AddVariable) -> None:
+        self.covariance = add("row_covariance", (self.size, self.size))
+
+    def add_average(self, layer: keras.layers.Layer) -> None:
+        self.average = WeightedAverage(layer, "inputs", (self.size, self.size), self._dtype)
+
+    def second_moment(self, inputs: tf.Tensor, weighted: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(inputs, weighted, transpose_a=True)
+
+    def zeros(self) -> tf.Tensor:
+        return tf.zeros((self.size, self.size), self._dtype)
+
+    def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
+        data = num_examples * self.average.value()
+        data = add_diagonal(data, _jitter(data) * tf.linalg.diag_part(data))
+        is_number = prior.shape.rank == 0
+        return inverse_factor(add_diagonal(data, prior) if is_number else data + prior)
+
+    def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
+        keep(self.factor, factor, accept)
+        keep(self.covariance, covariance(factor), accept)
+
+    def apply(self, right: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(self.covariance, right)
+
+    def variance(self, h: tf.Tensor) -> tf.Tensor:
+        return row_variance(tf.cast(tf.convert_to_tensor(self.factor), h.dtype), h)
+
+    def log_det(self) -> tf.Tensor:
+        return -2.0 * log_diagonal(tf.convert_to_tensor(self.factor))
+
+    def trace_with(self, times_prior: TimesPrior) -> tf.Tensor:
+        factor = tf.convert_to_tensor(self.factor)
+        return tf.reduce_sum(factor * times_prior(factor))
+
+    def condition(self) -> tf.Tensor:
+        """`(max diag R / min diag R)^2`."""
+        diagonal = tf.linalg.diag_part(self.factor)
+        ratio = tf.math.divide_no_nan(tf.reduce_max(diagonal), tf.reduce_min(diagonal))
+        return tf.cast(tf.square(ratio), tf.float32)
+
+    def dense_factor(self) -> tf.Tensor:
+        return tf.convert_to_tensor(self.factor)
+
+    def has_statistics(self) -> tf.Tensor:
+        return self.factor[0, 0] > 0.0
+
+    @property
+    def num_parameters(self) -> int:
+        return self.size * (self.size + 1) // 2
+
+    @property
+    def factorising_cost(self) -> int:
+        return self.size**3
+
+    @property
+    def collecting_cost(self) -> int:
+        return 2 * self.size**2
+
+    def applying_cost(self, columns: int) -> int:
+        return self.size**2 * columns
+
+
+def _jitter(data: tf.Tensor) -> tf.Tensor:
+    """What rounding may take from the eigenvalues of `[d, d]`, in units of its diagonal, scalar.
+
+    It is added there: it bounds the condition number, and does not enter the fixed point of M.
+    The precision of the dtype times the Frobenius norm of the correlations, which bounds the
+    largest of their eigenvalues: where many inputs say the same the smallest ones are noise of
+    that size.
+    """
+    scale = tf.math.divide_no_nan(1.0, tf.sqrt(tf.linalg.diag_part(data)))
+    correlations = data * scale[:, tf.newaxis] * scale
+    norm = tf.sqrt(tf.reduce_sum(tf.square(correlations)))
+    precision = np.finfo(data.dtype.as_numpy_dtype).eps
+    return tf.maximum(tf.cast(8.0 * precision, data.dtype), precision * norm)

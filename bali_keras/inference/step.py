@@ -1,0 +1,394 @@
+"""One training step of a BaliModel: record, differentiate, update every layer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from bali_keras.inference import cadence
+from bali_keras.inference.output import (
+    ExactOutput,
+    HiddenLayer,
+    NoiseAverage,
+    squared_residuals,
+)
+from bali_keras.inference.pseudo_targets import cross_sum, moments, no_moments
+from bali_keras.inference.statistics import BatchSums, Moments
+from bali_keras.inference.update import Health, LayerUpdate, update
+from bali_keras.layers import BaliLayer
+from bali_keras.recording import Recorder
+from bali_keras.schedules import Progress
+from tfp_rank1.keras_internals import layers_of, own_trainable_variables
+from tfp_rank1.losses import NegativeLogLikelihood
+from tfp_rank1.model.all_or_nothing import (
+    Snapshot,
+    all_finite,
+    finite_everywhere,
+    sum_over_replicas,
+)
+from tfp_rank1.model.step import apply_gradients, checked_gradients, make_variables, track
+from tfp_rank1.random import fold_in, normal_rows, shared_seed
+
+__all__ = ["is_nll", "required_count", "role_of", "train_batch", "trained_layers"]
+
+
+class Batch(NamedTuple):
+    """One batch of a replica.
+
+    Attributes:
+        x, y: inputs and targets.
+        sample_weight: as it was given.
+        weights: the same as float32 `[B]`; None for 1.
+        first_row: index in the global batch of the first example.
+        step: number of this step, from 1, over the life of the model.
+        rate: rho of this step.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    weights: tf.Tensor | None
+    first_row: tf.Tensor
+    step: tf.Tensor
+    rate: tf.Tensor
+
+
+def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
+    """One update of all layers from one batch; what is not finite undoes all of it."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    make_variables(model, x)  # Keras builds by a trial run, which must not be recorded
+    before = Snapshot(_other_variables(model))
+    first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
+    weights = _example_weights(sample_weight)
+    batch = Batch(x, y, sample_weight, weights, first_row, *_next_step(model))
+    seed = shared_seed(model.seed_generator)
+    with tf.GradientTape(persistent=True) as tape:
+        with Recorder(tape, fold_in(seed, 0), first_row) as recorder:
+            outputs = model(x, training=True)
+        _check_outputs_rank(outputs)
+        _check_used(model, recorder)  # before the KL of layers without a posterior is asked for
+        objective = model.objective(y, outputs, sample_weight, training=True)
+        log_prob = -_sum_of_losses(model, batch, outputs)
+        score = _score(model, batch, outputs, fold_in(seed, 1))
+        scaled = objective.loss
+        if model.optimizer is not None:
+            scaled = model.optimizer.scale_loss(scaled)
+    model.find_exact_layer(recorder, outputs)
+    sums = _sums(model, recorder, tape, (log_prob, score), batch, fold_in(seed, 2))
+    gradients = _optimizer_gradients(model, tape, scaled)
+    finite = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
+    residuals = _residuals(model, recorder, batch, outputs)
+    health = _infer(model, sums, batch, residuals, finite)
+    if gradients:
+        apply_gradients(model, gradients, model.optimizer_variables)
+    before.restore_unless(health.accepted)
+    model.counters.updates.assign(batch.step)
+    model.counters.refused.assign_add(tf.cast(~health.accepted, tf.int64))
+    model.track_health(batch.rate, health)
+    return track(model, objective, (x, y, outputs, sample_weight), health.accepted)
+
+
+# -- what the layers are --------------------------------------------------------------------------
+
+
+def trained_layers(model: Any) -> list[BaliLayer]:
+    """The BALI layers that are inferred, in the order of the model."""
+    return [layer for layer in model.bali_layers if layer.trainable]
+
+
+def _check_used(model: Any, recorder: Recorder) -> None:
+    """Refuse trained layers that took no part in the forward pass."""
+    layers = trained_layers(model)
+    unused = [layer.name for layer in layers if layer not in recorder.records]
+    if unused:
+        raise ValueError(
+            "Every BALI layer must take part in the forward pass. Freeze those that do not: "
+            f"layer.trainable = False. Received: unused layers {unused}"
+        )
+
+
+def is_nll(model: Any) -> bool:
+    """Whether the loss is a likelihood of this library, and not one of Keras."""
+    return isinstance(model.loss, NegativeLogLikelihood)
+
+
+def role_of(model: Any, layer: BaliLayer) -> HiddenLayer | ExactOutput:
+    """What a layer is in the net, under the loss that was compiled."""
+    if layer is not model.exact_layer or not is_nll(model):
+        return HiddenLayer()
+    variance = tf.broadcast_to(model.likelihood.noise_variance(), [layer.posterior_state.size[1]])
+    return ExactOutput(variance, is_fresh=model.options.factorise_every in (None, 1))
+
+
+def required_count(model: Any) -> float:
+    """N.
+
+    Raises:
+        ValueError: if it is not known.
+    """
+    if model.num_train_examples is None:
+        raise ValueError(
+            "BALI scales its statistics to the number N of training examples, which is not "
+            "known. Give `fit` arrays or a finite dataset, or pass num_train_examples= to the "
+            "model. Received: num_train_examples=None"
+        )
+    return model.num_train_examples
+
+
+# -- differentiate --------------------------------------------------------------------------------
+
+
+def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
+    """`sum_n w_n loss_n`: not divided by the batch, or the prior would weigh B times more."""
+    loss, y = model.loss, batch.y
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if not is_nll(model):
+        y = tf.convert_to_tensor(y)
+        y = y[:, tf.newaxis] if y.shape.rank == 1 and outputs.shape[-1] == 1 else y
+    losses = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
+    if losses.shape.rank == 0:
+        raise ValueError(
+            "BALI needs the loss of every example, [batch], to weigh it: let the function "
+            "average over the last axis only. Received: a loss that returns a scalar"
+        )
+    losses = tf.cast(tf.reshape(losses, [tf.shape(outputs)[0], -1]), tf.float32)
+    per_example = tf.reduce_sum(losses, axis=-1)
+    return tf.reduce_sum(per_example if batch.weights is None else batch.weights * per_example)
+
+
+def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
+    """A scalar whose gradients at the layers' outputs are scores; None: use the labels'."""
+    if not is_nll(model):
+        return None
+    root = 1.0 if batch.weights is None else tf.sqrt(batch.weights)
+    shape = (tf.shape(outputs)[0], outputs.shape[-1])
+    scores = model.likelihood.scores(outputs, normal_rows(batch.first_row, shape, seed))
+    if scores is None:
+        return tf.reduce_sum(root * model.likelihood.sampled_log_prob(outputs, seed))
+    return tf.reduce_sum(root * tf.reduce_sum(outputs * tf.stop_gradient(scores), axis=-1))
+
+
+def _sums(
+    model: Any,
+    recorder: Recorder,
+    tape: tf.GradientTape,
+    targets: tuple[tf.Tensor, tf.Tensor | None],
+    batch: Batch,
+    seed: tf.Tensor,
+) -> list[BatchSums]:
+    """Sums over the batch and all replicas, one per trained layer.
+
+    Args:
+        model: a `BaliModel`.
+        recorder: holds the layers' calls.
+        tape: recorded them.
+        targets: scalars whose gradients at the layers' outputs are those of the log-likelihood,
+            and scores; None in place of the latter for the data's own labels.
+        batch: of this replica.
+        seed: int32 `[2]`, the same on all replicas.
+    """
+    layers = trained_layers(model)
+    records = [recorder.records[layer] for layer in layers]
+    outputs = [[r.outputs for r in calls] for calls in records]
+    states, roles = [v.posterior_state for v in layers], [role_of(model, v) for v in layers]
+    log_prob, score = targets
+    gradients = tape.gradient(log_prob, outputs)
+    _check_connected(layers, gradients)
+    stale = [i for i, role in enumerate(roles) if not role.is_fresh]
+
+    def moments_of(i: int, scores: Any) -> Moments:
+        return moments(records[i], scores, batch.weights, seed, states[i].rows, states[i].dtype)
+
+    def collect() -> dict[int, Moments]:
+        if score is not None:
+            found = tape.gradient(score, [outputs[i] for i in stale])
+        else:
+            labels = [gradients[i] for i in stale]
+            found = tf.nest.map_structure(lambda g: _unweigh(g, batch.weights), labels)
+        return {i: moments_of(i, scores) for i, scores in zip(stale, found, strict=True)}
+
+    every = _factorise_every(model, layers)
+    if every <= 3 or not stale:  # then every step collects
+        collected = collect()
+    else:
+        interval = _interval(model, every, batch.rate)
+        collected = tf.cond(
+            cadence.is_collecting(batch.step, model.options.warmup_steps, interval),
+            collect,
+            lambda: {
+                i: no_moments(states[i].rows, states[i].size[1], states[i].dtype) for i in stale
+            },
+        )
+    sums = []
+    for i, (state, role) in enumerate(zip(states, roles, strict=True)):
+        cross = cross_sum(records[i], gradients[i], batch.weights, role, state.dtype)
+        sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
+    return sum_over_replicas(sums)
+
+
+def _check_connected(layers: list[BaliLayer], gradients: list[list[Any]]) -> None:
+    for layer, found in zip(layers, gradients, strict=True):
+        if any(g is None for g in found):
+            raise ValueError(
+                f"The loss does not depend on the outputs of layer {layer.name!r}, so it "
+                "cannot be inferred. Connect it, or freeze it: layer.trainable = False. "
+                "Received: no gradient"
+            )
+
+
+def _factorise_every(model: Any, layers: list[BaliLayer]) -> int:
+    costs = [v.posterior_state.cost for v in layers]
+    return model.options.factorise_every or cadence.period(costs, model.batch_size or 32)
+
+
+def _interval(model: Any, every: int, rate: tf.Tensor) -> tf.Tensor:
+    """Steps between factorisations now, int64 scalar."""
+    if model.options.factorise_every is not None:
+        return tf.constant(every, tf.int64)
+    return cadence.interval(rate, every)
+
+
+# -- infer ----------------------------------------------------------------------------------------
+
+
+def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Number of this step, and its rate rho."""
+    counters = model.counters
+    step = tf.convert_to_tensor(counters.updates) + 1
+    first, last = map(tf.convert_to_tensor, (counters.first_step, counters.last_step))
+    return step, model.options.forgetting(Progress(step, first, last))
+
+
+def _infer(
+    model: Any,
+    sums: list[BatchSums],
+    batch: Batch,
+    residuals: tuple[tf.Tensor, tf.Tensor] | None,
+    finite: tf.Tensor,
+) -> Health:
+    """Update the noise, then all layers."""
+    options, layers = model.options, trained_layers(model)
+    number = required_count(model)
+    count = tf.constant(float(number), tf.float32)
+    if residuals is not None:
+        noise = model.likelihood.closed_form_noise
+        average = NoiseAverage(noise, options.noise_prior, model.noise_weight)
+        average.update(*residuals, count, batch.rate)
+    if not layers:
+        zero = tf.zeros(())
+        return Health(zero, zero, finite & all_finite(residuals or [zero]))
+    step, rate = batch.step, batch.rate
+    between = _interval(model, _factorise_every(model, layers), rate)
+    updates = [
+        LayerUpdate(
+            v.posterior_state,
+            options.prior_of(v, number, model.likelihood),
+            s,
+            role_of(model, v),
+        )
+        for v, s in zip(layers, sums, strict=True)
+    ]
+    return update(
+        updates,
+        count / options.temperature,
+        rate,
+        cadence.collecting_rate(step, rate, between, options.warmup_steps),
+        step > options.warmup_steps,
+        cadence.is_factorising(step, options.warmup_steps, between),
+        options.trust_region,
+        finite,
+    )
+
+
+def _residuals(
+    model: Any, recorder: Recorder, batch: Batch, outputs: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """`sum w E[(y - z)^2]` and `sum w`, over all replicas; None without a learned noise."""
+    noise = model.likelihood.closed_form_noise
+    if noise is None or not is_nll(model):
+        return None
+    targets = model.likelihood.prepare_targets(batch.y, outputs.shape[-1])
+    records = recorder.records.get(model.exact_layer)
+    record = records[0] if records else None
+    squares = squared_residuals(noise, record, targets, outputs)
+    weights = tf.ones(tf.shape(squares)[:1]) if batch.weights is None else batch.weights
+    sums = tf.reduce_sum(weights[:, tf.newaxis] * squares, axis=0), tf.reduce_sum(weights)
+    return sum_over_replicas(sums)
+
+
+# -- the rest of the net --------------------------------------------------------------------------
+
+
+def _other_variables(model: Any) -> list[keras.Variable]:
+    """What a step changes beside the BALI layers: weights, moving statistics, slots, noise."""
+    inferred = {id(v) for layer in model.bali_layers for v in layer.weights}
+    # Frozen kernels, such as a backbone's, never change: copying them would cost every step.
+    layers = layers_of(model, include_self=False)
+    frozen = {id(v) for w in layers if not w.trainable for v in own_trainable_variables(w)}
+    left_out = inferred | frozen | {id(v) for v in model.counters.variables}
+    slots = [] if model.optimizer is None else model.optimizer.variables
+    return [v for v in [*model.weights, *slots] if id(v) not in left_out]
+
+
+def _optimizer_gradients(model: Any, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
+    variables = model.optimizer_variables
+    if not variables:
+        return []
+    if model.optimizer is None:
+        raise ValueError(
+            "Some weights belong to no BALI layer and need an optimizer. Pass one, "
+            "compile(optimizer='adam'), use BALI layers, or freeze them. Received: "
+            f"optimizer=None and {[v.path for v in variables]}"
+        )
+    return tape.gradient(loss, [v.value for v in variables])
+
+
+# -- one batch ------------------------------------------------------------------------------------
+
+
+def _example_weights(sample_weight: Any) -> tf.Tensor | None:
+    """Weights `[B]`, float32."""
+    if sample_weight is None:
+        return None
+    weights = tf.cast(tf.convert_to_tensor(sample_weight), tf.float32)
+    if weights.shape.rank == 2 and weights.shape[-1] == 1:
+        weights = weights[:, 0]
+    if weights.shape.rank != 1:
+        raise ValueError(
+            "A BaliModel takes one `sample_weight` per example, shape [batch]. "
+            f"Received: shape {weights.shape}"
+        )
+    return weights
+
+
+def _unweigh(gradient: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """`sqrt(w_n) g_n` from `w_n g_n`."""
+    if weights is None:
+        return gradient
+    ones = [1] * (gradient.shape.rank - 1)
+    root = tf.reshape(tf.sqrt(weights), [-1, *ones])
+    return tf.math.divide_no_nan(gradient, tf.cast(root, gradient.dtype))
+
+
+def _first_row(rows: tf.Tensor) -> tf.Tensor:
+    """Index in the global batch of this replica's first example.
+
+    `tf.distribute` gives every replica but the last `ceil(B / replicas)` examples.
+    """
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return tf.zeros((), tf.int32)
+    count = replica.num_replicas_in_sync
+    total = replica.all_reduce(tf.distribute.ReduceOp.SUM, rows)
+    return replica.replica_id_in_sync_group * ((total + count - 1) // count)
+
+
+def _check_outputs_rank(outputs: tf.Tensor) -> None:
+    if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
+        raise ValueError(
+            "A BaliModel has one output [batch, outputs]; its samples take the place of members. "
+            f"Received: outputs of shape {getattr(outputs, 'shape', None)}"
+        )

@@ -1,0 +1,322 @@
+"""The base of all BALI layers: from rows of inputs to sampled pre-activations."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+from tensorflow_probability import distributions as tfd
+
+from bali_keras.inference.posterior import LayerPosterior
+from bali_keras.recording import Record, Recorder, current_recorder
+from tfp_rank1 import scopes
+from tfp_rank1.keras_internals import is_made_here
+from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
+
+__all__ = ["BaliLayer", "Marginal"]
+
+
+class Marginal:
+    """Inside the context one layer returns its mean and leaves `h' L^-1 h` here, drawing nothing.
+
+    Args:
+        layer: the layer.
+
+    Attributes:
+        variance: `h' L^-1 h` of the layer's last call, `[B]`.
+    """
+
+    def __init__(self, layer: BaliLayer) -> None:
+        self.layer, self.variance = layer, None
+
+    def __enter__(self) -> Marginal:
+        self._scope = scopes.marginal.set(self)
+        return self._scope.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._scope.__exit__(*exception)
+
+
+class BaliLayer(keras.layers.Layer):
+    """A linear map `Z = H W` whose weights have a matrix-normal posterior, then an activation.
+
+        W ~ MN(M, L^-1, V)        z_n | h_n ~ N(M' h_n, (h_n' L^-1 h_n) V)
+
+    Rows h of H are the layer's inputs (patches for a convolution) with a trailing 1 for the
+    bias, which is the last row of W. A `BaliModel` infers the posterior; the layer has no weights
+    for an optimizer. Outside of one it predicts, with samples or, inside
+    `tfp_rank1.posterior_mean()`, with the mean.
+
+    In training every row draws its own pre-activations from their marginal (the local
+    reparameterization): exact for rows that are examples, and of less variance than a draw of
+    weights. Before the first statistics the layer is a point, its initial weights.
+
+    Args:
+        activation: as in Keras. Defaults to None, linear.
+        use_bias: whether h has a trailing 1. Defaults to True.
+        kernel_initializer: where the mean of the kernel starts. Defaults to `"he_normal"`.
+        bias_initializer: where the mean of the bias starts. Defaults to `"zeros"`.
+        sampling: how prediction draws: `"example"` as in training, `"weights"` one matrix W per
+            call, shared by the batch. Defaults to None: `"example"` where an example is one row,
+            else `"weights"`, because rows of one example (positions of a convolution) share W.
+        prior_at_mean: whether the prior is centred on a stored M0 (`bali_keras.convert` sets it)
+            in place of 0. Defaults to False.
+        statistics_dtype: of statistics, factorisations and posterior, `"float32"` or `"float64"`
+            (inputs of huge offsets, a million inputs that say the same). Defaults to None:
+            float64 in a layer that computes in it, else float32, also in mixed precision.
+        seed: integer for reproducible draws in prediction. Defaults to None.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    def __init__(
+        self,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "he_normal",
+        bias_initializer: Any = "zeros",
+        sampling: str | None = None,
+        prior_at_mean: bool = False,
+        statistics_dtype: str | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if statistics_dtype not in (None, "float32", "float64"):
+            raise ValueError(
+                "Argument `statistics_dtype` must be None, 'float32' or 'float64'. "
+                f"Received: statistics_dtype={statistics_dtype!r}"
+            )
+        if sampling not in (None, "example", "weights"):
+            raise ValueError(
+                "Argument `sampling` must be None, 'example' or 'weights'. "
+                f"Received: sampling={sampling!r}"
+            )
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.sampling = sampling
+        self.prior_at_mean = prior_at_mean
+        self.statistics_dtype = statistics_dtype
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    # -- what a subclass provides ---------------------------------------------------------------
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs as rows `[B, ..., fan_in]`, the bias not included."""
+        raise NotImplementedError
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        """Pre-activations `[B, ..., k]` in the layout of the layer's outputs."""
+        raise NotImplementedError
+
+    # -- building -------------------------------------------------------------------------------
+
+    def _build_posterior(self, kernel_shape: tuple[int, ...], num_inputs: int) -> None:
+        """Create the posterior of a kernel whose first `num_inputs` axes are summed over."""
+        self.kernel_shape = tuple(kernel_shape)
+        fan_in = math.prod(kernel_shape[:num_inputs])
+        units = math.prod(kernel_shape[num_inputs:])
+        rows = fan_in + int(self.use_bias)
+
+        def initial_mean(shape: Any, dtype: Any = None) -> tf.Tensor:
+            kernel = self.kernel_initializer(self.kernel_shape, dtype=dtype)
+            kernel = ops.reshape(kernel, (fan_in, units))
+            if not self.use_bias:
+                return kernel
+            return ops.concatenate([kernel, self.bias_initializer((1, units), dtype=dtype)], 0)
+
+        dtype = self.statistics_dtype or (
+            "float64" if self.compute_dtype == "float64" else "float32"
+        )
+        self.posterior_state = LayerPosterior(
+            self, initial_mean, (rows, units), fan_in, self.prior_at_mean, dtype
+        )
+        self.built = True
+
+    # -- calling --------------------------------------------------------------------------------
+
+    def call(
+        self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool | None = None
+    ) -> tf.Tensor:
+        """Activation of sampled pre-activations.
+
+        Args:
+            inputs: as the layer says.
+            mask: boolean `[B, ...]`, for a layer with `supports_masking`: rows that are False
+                are padding, and do not count as data. Keras passes it on from layer to layer.
+            training: whether a `BaliModel` trains.
+        """
+        recorder = current_recorder()
+        if recorder is not None:
+            h = self._homogeneous(inputs)
+            z = self._record(h, recorder, mask if self.supports_masking else None)
+        else:
+            self._refuse_training(training)
+            with _graph_of(inputs):
+                h = self._homogeneous(inputs)
+            z = self._predict(h)
+        outputs = self._arrange(z)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _homogeneous(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Rows h `[B, ..., d]`, with the trailing 1 if there is a bias."""
+        h = self._rows(ops.cast(inputs, self.compute_dtype))  # Keras casts floats only
+        if not self.use_bias:
+            return h
+        return ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
+
+    def _mean(self, h: tf.Tensor) -> tf.Tensor:
+        return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
+
+    def _record(self, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """Pre-activations in training, with noise by row, known to the recorder."""
+        mean = self._mean(h)
+        variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
+        z = tf.identity(mean)
+        if not scopes.mean_mode.value:
+            variance = self._row_variance(h)
+            z = self._add_noise(mean, variance, recorder.noise(_shape(mean)))
+        if self.trainable:
+            recorder.watch(z)
+            recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, h)))
+        return z
+
+    def _predict(self, h: tf.Tensor) -> tf.Tensor:
+        marginal: Marginal | None = scopes.marginal.value
+        is_marginal = marginal is not None and marginal.layer is self
+        is_mean = scopes.mean_mode.value
+        if not is_mean and not is_marginal and self._samples_weights(h):
+            state = self.posterior_state.matrix_normal()
+            noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
+            return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
+        with _graph_of(h):
+            mean = self._mean(h)
+            variance = None if is_mean else self._row_variance(h)
+        if marginal is not None and is_marginal:
+            marginal.variance = variance
+        if is_mean or is_marginal:
+            return mean
+        noise = normal(_shape(mean), next_seed(self.seed_generator))
+        return self._add_noise(mean, variance, noise)
+
+    def _samples_weights(self, h: tf.Tensor) -> bool:
+        return (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights"
+
+    def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
+        # No gradient: the variance's pull on the layers below costs a product per layer and
+        # changed no result.
+        return tf.stop_gradient(self.posterior_state.rows.variance(h))
+
+    def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """`mean + sqrt(variance) A e`."""
+        factor = tf.cast(tf.convert_to_tensor(self.posterior_state.column_factor), mean.dtype)
+        noise = ops.matmul(tf.cast(noise, mean.dtype), ops.transpose(factor))
+        return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
+
+    def _refuse_training(self, training: bool | None) -> None:
+        if training and self.trainable:
+            raise ValueError(
+                f"Layer {self.name!r} learns only in `fit` of a bali_keras.BaliModel; an optimizer "
+                "would leave it as it is without a word. Use BaliModel(inputs, outputs, "
+                "likelihood=...), call the model with training=False, or freeze the layer: "
+                "layer.trainable = False. Received: training=True"
+            )
+
+    # -- what users read ------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        """Posterior mean of the kernel, in the stock layer's shape."""
+        mean = tf.convert_to_tensor(self.posterior_state.mean)
+        kernel = mean[:-1] if self.use_bias else mean
+        return tf.reshape(kernel, self.kernel_shape)
+
+    def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+        """A kernel in the stock layer's shape as `[fan_in, k]`."""
+        return tf.reshape(kernel, [self.posterior_state.fan_in, -1])
+
+    @property
+    def bias(self) -> tf.Tensor | None:
+        """Posterior mean of the bias, `[k]`; None without one."""
+        return tf.convert_to_tensor(self.posterior_state.mean)[-1] if self.use_bias else None
+
+    def kl(self) -> tf.Tensor:
+        """KL of the posterior from the prior when it was last computed, scalar, nats."""
+        return tf.convert_to_tensor(self.posterior_state.kl)
+
+    @property
+    def posterior(self) -> tfd.MatrixNormalLinearOperator:
+        """`W ~ MN(M, L^-1, V)` over the kernel as a matrix, its last row the bias.
+
+        Raises:
+            ValueError: before the first statistics.
+        """
+        if not bool(self.posterior_state.has_statistics()):
+            raise ValueError(
+                f"Layer {self.name!r} has no posterior yet: it is a point until a BaliModel with "
+                "it has been fitted. Received: no statistics"
+            )
+        return self.posterior_state.matrix_normal().distribution()
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        return {
+            **super().get_config(),
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "sampling": self.sampling,
+            "prior_at_mean": self.prior_at_mean,
+            "statistics_dtype": self.statistics_dtype,
+            "seed": self.seed,
+        }
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the posterior, its statistics, and the random state."""
+        super().save_own_variables(store)
+        save_seed_state(self.seed_generator, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        super().load_own_variables(load_seed_state(self.seed_generator, store))
+
+
+def _graph_of(tensor: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The graph that a tensor was made in, for what depends on nothing else.
+
+    In a loop over samples the model's inputs come from outside: what the first layer computes of
+    them, its mean and `h' L^-1 h`, is computed there, once for all samples.
+    """
+    return contextlib.nullcontext() if is_made_here(tensor) else tensor.graph.as_default()
+
+
+def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
+    """A mask of the first axes of `rows [B, ..., d]` as float32 `[B, ...]`."""
+    if mask is None:
+        return None
+    shape = tf.shape(rows)[:-1]
+    if mask.shape.rank > rows.shape.rank - 1:
+        raise ValueError(
+            "A mask must have one entry per row of the inputs, [batch, ...] without the last "
+            f"axis. Received: mask of shape {mask.shape} for inputs of shape {rows.shape}"
+        )
+    missing = [1] * (rows.shape.rank - 1 - mask.shape.rank)
+    leading = tf.concat([tf.shape(mask), tf.constant(missing, tf.int32)], axis=0)
+    return tf.broadcast_to(tf.reshape(tf.cast(mask, tf.float32), leading), shape)
+
+
+def _shape(tensor: tf.Tensor) -> tuple[Any, ...]:
+    """Static dimensions where known, scalar tensors elsewhere."""
+    dynamic = tf.unstack(tf.shape(tensor))
+    return tuple(dynamic[i] if n is None else n for i, n in enumerate(tensor.shape))

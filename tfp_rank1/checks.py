@@ -1,0 +1,57 @@
+"""Checks of arguments that several modules share; each refuses with what was received."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+__all__ = ["choice", "level", "positive", "rows_not_finite", "whole"]
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a float, refused unless finite and above zero."""
+    is_number = isinstance(value, (numbers.Real, np.ndarray)) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    if not 0.0 < number < float("inf"):
+        raise ValueError(
+            f"Argument `{name}` must be a finite number above 0. Received: {name}={value}"
+        )
+    return number
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, refused unless a whole number of at least `least`."""
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not float(value).is_integer() or value < least:
+        raise ValueError(
+            f"Argument `{name}` must be a whole number of at least {least}. "
+            f"Received: {name}={value}"
+        )
+    return int(value)
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """`value`, refused unless it is one of the strings `allowed`."""
+    if value not in allowed:
+        names = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {allowed}"
+        raise ValueError(f"Argument `{name}` must be {names}. Received: {name}={value!r}")
+    return str(value)
+
+
+def level(value: float) -> float:
+    """The level of an interval as a float, refused unless strictly between 0 and 1."""
+    if not 0.0 < float(value) < 1.0:
+        raise ValueError(
+            f"Argument `level` must lie strictly between 0 and 1. Received: level={value}"
+        )
+    return float(value)
+
+
+def rows_not_finite(values: np.ndarray) -> np.ndarray:
+    """Which rows of `[N, ...]` hold NaN or infinity, boolean `[N]`."""
+    if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        return np.zeros(len(values), bool)
+    return ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)

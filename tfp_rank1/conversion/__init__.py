@@ -1,0 +1,24 @@
+"""A stock Keras model as a rank-1 model, and what conversions of any kind share."""
+
+from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter
+from tfp_rank1.conversion.raw_outputs import (
+    applies,
+    check_raw,
+    is_graph,
+    is_only_use,
+    last_operation,
+)
+from tfp_rank1.conversion.transfer import same_weights, uncompiled
+
+__all__ = [
+    "ConversionReport",
+    "applies",
+    "check_raw",
+    "convert",
+    "is_graph",
+    "is_only_use",
+    "last_operation",
+    "register_converter",
+    "same_weights",
+    "uncompiled",
+]

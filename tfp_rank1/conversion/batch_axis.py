@@ -1,0 +1,123 @@
+"""Whether an operation of a graph keeps the rows of a batch apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_rank1.keras_internals import calls_of
+
+__all__ = ["check_batch_axis"]
+
+
+def check_batch_axis(operation: Any) -> None:
+    """Refuse what works along the batch axis: its rows are those of all members here.
+
+    Seen are an `axis` that is the first one, axes that change places with it, and a batch of any
+    size that becomes one of a fixed size, as by a mean over all axes. An operation of `keras.ops`
+    is also tried out: no row of its results may change with the other rows and their order.
+
+    Args:
+        operation: a layer or an operation of `keras.ops`, used in a graph.
+
+    Raises:
+        ValueError: naming the operation and its axis.
+    """
+    axes = _axes(operation)
+    for node in calls_of(operation):
+        inputs, outputs = node.input_tensors, node.output_tensors
+        # A reduction counts the axes of its input, `expand_dims` those of its output.
+        rank = max(len(t.shape) for t in [*inputs, *outputs])
+        is_first = _works_on_graph(node) and any(a in (0, -rank) for a in axes)
+        # Of an input without a size of its own the output has none either.
+        is_lost = any(_is_free(t) for t in inputs) and not all(_is_free(t) for t in outputs)
+        if is_first or is_lost or _mixes_rows(operation, node):
+            raise ValueError(
+                "An operation along the batch axis would mix the members, whose rows are in one "
+                "batch here. Leave it out of the model that is converted. Received: "
+                f"{type(operation).__name__} {operation.name!r}, axis={list(axes) or None}, from "
+                f"{[t.shape for t in inputs]} to {[t.shape for t in outputs]}"
+            )
+
+
+def _works_on_graph(node: Any) -> bool:
+    """Whether an operation's first argument, to which its `axis` refers, is a batch.
+
+    A constant table is none.
+
+    Functions that come first, as in `associative_scan`, do not count.
+    """
+    arguments = [*node.arguments.args, *node.arguments.kwargs.values()]
+    values = [v for v in arguments if not callable(v)]
+    return any(isinstance(v, keras.KerasTensor) for v in keras.tree.flatten(values[:1]))
+
+
+_NAMES = "axis", "axis1", "axis2", "source", "destination"
+
+
+def _axes(operation: Any) -> tuple[int, ...]:
+    found = keras.tree.flatten([getattr(operation, name, None) for name in _NAMES])
+    return tuple(a for a in found if isinstance(a, int))
+
+
+# Sizes of a batch, and of other axes without a size, on which operations are tried out.
+_ROWS, _SIZE = 3, 4
+
+
+def _mixes_rows(operation: Any, node: Any) -> bool:
+    """Whether rows of an operation without weights change with the other rows or their order.
+
+    Rows (a, b, c) against (c, a, d): what a and c become must be the same.
+    """
+    if isinstance(operation, keras.layers.Layer):
+        return False  # these have no ways to mix rows but along an axis
+    try:
+        before, after = (_run(operation, node, values) for values in _two_batches(node))
+    except Exception:  # not on sizes of our choice: axes and shapes alone must do
+        return False
+    results = zip(before, after, node.output_tensors, strict=True)
+    return not all(_same_rows(b, a) for b, a, symbolic in results if _is_free(symbolic))
+
+
+def _two_batches(node: Any) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Values for a node's tensors by their id: rows (a, b, c), and (c, a, d)."""
+    rng = np.random.default_rng(0)
+    first, second = {}, {}
+    for tensor in node.input_tensors:
+        rows = _example(tensor, rng, _ROWS + 1)
+        is_batch = _is_free(tensor)
+        first[id(tensor)] = rows[:_ROWS] if is_batch else rows[0]
+        second[id(tensor)] = rows[[2, 0, 3]] if is_batch else rows[0]
+    return first, second
+
+
+def _example(tensor: Any, rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Values for `rows` rows of a batch, or as many tensors that have none."""
+    shape = tensor.shape[1:] if _is_free(tensor) else tensor.shape
+    shape = [rows, *(_SIZE if size is None else size for size in shape)]
+    if keras.backend.is_float_dtype(tensor.dtype):
+        return rng.uniform(0.1, 1.0, shape).astype("float32")
+    return rng.integers(0, 2, shape).astype(tensor.dtype)
+
+
+def _run(operation: Any, node: Any, values: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """All results of an operation on values in place of its symbolic tensors."""
+    args, kwargs = keras.tree.map_structure(
+        lambda v: keras.ops.convert_to_tensor(values[id(v)]) if id(v) in values else v,
+        (list(node.arguments.args), dict(node.arguments.kwargs)),
+    )
+    return [np.array(v) for v in keras.tree.flatten(operation(*args, **kwargs))]
+
+
+def _same_rows(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether the results of a and c are the same; an example may have become several rows."""
+    if not len(before) or len(before) % _ROWS or before.shape != after.shape:
+        return False
+    (a, _, c), (c_after, a_after, _) = (v.reshape(_ROWS, -1) for v in (before, after))
+    return np.allclose(a, a_after, 1e-3, 1e-5) and np.allclose(c, c_after, 1e-3, 1e-5)
+
+
+def _is_free(tensor: Any) -> bool:
+    return len(tensor.shape) > 0 and tensor.shape[0] is None

@@ -1,0 +1,357 @@
+"""A stock Keras model as a rank-1 model with the same kernels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from tfp_rank1 import layers, likelihoods, posteriors
+from tfp_rank1.checks import choice
+from tfp_rank1.conversion.raw_outputs import (
+    applies,
+    check_raw,
+    is_graph,
+    is_only_use,
+    last_operation,
+)
+from tfp_rank1.conversion.refusals import (
+    check_arguments,
+    check_inputs,
+    check_kernel,
+    check_model,
+    check_outputs,
+    check_stock,
+    check_unmixed,
+    check_unmixed_within,
+)
+from tfp_rank1.conversion.report import ConversionReport, Row
+from tfp_rank1.conversion.stock import RANK1, copy, live_config
+from tfp_rank1.conversion.transfer import (
+    attention_weights,
+    cell_weights,
+    cells_of,
+    nothing,
+    same_weights,
+    transfer_kernels,
+    uncompiled,
+    weights_of_members,
+)
+from tfp_rank1.keras_internals import (
+    calls_of,
+    input_structure,
+    layers_of,
+    producer_of,
+    run_graph,
+)
+from tfp_rank1.layers.rank1 import SEED_STEP
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.model import BayesianModel
+
+__all__ = ["ConversionReport", "convert", "register_converter"]
+
+Arguments = dict[str, Any]
+Converter = Callable[[Any, Arguments], keras.layers.Layer]
+Transfer = Callable[[Any, Any], None]
+
+
+def convert(
+    model: keras.Model,
+    ensemble_size: int = 4,
+    *,
+    likelihood: Any,
+    batch_normalization: str = "member",
+    exclude: Iterable[str] = (),
+    num_train_examples: float | None = None,
+    **arguments: Any,
+) -> BayesianModel:
+    """A rank-1 `BayesianModel` with the layers and weights of a stock model.
+
+        y = activation( s_k o (W^T (x o r_k)) + b ),   r_k, s_k ~ q with mean 1
+
+    Kernels are kept, biases are copied to every member, and factors start around 1: with factors
+    of exactly 1 every member computes the original function. What is frozen stays frozen, factors
+    with it: of a net with a frozen backbone unfreeze the layers whose factors are to be trained,
+    and call `freeze_slow_weights` to keep the kernels. Functional and Sequential models,
+    nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
+    mixed dtype policies are understood; LoRA weights are added to their kernel. Layers without a
+    rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists
+    them. Inputs are tiled and outputs are split here: the result maps `[B, ...]` to
+    `[B, K, outputs]`. Regularizers are kept; those of biases and of batch normalization by member
+    add up over the members, K times the original.
+
+    Args:
+        model: a built Functional or Sequential model with one output. It is not changed.
+        ensemble_size: number of members K, at least 1. Defaults to 4.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. It takes raw outputs: of a last
+            layer the softmax is dropped for `"categorical"`, the sigmoid for `"bernoulli"`, the
+            exponential for `"poisson"`.
+        batch_normalization: `"member"` (default): every member has statistics, scale and offset of
+            its own, copied from the original; `"shared"`: the stock layers stay.
+        exclude: names of layers to leave as they are.
+        num_train_examples: as for `BayesianModel`.
+        **arguments: of `tfp_rank1.layers.Rank1Mixin`, for all layers, such as `posterior`, `prior`
+            or `sampling`; with a `seed` every layer gets one of its own. Posteriors without a
+            `mean_initializer`, such as the default, `"normal"`, start at means of exactly 1 (0 if
+            additive); `HalfCauchy`, `MixtureOfDeltas` and `Deterministic()` start at their own.
+
+    Returns:
+        The model, with an attribute `conversion_report`, which is not saved.
+
+    Raises:
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse,
+            ragged or optional input, a Lambda layer, a quantized one, an operation along the batch
+            axis, several outputs or some that are not `[B, D]`, nothing to convert, an unknown
+            name, or a last activation that the likelihood does not apply or that cannot be dropped.
+
+    Example:
+    ```python
+    model = tfp_rank1.convert(keras.applications.ResNet50(), likelihood="categorical")
+    model.freeze_slow_weights()                       # train the factors only
+    model.compile("adam")
+    print(model.conversion_report)
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+    arguments = {"ensemble_size": ensemble_size, **arguments}
+    conversion = _Conversion(model, likelihood, batch_normalization, exclude, arguments)
+    inputs, outputs = conversion.graph()
+    built = BayesianModel(
+        inputs, outputs, likelihood=conversion.likelihood, num_train_examples=num_train_examples
+    )
+    built.conversion_report = conversion.report()
+    return built
+
+
+_registered: dict[type, tuple[Converter, Transfer]] = {}
+
+
+def register_converter(stock: type, make: Converter, transfer: Transfer | None = None) -> None:
+    """Teach `convert` a layer class of one's own; the latest word on a class counts.
+
+    Args:
+        stock: the class, exactly; its subclasses are other classes.
+        make: called as `make(layer, arguments)` with the layer and the keyword arguments of
+            `tfp_rank1.layers.Rank1Mixin` (`ensemble_size`, `posterior`, ...); returns a new layer.
+        transfer: called as `transfer(layer, new)` once the new layer is built, to copy weights.
+            Defaults to None: kernels by their names, and the bias to every member.
+
+    Example:
+    ```python
+    register_converter(MyDense, lambda layer, arguments: MyDenseRank1(layer.units, **arguments))
+    ```
+    """
+    _registered[stock] = make, transfer or transfer_kernels
+
+
+class _Conversion:
+    """One run over a model."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        likelihood: Any,
+        batch_normalization: str,
+        exclude: Iterable[str],
+        arguments: Arguments,
+    ) -> None:
+        model = _without_likelihood(model)
+        check_model(model)
+        check_stock(model)
+        check_outputs(model)
+        check_arguments(arguments)
+        if isinstance(exclude, str):
+            raise ValueError(
+                "Argument `exclude` must be a collection of names of layers. Received: "
+                f"exclude={exclude!r}"
+            )
+        self.model, self.exclude = model, frozenset(exclude)
+        self.likelihood = likelihoods.get(likelihood)
+        kinds = ("member", "shared")
+        self.by_member = choice("batch_normalization", batch_normalization, kinds) == "member"
+        self.arguments = _around_one(arguments)
+        self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
+        self.cells: set[int] = set()  # those of `pairs` whose weights go through their RNN
+        self.rows: list[Row] = []
+        self.names: set[str] = set()
+        self.last = last_operation(model)
+        can_drop = callable(getattr(self.last, "activation", None))
+        check_raw(self.last, self.likelihood, can_drop and is_only_use(model, self.last))
+
+    def graph(self) -> tuple[Any, Any]:
+        """Inputs and outputs of the new model."""
+        members = self.arguments["ensemble_size"]
+        structure = input_structure(self.model)
+        check_inputs(structure)
+        inputs = keras.tree.map_structure(
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
+            structure,
+        )
+        tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
+        outputs = run_graph(self.model, tiled, self.convert)
+        unknown = self.exclude - self.names
+        if unknown:
+            raise ValueError(
+                f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
+            )
+        for old, new, transfer in self.pairs.values():
+            if id(old) not in self.cells:
+                transfer(old, new)
+        if not any(row.note == "" for row in self.rows):
+            raise ValueError(
+                "The model has no layer that can be converted: "
+                f"{sorted(c.__name__ for c in RANK1)}. Received: "
+                f"layers {sorted({row.before for row in self.rows})}"
+            )
+        return inputs, layers.SplitMembers(members)(keras.tree.flatten(outputs)[0])
+
+    def report(self) -> ConversionReport:
+        """What became of every layer."""
+        done = tuple(row for row in self.rows if not row.note)
+        return ConversionReport(done, tuple(row for row in self.rows if row.note))
+
+    def convert(self, layer: Any) -> Any:
+        """The counterpart of a layer, the same one for every use of it."""
+        if id(layer) not in self.pairs:
+            new, transfer, note = self._counterpart(layer)
+            self.pairs[id(layer)] = layer, new, transfer
+            if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
+                kinds = type(layer).__name__, type(new).__name__
+                is_frozen = not note and not layer.trainable
+                self.rows.append(Row(layer.name, *kinds, note, is_frozen))
+        return self.pairs[id(layer)][1]
+
+    def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
+        new, transfer, note = self._new(layer)
+        if layer is self.last and applies(layer, self.likelihood):
+            new.activation = keras.activations.linear  # the likelihood applies it
+        return new, transfer, note
+
+    def _new(self, layer: Any) -> tuple[Any, Transfer, str]:
+        kind = type(layer)
+        self.names.add(layer.name)
+        if kind in _registered and layer.name not in self.exclude:
+            make, transfer = _registered[kind]
+            return make(layer, self._own({})), transfer, ""
+        if not isinstance(layer, keras.layers.Layer):
+            check_unmixed(layer)
+            return layer, nothing, ""  # an operation of keras.ops has no weights
+        if layer.name in self.exclude:
+            check_unmixed_within(layer)
+            return copy(layer), same_weights, "excluded"
+        if isinstance(layer, keras.Model):
+            check_model(layer)
+            return self._nested(layer), nothing, ""
+        check_unmixed(layer)
+        if kind in (keras.layers.TimeDistributed, keras.layers.Bidirectional):
+            return self._wrapper(layer)
+        known = RANK1.keys() | _registered.keys()
+        if kind is keras.layers.RNN and all(type(c) in known for c in cells_of(layer)):
+            return *self._generic_rnn(layer), ""
+        check_kernel(layer)
+        if kind is keras.layers.MultiHeadAttention:
+            return self._rank1(layer), attention_weights, ""
+        if kind in RANK1:
+            transfer = cell_weights if hasattr(layer, "cell") else transfer_kernels
+            return self._rank1(layer), transfer, ""
+        if (
+            kind is keras.layers.BatchNormalization
+            and self.by_member
+            and not getattr(layer, "renorm", False)
+        ):
+            return self._batch_normalization(layer), weights_of_members, ""
+        note = "no weights" if not layer.weights else "shared by the members"
+        return copy(layer), same_weights, note
+
+    def _nested(self, model: Any) -> Any:
+        """A model within, layer by layer; one within that comes to `convert` as well."""
+        with uncompiled(model):
+            return keras.models.clone_model(model, clone_function=self.convert)
+
+    def _rank1(self, layer: Any) -> Any:
+        config = live_config(layer)
+        return RANK1[type(layer)](**{**config, **self._own(config)})
+
+    def _own(self, config: Arguments) -> Arguments:
+        """The mixin's arguments, with a seed for this layer; that of the stock layer may stay."""
+        seed = self.arguments.get("seed")
+        if seed is None:
+            return {**self.arguments, "seed": config.get("seed")}
+        self.arguments["seed"] = seed + SEED_STEP
+        return {**self.arguments, "seed": seed}
+
+    def _generic_rnn(self, layer: Any) -> tuple[Any, Transfer]:
+        """`keras.layers.RNN` around converted cells, which another RNN may have as well."""
+        cells = [self.convert(cell) for cell in cells_of(layer)]
+        transfers = [self.pairs[id(cell)][2] for cell in cells_of(layer)]
+        self.cells.update(id(cell) for cell in cells_of(layer))
+        is_stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
+        config = {**layer.get_config(), "dtype": layer.dtype_policy}
+        config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
+
+        def transfer(old: Any, new: Any) -> None:
+            # To the cells that `new` has: within Bidirectional they are copies of `cells`.
+            for to_cell, before, after in zip(transfers, cells_of(old), cells_of(new), strict=True):
+                to_cell(before, after)
+
+        return keras.layers.RNN(**config), transfer
+
+    def _batch_normalization(self, layer: Any) -> Any:
+        members = self.arguments["ensemble_size"]
+        return layers.EnsembleBatchNormalization(members, **live_config(layer))
+
+    def _wrapper(self, layer: Any) -> tuple[Any, Transfer, str]:
+        """TimeDistributed and Bidirectional around converted layers."""
+        config = {**layer.get_config(), "dtype": layer.dtype_policy}
+        if isinstance(layer, keras.layers.TimeDistributed):
+            config["layer"] = inner = self.convert(layer.layer)
+            return layers.TimeDistributedRank1(**config), nothing, _note_of(inner)
+        # The wrapper makes a copy of its forward layer, so weights go there through the wrapper.
+        forward, to_forward, _ = self._counterpart(layer.forward_layer)
+        backward, to_backward, _ = self._counterpart(layer.backward_layer)
+
+        def transfer(old: Any, new: Any) -> None:
+            to_forward(old.forward_layer, new.forward_layer)
+            to_backward(old.backward_layer, new.backward_layer)
+
+        config |= {"layer": forward, "backward_layer": backward}
+        return keras.layers.Bidirectional(**config), transfer, _note_of(forward)
+
+
+def _note_of(inner: Any) -> str:
+    has_members = any(getattr(v, "ensemble_size", None) for v in layers_of(inner))
+    return "" if has_members else "around a layer that was left"
+
+
+def _without_likelihood(model: Any) -> Any:
+    """The net before the likelihood that a `BayesianModel` ends in."""
+    if not isinstance(model, BayesianModel) or not is_graph(model):
+        return model
+    operation, node, _ = producer_of(model.outputs[0])
+    if not isinstance(operation, Likelihood):
+        return model
+    return keras.Model(input_structure(model), calls_of(operation)[node].input_tensors[0])
+
+
+def _around_one(arguments: Arguments) -> Arguments:
+    """Posteriors of the factors that start where the layer is unperturbed."""
+    center = 0.0 if arguments.get("perturbation") == "additive" else 1.0
+    given = {"posterior": "normal", **arguments}
+    names = [n for n in ("posterior", "r_posterior", "s_posterior") if given.get(n) is not None]
+    for name in names:
+        posterior, is_named = posteriors.get(given[name]), isinstance(given[name], str)
+        if not posterior.stochastic and is_named and arguments["ensemble_size"] > 1:
+            warnings.warn(
+                "Points that start at 1 make members that are copies of each other, and stay so "
+                "on the same batches: pass posterior=tfp_rank1.posteriors.Deterministic(), which "
+                "starts around 1, or compile with member_batches='split'. Received: "
+                f"{name}={given[name]!r}",
+                stacklevel=4,
+            )
+        # A point that is given as an object has its own start, around 1: its members differ.
+        is_own = not posterior.stochastic and not is_named
+        given[name] = posterior if is_own else posterior.around(center)
+    return given

@@ -1,0 +1,97 @@
+"""What a stock net ends in, and what a likelihood applies itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from tfp_rank1.keras_internals import calls_of, nodes_of, producer_of
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.serialization import snake_case
+
+__all__ = ["applies", "check_raw", "function_of", "is_graph", "is_only_use", "last_operation"]
+
+_PASSING = keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
+_SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is a built Functional or Sequential one."""
+    has_inputs = hasattr(model, "inputs") and bool(getattr(model, "inputs", None))
+    return has_inputs and bool(model.built)
+
+
+def last_operation(model: keras.Model) -> Any:
+    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`.
+
+    Behind layers that only arrange its numbers.
+    """
+    tensor = model.outputs[0]
+    while True:
+        operation, node, index = producer_of(tensor)
+        if isinstance(operation, keras.Model):
+            tensor = operation.outputs[index]
+        elif isinstance(operation, _PASSING) or _is_linear(operation):
+            tensor = calls_of(operation)[node].input_tensors[0]
+        else:
+            return operation
+
+
+def is_only_use(model: keras.Model, operation: Any) -> bool:
+    """Whether an operation makes the outputs and nothing else, one vector per example.
+
+    A layer that is used twice, itself or the nested model that holds it, cannot lose its activation
+    at one of the places.
+    """
+    uses = 0
+    models: list[Any] = [model]
+    while models:
+        found = [n.operation for n in nodes_of(models.pop()) if not n.is_input]
+        uses += sum(f is operation for f in found)
+        models += [f for f in found if isinstance(f, keras.Model)]  # once for every use
+    shape = calls_of(operation)[0].outputs[0].shape[1:]
+    return uses == 1 and math.prod(d or 0 for d in shape) == shape[-1]
+
+
+def applies(operation: Any, likelihood: Likelihood) -> bool:
+    """Whether an operation ends in the function that the likelihood applies to raw outputs."""
+    return function_of(operation) in likelihood.link_names
+
+
+def check_raw(last: Any, likelihood: Likelihood, can_drop: bool) -> None:
+    """Refuse outputs that are no raw outputs: the likelihood would apply its function to them.
+
+    Args:
+        last: as `last_operation` finds it.
+        likelihood: what is put behind it.
+        can_drop: whether its activation, if it is that very function, will be dropped.
+
+    Raises:
+        ValueError: naming the function.
+    """
+    own = likelihood.link_names
+    found = function_of(last)
+    if own and found in _SQUASHING and not (found in own and can_drop):
+        raise ValueError(
+            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {own[0]} "
+            f"itself. Convert keras.Model(model.inputs, the outputs before {found}). Received: "
+            f"a model that ends in {found}, in {type(last).__name__} {last.name!r}"
+        )
+
+
+def _is_linear(operation: Any) -> bool:
+    """Whether it is an `Activation("linear")`, as mixed precision often ends in."""
+    return isinstance(operation, keras.layers.Activation) and function_of(operation) == "linear"
+
+
+def function_of(operation: Any) -> str:
+    """Name of the activation that a layer ends in; else of the layer or operation itself."""
+    if isinstance(operation, keras.layers.Wrapper):
+        return function_of(operation.layer)
+    activation = getattr(operation, "activation", None)
+    if isinstance(activation, keras.layers.Layer):
+        return function_of(activation)
+    found = operation if activation is None else activation
+    return snake_case(getattr(found, "__name__", type(found).__name__)).removesuffix("_v2")

@@ -1,0 +1,314 @@
+"""The one door to private names of Keras and TensorFlow, each with the reason for its use.
+
+No other module of the project names one. Where Keras renames something,
+`tests/test_keras_internals.py` says which, and this is the file to mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+from keras.src.utils.naming import auto_name
+
+__all__ = [
+    "ATTENTION_PROJECTIONS",
+    "Functional",
+    "accepts_in_call",
+    "added_loss",
+    "attention_value_dim",
+    "auto_name",
+    "build_input_shape",
+    "calls_of",
+    "causal_padding",
+    "compile_state",
+    "compiled_loss",
+    "compiled_metrics",
+    "forget_metrics",
+    "has_strategy_of_its_own",
+    "hook_into_trainer",
+    "initial_epoch",
+    "input_structure",
+    "is_in_multi_worker_mode",
+    "is_made_here",
+    "layers_of",
+    "lstm_carry_and_output",
+    "missing_names",
+    "nodes_of",
+    "own_state",
+    "own_trainable_variables",
+    "own_variables",
+    "parent_hook",
+    "producer_of",
+    "replace_part",
+    "restore_compile_state",
+    "run_graph",
+    "seed_generators_of",
+    "set_better_direction",
+    "set_initial_epoch",
+    "set_loss_tracker",
+    "stored_weight",
+    "unpickle_model",
+    "update_loss_tracker",
+]
+
+# -- layers ---------------------------------------------------------------------------------------
+
+
+def layers_of(layer: Any, include_self: bool = True) -> list[Any]:
+    """A layer and all layers within, each once; `model.layers` stops at the first level."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def own_trainable_variables(layer: Any) -> list[keras.Variable]:
+    """A layer's own weights, without those of layers within, whether frozen or not."""
+    return list(layer._trainable_variables)
+
+
+def own_state(layer: Any) -> list[keras.Variable]:
+    """What a layer changes by itself, such as moving statistics, without layers within."""
+    return list(layer._non_trainable_variables)
+
+
+def own_variables(layer: Any) -> list[keras.Variable]:
+    """A layer's own variables in the order in which Keras stores them in a file."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_generators_of(layer: Any) -> list[keras.random.SeedGenerator]:
+    """A layer's own generators: stock layers keep theirs under names that differ by class."""
+    return list(layer._seed_generators)
+
+
+def build_input_shape(layer: Any) -> Any:
+    """The input shape that a layer was built with, to build a copy of it alike."""
+    return layer._build_shapes_dict["input_shape"]
+
+
+def accepts_in_call(layer: Any, argument: str) -> bool:
+    """Whether a layer's `call` takes `"training"` or `"mask"`, as Keras found out by itself."""
+    return bool(getattr(layer, f"_call_has_{argument}_arg"))
+
+
+def stored_weight(layer: Any, name: str) -> keras.Variable:
+    """The kernel or table as stored: with LoRA, `layer.kernel` is a sum and no variable."""
+    return getattr(layer, f"_{name}")
+
+
+def causal_padding(layer: Any) -> Any:
+    """The padding of a causal `keras.layers.Conv1D`, for its inputs."""
+    return layer._compute_causal_padding()
+
+
+def lstm_carry_and_output(cell: Any, gates: Any, carry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """New carry and output gate of a `keras.layers.LSTMCell` from its four pre-activations."""
+    return cell._compute_carry_and_output_fused(gates, carry)
+
+
+# Projections of `keras.layers.MultiHeadAttention`, which has no arguments to choose their class.
+ATTENTION_PROJECTIONS = (
+    "_query_dense",
+    "_key_dense",
+    "_value_dense",
+    "_gate_dense",
+    "_output_dense",
+)
+
+
+def attention_value_dim(layer: Any) -> int:
+    """Size of each head's values in a `keras.layers.MultiHeadAttention`."""
+    return int(layer._value_dim)
+
+
+def replace_part(layer: Any, name: str, new: Any) -> None:
+    """Put `new` in the place of a layer within, which is then no part of the layer any more."""
+    layer._tracker.untrack(getattr(layer, name))
+    setattr(layer, name, new)
+
+
+def set_better_direction(metric: Any, direction: str) -> None:
+    """Tell `EarlyStopping` and `ModelCheckpoint` whether `"up"` or `"down"` is better."""
+    metric._direction = direction
+
+
+# -- graphs ---------------------------------------------------------------------------------------
+
+
+def input_structure(model: Any) -> Any:
+    """The inputs of a Functional model, nested as they were given; None for another model."""
+    return getattr(_graph(model), "_inputs_struct", None)
+
+
+def producer_of(tensor: Any) -> tuple[Any, int, int]:
+    """What made a symbolic tensor: the operation, the index of its call, that of the output."""
+    history = tensor._keras_history
+    return history.operation, history.node_index, history.tensor_index
+
+
+def calls_of(operation: Any) -> list[Any]:
+    """The calls of an operation in graphs, with their `input_tensors`, `outputs`, `arguments`."""
+    return list(operation._inbound_nodes)
+
+
+def nodes_of(model: Any) -> list[Any]:
+    """All calls in the graph of a Functional or Sequential model; none for a subclassed one."""
+    by_depth = getattr(_graph(model), "_nodes_by_depth", {})
+    return [node for depth in by_depth.values() for node in depth]
+
+
+def run_graph(model: Any, inputs: Any, operation_fn: Callable[[Any], Any]) -> Any:
+    """Run a model's graph on other inputs, every operation replaced by `operation_fn(operation)`.
+
+    `keras.models.clone_model` does the same, but makes inputs of its own.
+    """
+    return _graph(model)._run_through_graph(inputs, operation_fn=operation_fn)
+
+
+def _graph(model: Any) -> Any:
+    """A Sequential holds a Functional model, which has the graph."""
+    return getattr(model, "_functional", None) or model
+
+
+# -- the trainer ----------------------------------------------------------------------------------
+
+# Keras calls these by private names and has no public ones: a class decorated with
+# `hook_into_trainer` defines the public name on the right.
+_HOOKS = {
+    "_make_function": "make_step_function",
+    "_maybe_symbolic_build": "symbolic_build",
+    "_get_metrics_result_or_logs": "result_or_logs",
+}
+_COMPILED = "optimizer", "loss", "_compile_loss", "_compile_metrics"
+
+
+def hook_into_trainer(cls: type) -> type:
+    """Have Keras's trainer call the public methods of `cls` named in `_HOOKS`."""
+
+    def forward(public: str) -> Callable[..., Any]:
+        def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self, public)(*args, **kwargs)
+
+        return hook
+
+    for private, public in _HOOKS.items():
+        setattr(cls, private, forward(public))
+    return cls
+
+
+def parent_hook(parent: Any, public: str) -> Callable[..., Any]:
+    """Keras's own version of a hook: `parent_hook(super(), "symbolic_build")`."""
+    private = next(name for name, value in _HOOKS.items() if value == public)
+    return getattr(parent, private)
+
+
+def compiled_loss(model: Any) -> Callable[..., tf.Tensor] | None:
+    """What `compile` made of the loss: `(y, outputs, sample_weight) -> scalar`; None without."""
+    return model._compile_loss
+
+
+def compiled_metrics(model: Any) -> Any:
+    """What holds the metrics of `compile`; None before it or without any."""
+    return model._compile_metrics
+
+
+def forget_metrics(model: Any) -> None:
+    """Drop the metrics of the `compile` before: Keras keeps them where none are given."""
+    object.__setattr__(model, "_compile_metrics", None)
+
+
+def compile_state(model: Any) -> dict[str, Any]:
+    """What Keras's `compile` sets one by one, looking at its arguments on the way."""
+    return {name: vars(model)[name] for name in _COMPILED if name in vars(model)}
+
+
+def restore_compile_state(model: Any, state: dict[str, Any]) -> None:
+    """Put back what `compile_state` found, after a `compile` that was refused."""
+    for name, value in state.items():
+        object.__setattr__(model, name, value)  # not tracked, as in Keras
+
+
+def set_loss_tracker(model: Any, tracker: keras.metrics.Metric) -> None:
+    """Replace the metric that logs `loss`; as in Keras it is not tracked as a layer."""
+    # Tracked, it would be a metric once more for every call of `compile`.
+    object.__setattr__(model, "_loss_tracker", tracker)
+
+
+def update_loss_tracker(model: Any, loss: tf.Tensor, rows: tf.Tensor) -> None:
+    """Log one batch's loss, of so many rows."""
+    model._loss_tracker.update_state(loss, sample_weight=rows)
+
+
+def added_loss(model: Any, loss: tf.Tensor) -> tf.Tensor:
+    """A penalty as Keras adds it to the loss: divided by the number of replicas."""
+    return model._aggregate_additional_loss(loss)
+
+
+def initial_epoch(model: Any) -> int | None:
+    """The epoch that the next `fit` begins with, where a restored checkpoint set one."""
+    return model._initial_epoch
+
+
+def set_initial_epoch(model: Any, epoch: int | None) -> None:
+    """Have the next `fit` begin with an epoch; None: where its arguments say."""
+    model._initial_epoch = epoch
+
+
+def has_strategy_of_its_own(model: Any) -> bool:
+    """Whether a model was made inside `strategy.scope()`; the public property has a default."""
+    return model._distribute_strategy is not None
+
+
+def is_in_multi_worker_mode(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes train together."""
+    is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return is_multi_worker and strategy.extended._in_multi_worker_mode()
+
+
+def unpickle_model(cls: type) -> Callable[..., Any]:
+    """Keras's function that reads a pickled model, bound to a class that can be imported."""
+    return cls._unpickle_model  # type: ignore[attr-defined]
+
+
+# -- TensorFlow -----------------------------------------------------------------------------------
+
+
+def is_made_here(tensor: tf.Tensor) -> bool:
+    """Whether a tensor belongs to the graph under construction, or to none."""
+    if not tf.is_symbolic_tensor(tensor):
+        return True
+    return tensor.graph is tf.compat.v1.get_default_graph()
+
+
+# -- the check ------------------------------------------------------------------------------------
+
+
+def missing_names() -> list[str]:
+    """The private names above that the installed Keras and TensorFlow do not have."""
+    inputs = keras.Input((3, 2))
+    layer = keras.layers.Dense(2)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse", metrics=["mae"])
+    sequential = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    attention = keras.layers.MultiHeadAttention(1, 1)
+    attention(keras.ops.zeros((1, 2, 2)), keras.ops.zeros((1, 2, 2)))
+    rank1_names = [n for n in ATTENTION_PROJECTIONS if n != "_gate_dense"]  # newer Keras only
+    required: list[tuple[Any, str, list[str]]] = [
+        (layer, "Layer", ["_flatten_layers", "_trainable_variables", "_non_trainable_variables"]),
+        (layer, "Layer", ["_seed_generators", "_build_shapes_dict", "_tracker"]),
+        (layer, "Layer", ["_call_has_training_arg", "_call_has_mask_arg"]),
+        (layer, "Dense", ["_kernel", "_inbound_nodes"]),
+        (keras.layers.Conv1D(1, 1), "Conv1D", ["_compute_causal_padding"]),
+        (keras.layers.LSTMCell(1), "LSTMCell", ["_compute_carry_and_output_fused"]),
+        (attention, "MultiHeadAttention", [*rank1_names, "_value_dim"]),
+        (keras.metrics.BinaryAccuracy(), "Metric", ["_direction"]),
+        (inputs, "KerasTensor", ["_keras_history"]),
+        (model, "Functional", ["_inputs_struct", "_nodes_by_depth", "_run_through_graph"]),
+        (sequential, "Sequential", ["_functional"]),
+        (model, "Trainer", [*_HOOKS, *_COMPILED, "_loss_tracker", "_aggregate_additional_loss"]),
+        (model, "Trainer", ["_initial_epoch", "_distribute_strategy", "_unpickle_model"]),
+    ]
+    pairs = [(owner, kind, name) for owner, kind, names in required for name in names]
+    return [f"{kind}.{name}" for owner, kind, name in pairs if not hasattr(owner, name)]

@@ -1,0 +1,120 @@
+"""One random vector per member: its description, its variables and its KL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.posteriors import Posterior, Variables
+from tfp_rank1.priors import FactorState, Prior
+from tfp_rank1.random import fold_in
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Factor:
+    """A random vector `[members, dim]` with a posterior and, unless it is None, a prior.
+
+    Args:
+        name: `"r"`, `"s"` or `"bias"`: the prefix of its variables' names.
+        posterior: what is trained.
+        prior: what it is held against; None for no penalty.
+        center: the value that leaves the layer unperturbed.
+        average_members: whether its KL is averaged over members (else summed).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        posterior: Posterior,
+        prior: Prior | None,
+        center: float,
+        average_members: bool,
+    ) -> None:
+        if prior is not None:
+            prior.check_posterior(posterior)
+        self.name = name
+        self.posterior = posterior
+        self.prior = prior
+        self.center = center
+        self.average_members = average_members
+        self.posterior_variables: Variables = {}
+        self.prior_variables: Variables = {}
+
+    def build(self, layer: keras.layers.Layer, shape: tuple[int, int]) -> None:
+        """Create the variables in `layer`, float32 under every dtype policy."""
+
+        def add_weight(prefix: str) -> Any:
+            def add(name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
+                # autocast=False: a posterior in bfloat16 would lose its scale.
+                return layer.add_weight(
+                    name=f"{prefix}_{name}",
+                    shape=shape,
+                    initializer=initializer,
+                    dtype="float32",
+                    autocast=False,
+                )
+
+            return add
+
+        self.posterior_variables = self.posterior.build(add_weight(self.name), shape, self.center)
+        if self.prior is not None:
+            self.prior_variables = self.prior.build(add_weight(f"{self.name}_prior"), shape)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Posterior variables, then the prior's own."""
+        return [*self.posterior_variables.values(), *self.prior_variables.values()]
+
+    def distribution(self) -> tfd.Distribution:
+        """The posterior, batch shape `[members, dim]`.
+
+        Raises:
+            ValueError: if the layer is not built yet.
+        """
+        if not self.posterior_variables:
+            raise ValueError(
+                f"The posterior of factor '{self.name}' has no variables before its layer is "
+                "built. Call the layer on an input first."
+            )
+        return self.posterior.distribution(self.posterior_variables)
+
+    def prior_distribution(self) -> tfd.Distribution | None:
+        """The prior, broadcastable to `[members, dim]`; None without a prior."""
+        if self.prior is None:
+            return None
+        return self.prior.distribution(self.prior_variables, self._state())
+
+    def _state(self) -> FactorState:
+        return FactorState(self.distribution(), self.center, self.average_members)
+
+    def mean(self) -> tf.Tensor:
+        """Posterior mean (median where there is none), `[members, 1, dim]`."""
+        return self.posterior.mean(self.posterior_variables)[:, tf.newaxis]
+
+    def assign_mean(self, mean: Any) -> None:
+        """Put the posterior mean at `mean`, `[members, dim]` or broadcast to it."""
+        self.posterior.assign_mean(self.posterior_variables, mean)
+
+    def sample(self, rows: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Independent draws, `[members, rows, dim]`; `[members, 1, dim]` for a point posterior."""
+        if not self.posterior.stochastic:
+            return self.mean()
+        parameters = {
+            name: tf.convert_to_tensor(variable)[:, tf.newaxis]
+            for name, variable in self.posterior_variables.items()
+        }
+        return self.posterior.sample(parameters, rows, seed)
+
+    def kl(self, seed: tf.Tensor) -> tf.Tensor:
+        """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term; nats."""
+        if self.prior is None:
+            return tf.zeros(())
+        state = self._state()
+        entries = self.prior.divergence(self.prior_variables, state, fold_in(seed, 0))
+        reduce = tf.reduce_mean if self.average_members else tf.reduce_sum
+        own = self.prior.hyper_divergence(self.prior_variables, state, fold_in(seed, 1))
+        return reduce(tf.reduce_sum(entries, axis=-1)) + (0.0 if own is None else own)

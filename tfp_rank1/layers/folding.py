@@ -1,0 +1,66 @@
+"""Rows of K members folded into one batch axis, member-major: row i belongs to member i // B."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from keras import ops
+
+
+def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:
+    """The rows x, `[K*B, ...]`, refused unless K divides its number of rows.
+
+    Raises:
+        ValueError: if the batch size is known.
+        tf.errors.InvalidArgumentError: with the same text, if it is known only in the graph.
+    """
+    return _check_divisible(
+        x,
+        ensemble_size,
+        f"Layer '{layer_name}' has ensemble_size={ensemble_size}, so its batch must hold "
+        f"{ensemble_size} times as many rows as there are examples. Put "
+        f"TileMembers({ensemble_size}) before the first rank-1 layer and "
+        f"SplitMembers({ensemble_size}) after the last.",
+    )
+
+
+def check_split(x: tf.Tensor, ensemble_size: int) -> tf.Tensor:
+    """The batch x, `[B, ...]`; every member gets a share of it.
+
+    Raises:
+        ValueError, tf.errors.InvalidArgumentError: unless K divides B.
+    """
+    return _check_divisible(x, ensemble_size, split_message(ensemble_size))
+
+
+def split_message(ensemble_size: int) -> str:
+    """What to do about a batch that the members cannot share."""
+    return (
+        f"With member_batches='split' every batch must be a multiple of {ensemble_size} examples, "
+        "also the last one: choose another batch size, or leave the rest out "
+        "(dataset.batch(..., drop_remainder=True))."
+    )
+
+
+def _check_divisible(x: tf.Tensor, ensemble_size: int, message: str) -> tf.Tensor:
+    rows = x.shape[0]
+    if rows is not None and rows % ensemble_size:
+        raise ValueError(f"{message} Received: a batch of {rows} rows, input shape {x.shape}")
+    if rows is None and ensemble_size > 1 and tf.is_tensor(x):
+        remainder = tf.shape(x)[0] % ensemble_size
+        check = tf.debugging.assert_equal(remainder, 0, message=f"{message} Received: other")
+        with tf.control_dependencies([check]):
+            x = tf.identity(x)
+    return x
+
+
+def unfold(x: tf.Tensor, ensemble_size: int) -> tf.Tensor:
+    """`[K*B, ...]` -> `[K, B, ...]`."""
+    rows = x.shape[0]
+    per_member = -1 if rows is None else rows // ensemble_size
+    return ops.reshape(x, (ensemble_size, per_member, *ops.shape(x)[1:]))
+
+
+def fold(x: tf.Tensor) -> tf.Tensor:
+    """`[K, B, ...]` -> `[K*B, ...]`."""
+    members, rows = x.shape[0], x.shape[1]
+    return ops.reshape(x, (-1 if rows is None else members * rows, *ops.shape(x)[2:]))

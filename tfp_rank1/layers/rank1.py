@@ -1,0 +1,390 @@
+"""The mixin that makes a stock Keras layer a rank-1 layer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1 import posteriors, priors, scopes
+from tfp_rank1.checks import choice, whole
+from tfp_rank1.divergence import KLRegularizer
+from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.layers.factor import Factor
+from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.layers.low_rank import load_weights, save_weights
+from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
+from tfp_rank1.serialization import serialize
+
+DEFAULT = "default"
+# One axis of a tensor, or several that are channels together, in increasing order.
+Axes = int | tuple[int, ...]
+
+
+# Between the seeds of two layers of a net; attention takes one for each of its projections.
+SEED_STEP = 8
+# Arguments that a config holds as they are.
+_PLAIN = (
+    "ensemble_size",
+    "perturbation",
+    "sampling",
+    "min_perturbation_value",
+    "max_perturbation_value",
+    "kl_weight",
+    "kl_reduction",
+    "seed",
+)
+
+
+class Rank1Mixin:
+    """Rank-1 perturbation of a stock layer's kernel; goes before the stock class.
+
+    With K = `ensemble_size`, member k uses
+
+        multiplicative   y = activation( s_k o (W^T (x o r_k)) + b_k ),   W_k = W o (r_k s_k^T)
+        additive         y = activation( W^T (x + r_k) + s_k + b_k )
+
+    r_k scales (or shifts) the input channels, s_k the pre-activations, b_k is one bias per
+    member. All members go through one matrix product, folded member-major into the batch axis.
+
+    A subclass names its channel axes in `build` (`_build_rank1`) and applies
+    `_perturb_inputs` and `_finish` around its own linear map in `call`. Where several axes of a
+    tensor are channels, as in an einsum, a factor's entries run over all of them, in row-major
+    order.
+
+    Args:
+        ensemble_size: number of members K; rows come as `[K*B, ...]` from `TileMembers(K)`.
+            Defaults to 1.
+        posterior: variational family of both factors: a name or `tfp_rank1.posteriors` object.
+            Defaults to `"normal"`. `r_posterior` and `s_posterior` override it one by one.
+        prior: prior of both factors: a name, a `tfp_rank1.priors` object, or None for no KL.
+            Defaults to `"default"`, the prior that belongs to the posterior: `Normal(1, 0.1)` for
+            Normal posteriors (`Normal(0, 0.1)` if additive), the family's own for Cauchy,
+            LogNormal and HalfCauchy, none for points. `r_prior` and `s_prior` override it.
+        bias_posterior: None (default) for a point bias per member, or a variational family.
+        bias_prior: prior of a random bias. Defaults to `"default"`, centred at 0.
+        perturbation: `"multiplicative"` (default) or `"additive"`.
+        sampling: `"example"` (default): fresh factors for every row; `"member"`: one draw per
+            member and call, shared by the batch.
+        min_perturbation_value, max_perturbation_value: draws of r and s from heavy-tailed
+            posteriors (Cauchy, HalfCauchy) are clipped to this range. Default to -10 and 10, as
+            in Edward2. The clip is part of the likelihood (outputs depend on the clipped
+            factor), so the bound stays valid with the KL of the unclipped one.
+        kl_weight: weight of the KL in the loss of a plain `keras.Model`, usually 1/N. Defaults to
+            None: the layer lives in a `BayesianModel`, which owns the weight.
+        kl_reduction: `"mean"` (default) over members, the bound for a mixture of members;
+            `"sum"` is K times heavier and reproduces Edward2.
+        seed: integer for reproducible draws. Defaults to None. Like Dropout, two layers with the
+            same seed draw the same noise.
+
+    Freezing the layer (`trainable = False`) drops its KL from the loss, like every Keras
+    regularizer. Freeze layers or kernels, not single variables of a factor: the layer's KL hangs
+    on the first of them.
+    """
+
+    # Provided by the stock class; named here so that the mixin can be type checked.
+    name: str
+    bias: Any
+    use_bias: bool
+
+    def __init__(
+        self,
+        *args: Any,
+        ensemble_size: int = 1,
+        posterior: Any = "normal",
+        prior: Any = DEFAULT,
+        r_posterior: Any = None,
+        s_posterior: Any = None,
+        r_prior: Any = DEFAULT,
+        s_prior: Any = DEFAULT,
+        bias_posterior: Any = None,
+        bias_prior: Any = DEFAULT,
+        perturbation: str = "multiplicative",
+        sampling: str = "example",
+        min_perturbation_value: float = -10.0,
+        max_perturbation_value: float = 10.0,
+        kl_weight: float | None = None,
+        kl_reduction: str = "mean",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.ensemble_size = whole("ensemble_size", ensemble_size)
+        self.perturbation = choice("perturbation", perturbation, ("multiplicative", "additive"))
+        self.sampling = choice("sampling", sampling, ("example", "member"))
+        self.kl_reduction = choice("kl_reduction", kl_reduction, ("mean", "sum"))
+        self.kl_weight = _check_kl_weight(kl_weight)
+        self.min_perturbation_value = float(min_perturbation_value)
+        self.max_perturbation_value = float(max_perturbation_value)
+        if not self.min_perturbation_value < self.max_perturbation_value:
+            raise ValueError(
+                "Argument `min_perturbation_value` must lie below `max_perturbation_value`. "
+                f"Received: {min_perturbation_value} and {max_perturbation_value}"
+            )
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        center = 1.0 if self.perturbation == "multiplicative" else 0.0
+        self.r_factor = self._make_factor(
+            "r", r_posterior or posterior, prior if r_prior == DEFAULT else r_prior, center
+        )
+        self.s_factor = self._make_factor(
+            "s", s_posterior or posterior, prior if s_prior == DEFAULT else s_prior, center
+        )
+        self.bias_factor = (
+            None
+            if bias_posterior is None
+            else self._make_factor("bias", bias_posterior, bias_prior, 0.0)
+        )
+
+    def _make_factor(self, name: str, posterior: Any, prior: Any, center: float) -> Factor:
+        q = posteriors.get(posterior)
+        if isinstance(prior, str) and prior == DEFAULT:
+            p = priors.default_for(q)
+        else:
+            p = None if prior is None else priors.get(prior)
+        return Factor(name, q, p, center, self.kl_reduction == "mean")
+
+    # -- building -------------------------------------------------------------------------------
+
+    def _build_rank1(
+        self, input_shape: Any, in_dim: int, out_dim: int, bias_dim: int | None = None
+    ) -> None:
+        """Build the stock layer, then the factors and the bias of every member."""
+        # LoRA goes last: it locks the layer's weights, and ours are still to come.
+        lora_rank = getattr(self, "lora_rank", None)
+        if lora_rank:
+            self.lora_rank = None
+        self._build_stock(input_shape)
+        bias_dim = out_dim if bias_dim is None else bias_dim
+        self.bias = self._add_bias(bias_dim) if self.use_bias else None
+        self.r_factor.build(self, (self.ensemble_size, in_dim))
+        self.s_factor.build(self, (self.ensemble_size, out_dim))
+        self._hang_kl()
+        if lora_rank:
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)  # type: ignore[attr-defined]
+
+    def _build_stock(self, input_shape: Any) -> None:
+        """The stock layer without its bias, which has one row; ours has one per member."""
+        stock_use_bias = self.use_bias
+        self.use_bias = False
+        try:
+            super().build(input_shape)  # type: ignore[misc]
+        finally:
+            self.use_bias = stock_use_bias
+
+    def _add_bias(self, dim: int, initializer: Any = None) -> keras.Variable | None:
+        shape = (self.ensemble_size, dim)
+        if self.bias_factor is not None:
+            self.bias_factor.build(self, shape)
+            return None
+        return self.add_weight(  # type: ignore[attr-defined]
+            name="bias",
+            shape=shape,
+            initializer=initializer or self.bias_initializer,  # type: ignore[attr-defined]
+            regularizer=self.bias_regularizer,  # type: ignore[attr-defined]
+            constraint=self.bias_constraint,  # type: ignore[attr-defined]
+        )
+
+    def _hang_kl(self) -> None:
+        regularized = [f for f in self._factors() if f.prior is not None]
+        if regularized:
+            owner = next(iter(regularized[0].posterior_variables.values()))
+            owner.regularizer = KLRegularizer(self)
+
+    def _factors(self) -> list[Factor]:
+        bias = [self.bias_factor] if self.bias_factor is not None and self.use_bias else []
+        return [self.r_factor, self.s_factor, *bias]
+
+    # -- calling --------------------------------------------------------------------------------
+
+    def _perturb_inputs(self, x: tf.Tensor, channel_axis: Axes) -> tuple[tf.Tensor, tf.Tensor]:
+        """`x o r` (or `x + r`), and the seed that `_finish` continues with."""
+        x = check_rows(x, self.ensemble_size, self.name)
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+            # Keras casts floats only; factors cast to integers would be truncated.
+            x = ops.cast(x, self.compute_dtype)  # type: ignore[attr-defined]
+        seed = next_seed(self.seed_generator)
+        r = self._draw(self.r_factor, self._num_draws(x), seed)
+        return self._perturb(x, r, channel_axis), seed
+
+    def _finish(
+        self, z: tf.Tensor, seed: tf.Tensor, channel_axis: Axes, bias_axis: Axes | None = None
+    ) -> tf.Tensor:
+        """`activation(s o z + b)` (or `activation(z + s + b)`)."""
+        s = self._draw(self.s_factor, self._num_draws(z), fold_in(seed, 1))
+        z = self._perturb(z, s, channel_axis)
+        if self.use_bias:
+            bias = self._draw_bias(self._num_draws(z), seed)
+            z = self._apply(z, bias, channel_axis if bias_axis is None else bias_axis, tf.add)
+        activation = self.activation  # type: ignore[attr-defined]
+        return z if activation is None else activation(z)
+
+    def _draw(self, factor: Factor, rows: Any, seed: tf.Tensor) -> tf.Tensor:
+        """A factor for so many rows per member, `[K, rows or 1, dim]`: draws, or its mean."""
+        value = factor.mean() if scopes.mean_mode.value else factor.sample(rows, seed)
+        if factor.posterior.finite_variance or factor is self.bias_factor:
+            return value
+        return tf.clip_by_value(value, self.min_perturbation_value, self.max_perturbation_value)
+
+    def _draw_bias(self, rows: Any, seed: tf.Tensor) -> tf.Tensor:
+        """The bias of every member, `[K, rows or 1, dim]`."""
+        if self.bias_factor is not None:
+            return self._draw(self.bias_factor, rows, fold_in(seed, 2))
+        return ops.convert_to_tensor(self.bias)[:, tf.newaxis]
+
+    def _num_draws(self, x: tf.Tensor) -> Any:
+        return 1 if self.sampling == "member" else ops.shape(x)[0] // self.ensemble_size
+
+    def _perturb(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes) -> tf.Tensor:
+        """`x o value`, or `x + value`."""
+        # Not ops.add: it takes `[K, 1, 1]` for a bias of the second axis if that has K entries.
+        how = tf.multiply if self.perturbation == "multiplicative" else tf.add
+        return self._apply(x, value, channel_axis, how)
+
+    def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes, how: Any) -> tf.Tensor:
+        """`how(x, value)` with `value` `[K, B or 1, dim]` laid along the channel axes of x."""
+        x = unfold(x, self.ensemble_size)
+        rank = len(x.shape)
+        shape = [1] * rank
+        shape[0] = self.ensemble_size
+        shape[1] = -1 if value.shape[1] is None else value.shape[1]
+        for axis in (channel_axis,) if isinstance(channel_axis, int) else channel_axis:
+            place = axis % (rank - 1) + 1
+            shape[place] = x.shape[place]
+        return fold(how(x, ops.cast(ops.reshape(value, shape), x.dtype)))
+
+    # -- what users read ------------------------------------------------------------------------
+
+    def kl(self) -> tf.Tensor:
+        """KL of all factors of the layer, unweighted, in nats; averaged or summed over members.
+
+        Terms without a closed form are estimated on fresh draws, not on the forward pass's own.
+        """
+        seed = next_seed(self.seed_generator)
+        return tf.add_n([f.kl(fold_in(seed, i)) for i, f in enumerate(self._factors())])
+
+    @property
+    def r_posterior(self) -> tfd.Distribution:
+        """Posterior of the input factor, batch shape `[K, in]`."""
+        return self.r_factor.distribution()
+
+    @property
+    def s_posterior(self) -> tfd.Distribution:
+        """Posterior of the output factor, batch shape `[K, out]`."""
+        return self.s_factor.distribution()
+
+    @property
+    def bias_posterior(self) -> tfd.Distribution | None:
+        """Posterior of a random bias, batch shape `[K, out]`; None for a point bias or none."""
+        if self.bias_factor is None or not self.use_bias:
+            return None
+        return self.bias_factor.distribution()
+
+    @property
+    def r_prior(self) -> tfd.Distribution | None:
+        """Prior of the input factor, broadcastable to `[K, in]`; None without one."""
+        return self.r_factor.prior_distribution()
+
+    @property
+    def s_prior(self) -> tfd.Distribution | None:
+        """Prior of the output factor, broadcastable to `[K, out]`; None without one."""
+        return self.s_factor.prior_distribution()
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of the factors: posteriors and the priors' own parameters."""
+        return [v for factor in self._factors() for v in factor.variables]
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """The other weights: the kernel and a point bias, both point estimates."""
+        factors = {id(v) for v in self.factor_variables}
+        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments; factors are written one by one."""
+        config = super().get_config()  # type: ignore[misc]
+        for factor, name in ((self.r_factor, "r"), (self.s_factor, "s")):
+            config[f"{name}_posterior"] = serialize(factor.posterior)
+            config[f"{name}_prior"] = serialize(factor.prior)
+        if self.bias_factor is not None:
+            config["bias_posterior"] = serialize(self.bias_factor.posterior)
+            config["bias_prior"] = serialize(self.bias_factor.prior)
+        return config | {key: getattr(self, key) for key in _PLAIN}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save all weights and the random state.
+
+        The stock layers store kernel and bias only, and Keras stores no generator's state.
+        """
+        save_weights(self, store)
+        save_seed_state(self.seed_generator, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        load_weights(self, load_seed_state(self.seed_generator, store))
+
+
+class Composite:
+    """A layer whose parts have the factors: its projections, or its cell."""
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of the factors of all parts."""
+        parts = layers_of(self, include_self=False)
+        return [v for part in parts if isinstance(part, Rank1Mixin) for v in part.factor_variables]
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """The other weights."""
+        factors = {id(v) for v in self.factor_variables}
+        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+
+
+def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments of a stock layer's constructor, by name.
+
+    Raises:
+        TypeError: if there are more than it has.
+    """
+    names = list(inspect.signature(stock.__init__).parameters)[1:]  # type: ignore[misc]
+    if len(positional) > len(names):
+        raise TypeError(f"{stock.__name__} takes at most {len(names)} positional arguments")
+    return dict(zip(names, positional, strict=False))
+
+
+def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the mixin, and those of the stock layer."""
+    ours = {name: value for name, value in arguments.items() if name in ARGUMENTS}
+    return ours, {name: value for name, value in arguments.items() if name not in ours}
+
+
+def rank1_config(layer: Rank1Mixin) -> dict[str, Any]:
+    """The part of a layer's config that are the mixin's arguments."""
+    return {name: value for name, value in layer.get_config().items() if name in ARGUMENTS}
+
+
+def _check_kl_weight(kl_weight: Any) -> float | None:
+    if kl_weight is None:
+        return None
+    if not isinstance(kl_weight, (int, float, np.number)) or not 0.0 <= kl_weight < float("inf"):
+        raise ValueError(
+            "Argument `kl_weight` must be a finite number of at least 0, usually 1/N. "
+            f"Received: kl_weight={kl_weight}"
+        )
+    return float(kl_weight)
+
+
+# Names of the mixin's arguments.
+ARGUMENTS = frozenset(
+    p.name
+    for p in inspect.signature(Rank1Mixin.__init__).parameters.values()
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+)

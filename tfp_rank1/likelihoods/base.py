@@ -1,0 +1,250 @@
+"""The base of all likelihoods: what a likelihood is, and what it says that it can do."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.keras_internals import auto_name
+from tfp_rank1.serialization import snake_case
+
+__all__ = ["Likelihood"]
+
+
+class Likelihood(keras.layers.Layer):
+    """Base class: from a model's raw outputs to the distribution of the target.
+
+    A likelihood is a Keras layer that passes the outputs through unchanged. As the last operation
+    of a `BayesianModel` it is saved, cloned and exported with the model, and what it learns (the
+    noise scale of `Normal()`) is an ordinary weight.
+
+    Raw outputs have shape `[..., D]`, where the leading axes are any of batch, members, samples
+    and positions.
+
+    A subclass gives `distribution`, and overrides below what it can do. Training, predictive
+    distributions, metrics, export and BALI ask these attributes and methods, and never which class
+    a likelihood is.
+
+    Attributes:
+        discrete: whether targets are counts or classes; quantiles are then whole numbers.
+        predicts_probabilities: whether `mean` is the probabilities of classes. Answers are then
+            probabilities and entropies, else moments.
+        is_categorical: whether a target is one index among D classes, which have no order.
+        is_gaussian: whether the target is Normal given the raw outputs.
+        has_closed_form_marginal: whether the raw outputs are means of Normal targets whose noise
+            does not depend on them; `noise_variance` and `marginal` then answer.
+        link_names: names of the function that a net must not apply to its outputs, because the
+            likelihood does (`"softmax"`).
+
+    Example:
+    ```python
+    @keras.saving.register_keras_serializable("my_project")
+    class Exponential(tfp_rank1.likelihoods.Likelihood):
+        link_names = ("exponential", "exp")
+
+        def distribution(self, outputs):
+            return tfd.Exponential(tf.exp(-outputs))             # outputs: log means
+    ```
+    """
+
+    discrete: ClassVar[bool] = False
+    predicts_probabilities: ClassVar[bool] = False
+    is_categorical: ClassVar[bool] = False
+    is_gaussian: ClassVar[bool] = False
+    has_closed_form_marginal: ClassVar[bool] = False
+    link_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **kwargs: Any) -> None:
+        # float32 whatever the policy: log-probabilities in half precision are worthless.
+        # A name of its own, which no layer or column of a table called "categorical" takes.
+        if kwargs.get("name") is None:
+            kwargs["name"] = auto_name(f"{snake_case(type(self).__name__)}_likelihood")
+        super().__init__(**{"dtype": "float32", **kwargs})
+
+    def call(self, outputs: tf.Tensor) -> tf.Tensor:
+        """The outputs, unchanged, in float32."""
+        return keras.ops.convert_to_tensor(outputs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the outputs."""
+        return input_shape
+
+    # -- the distribution of the target ---------------------------------------------------------
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """Distribution of the target given raw outputs `[..., D]`.
+
+        Elementwise, batch shape `[..., targets]`; where `is_categorical`, one variable over D
+        classes with batch shape `[...]`.
+        """
+        raise NotImplementedError
+
+    def mean(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Mean of the target, `[..., targets]`; class probabilities for Categorical."""
+        return self.distribution(outputs).mean()
+
+    def variance(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Variance of the target, `[..., targets]`; of the one-hot target for Categorical."""
+        return self.distribution(outputs).variance()
+
+    def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Entropy of the target in nats, `[...]`, summed over independent targets.
+
+        Raises:
+            NotImplementedError: where there is no closed form (Poisson).
+        """
+        return tf.reduce_sum(self.distribution(outputs).entropy(), axis=-1)
+
+    def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """`log p(targets | outputs)` in nats, `[...]`, summed over independent targets.
+
+        Args:
+            outputs: `[..., D]`.
+            targets: as `prepare_targets` returns them, broadcast over the leading axes.
+        """
+        return tf.reduce_sum(self.distribution(outputs).log_prob(targets), axis=-1)
+
+    # -- what only some likelihoods can do ------------------------------------------------------
+
+    def entropy_of_mixture(self, mean: tf.Tensor) -> tf.Tensor | None:
+        """Entropy `[...]` of a mixture of these distributions, given its mean `[..., targets]`.
+
+        None (the base class) where the mean does not determine it; the entropy is then estimated.
+        """
+        return None
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """Random vectors s with the Fisher information at the outputs as covariance.
+
+            E[s s'] = E_y[grad log p(y | outputs) grad log p(y | outputs)']
+
+        The gradient for a label sampled from the model has this covariance. So has a linear map
+        of standard normal noise, in closed form and without the noise of a discrete label.
+
+        Args:
+            outputs: raw outputs `[..., D]`.
+            noise: standard normal, `[..., D]`.
+
+        Returns:
+            s, `[..., D]`. None (the base class): no closed form; take the gradient of
+            `sampled_log_prob`.
+        """
+        return None
+
+    def sampled_log_prob(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """`log p(y | outputs)`, `[...]`, for y drawn from the model's own predictive distribution.
+
+        Its gradient is a score with the Fisher information as covariance, for any likelihood.
+
+        Args:
+            outputs: raw outputs `[..., D]`.
+            seed: int32 `[2]`.
+        """
+        drawn = tf.stop_gradient(self.distribution(outputs).sample(seed=seed))
+        drawn = drawn[..., tf.newaxis] if self.is_categorical else drawn
+        return self.log_prob(outputs, tf.cast(drawn, tf.float32))
+
+    @property
+    def closed_form_noise(self) -> Any:
+        """What finds a learned noise from residuals, a `ClosedFormNoise`.
+
+        None (the base class): there is no learned noise, or the optimizer learns it.
+        """
+        return None
+
+    def noise_variance(self) -> tf.Tensor:
+        """V with `y ~ N(outputs, v)`, scalar or `[D]`, if `has_closed_form_marginal`."""
+        raise NotImplementedError
+
+    def marginal(self, outputs: tf.Tensor, output_variance: tf.Tensor) -> tfd.Distribution:
+        """Distribution of the target for raw outputs that are themselves Normal.
+
+        Args:
+            outputs: means of the raw outputs, `[..., D]`.
+            output_variance: their variances, `[..., D]`.
+
+        Returns:
+            The target's distribution with the raw outputs integrated out, if
+            `has_closed_form_marginal`.
+        """
+        raise NotImplementedError
+
+    # -- targets --------------------------------------------------------------------------------
+
+    def num_targets(self, num_outputs: int) -> int:
+        """Number of target values per example (and position) for D raw outputs."""
+        return num_outputs
+
+    def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
+        """Which values of the targets the distribution can take, boolean, the shape of y."""
+        return tf.math.is_finite(y)
+
+    def support_message(self, num_outputs: int) -> str:
+        """What the targets must be, for a refusal; the values received follow it."""
+        return f"{type(self).__name__} likelihood: targets must be finite. Received:"
+
+    def prepare_targets(
+        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+    ) -> tf.Tensor:
+        """Targets as float32 `[B, ..., targets]`, with values checked.
+
+        Eagerly and in graphs a bad value raises. XLA drops such checks, so there a bad value
+        becomes NaN, and with it the loss.
+
+        Args:
+            targets: `[B, ..., targets]`, or `[B, ...]` where there is one target.
+            num_outputs: D.
+            num_position_axes: number of axes between batch and outputs. Defaults to 0.
+
+        Raises:
+            ValueError: if the shape does not fit the outputs.
+            tf.errors.InvalidArgumentError: if a value lies outside the support.
+        """
+        y = self.shape_targets(targets, num_outputs, num_position_axes)
+        valid = self.is_in_support(y, num_outputs)
+        check = tf.debugging.Assert(
+            tf.reduce_all(valid),
+            [self.support_message(num_outputs), tf.reduce_min(y), tf.reduce_max(y)],
+            summarize=1,
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            return tf.where(valid, y, float("nan"))
+
+    def shape_targets(
+        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+    ) -> tf.Tensor:
+        """Targets as float32 `[B, ..., targets]`, whatever their values.
+
+        Raises:
+            ValueError: if the shape does not fit the outputs.
+        """
+        y = tf.convert_to_tensor(targets)
+        expected = self.num_targets(num_outputs)
+        if y.shape.rank == 1 + num_position_axes and expected == 1:
+            y = y[..., tf.newaxis]
+        if y.shape.rank != 2 + num_position_axes or y.shape[-1] not in (None, expected):
+            positions = ", positions" * num_position_axes
+            raise ValueError(
+                f"{type(self).__name__} likelihood with {num_outputs} outputs: targets must have "
+                f"shape [batch{positions}, {expected}]"
+                + (f" or [batch{positions}]" if expected == 1 else "")
+                + f". Received: targets of shape {y.shape}"
+            )
+        return tf.cast(y, tf.float32)
+
+    def check_targets(self, targets: Any, num_outputs: int) -> None:
+        """Look at a whole array of targets before training.
+
+        Raises:
+            ValueError: if a value lies outside the support, with the range received.
+        """
+        y = np.asarray(targets)
+        if y.size and not np.all(self.is_in_support(tf.constant(y, tf.float32), num_outputs)):
+            raise ValueError(
+                f"{self.support_message(num_outputs)} min={np.min(y)}, max={np.max(y)}, "
+                f"{int(np.sum(~np.isfinite(y.astype(float))))} values not finite"
+            )

@@ -1,0 +1,52 @@
+"""LogNormal: positive targets with relative noise."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.likelihoods.noise import ClosedFormNoise, ScaledLikelihood
+from tfp_rank1.serialization import registered
+
+__all__ = ["LogNormal"]
+
+
+@registered("tfp_rank1.likelihoods")
+class LogNormal(ScaledLikelihood):
+    """`log y ~ N(outputs, scale^2)`: positive targets whose noise is a factor.
+
+    The outputs are logarithms of medians: prices, durations, concentrations.
+
+    Args:
+        scale: standard deviation of log y, above 0. Defaults to None: it is learned, one per
+            output.
+        initial_scale: where a learned scale starts. Defaults to 1.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Example:
+    ```python
+    r1.BayesianModel(inputs, outputs, likelihood="log_normal")
+    ```
+    """
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """`tfd.LogNormal` with batch shape `[..., D]`."""
+        return tfd.LogNormal(outputs, self.scale_of(outputs))
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`e / scale`."""
+        return noise / self.scale
+
+    @property
+    def closed_form_noise(self) -> ClosedFormNoise | None:
+        """The mode of the variance given residuals of log y, where the scale is learned."""
+        if self.fixed_scale is not None:
+            return None
+        return ClosedFormNoise(self, lambda targets, outputs: tf.math.log(targets) - outputs)
+
+    def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
+        """Finite numbers above 0."""
+        return (y > 0.0) & tf.math.is_finite(y)
+
+    def support_message(self, num_outputs: int) -> str:
+        return "LogNormal likelihood: targets must be finite numbers above 0. Received:"

@@ -1,0 +1,77 @@
+"""NegativeBinomial: counts that vary more than a Poisson's."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.likelihoods.noise import ScaledLikelihood
+from tfp_rank1.likelihoods.poisson import are_counts
+from tfp_rank1.serialization import registered
+
+__all__ = ["NegativeBinomial"]
+
+
+@registered("tfp_rank1.likelihoods")
+class NegativeBinomial(ScaledLikelihood):
+    """Counts with mean `m = exp(outputs)` and variance `m + dispersion m^2`.
+
+    A Poisson whose rate itself varies (by a Gamma distribution); at dispersion 0 it is the Poisson.
+    Raw outputs are log means `[..., D]`, targets whole numbers of at least 0.
+
+    Args:
+        dispersion: above 0. Defaults to None: it is learned, one per output, by the optimizer.
+        initial_dispersion: where a learned dispersion starts. Defaults to 1.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Example:
+    ```python
+    r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.NegativeBinomial())
+    ```
+
+    Source: Hilbe (2011), "Negative Binomial Regression".
+    """
+
+    discrete: ClassVar[bool] = True
+    link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
+    scale_name: ClassVar[str] = "dispersion"
+
+    def __init__(
+        self, dispersion: float | None = None, initial_dispersion: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(dispersion, initial_dispersion, **kwargs)
+
+    @property
+    def dispersion(self) -> tf.Tensor:
+        """`[D]` if learned, else scalar."""
+        return self.scale
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """`tfd.NegativeBinomial` with batch shape `[..., D]`."""
+        dispersion = self.scale_of(outputs)
+        logits = outputs + tf.math.log(dispersion)  # of mean total_count exp(logits)
+        return tfd.NegativeBinomial(
+            total_count=tf.broadcast_to(1.0 / dispersion, tf.shape(outputs)), logits=logits
+        )
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`sqrt(m / (1 + dispersion m)) o e`."""
+        mean = tf.exp(outputs)
+        return noise * tf.sqrt(mean / (1.0 + self.dispersion * mean))
+
+    def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
+        """Whole numbers of at least 0."""
+        return are_counts(y)
+
+    def support_message(self, num_outputs: int) -> str:
+        return "NegativeBinomial likelihood: targets must be whole numbers of at least 0. Received:"
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {
+            **{k: v for k, v in config.items() if k not in ("scale", "initial_scale")},
+            "dispersion": config["scale"],
+            "initial_dispersion": config["initial_scale"],
+        }

@@ -1,0 +1,148 @@
+"""Noise scales that a likelihood learns, one per output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1.checks import positive
+from tfp_rank1.initializers import InverseSoftplus
+from tfp_rank1.likelihoods.base import Likelihood
+from tfp_rank1.posteriors import softplus_scale
+
+__all__ = ["ClosedFormNoise", "ScaledLikelihood"]
+
+# Smallest variance, in units of `initial_scale` squared: float32 residuals are no finer.
+_SMALLEST = 1e-10
+
+
+class ScaledLikelihood(Likelihood):
+    """Base of likelihoods whose noise has a scale per output, fixed or learned.
+
+    A subclass gives `distribution`; the optimizer learns the scale unless the subclass also gives
+    `closed_form_noise`.
+
+    Args:
+        scale: scale of the noise, above 0. Defaults to None: it is learned, one per output.
+        initial_scale: where a learned scale starts. Defaults to 1, right for a standardized
+            target.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Attributes:
+        scale_name: what the argument `scale` of a subclass is called, for messages.
+    """
+
+    scale_name: ClassVar[str] = "scale"
+
+    def __init__(
+        self, scale: float | None = None, initial_scale: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.fixed_scale = None if scale is None else positive(self.scale_name, scale)
+        self.initial_scale = positive(f"initial_{self.scale_name}", initial_scale)
+        self.rho: keras.Variable | None = None
+
+    def build(self, input_shape: Any) -> None:
+        """Create the learned scale, one per output."""
+        if self.fixed_scale is None:
+            self.rho = self.add_weight(
+                name="rho",
+                shape=(input_shape[-1],),
+                initializer=InverseSoftplus(self.initial_scale),
+                autocast=False,
+            )
+        self.built = True
+
+    @property
+    def scale(self) -> tf.Tensor:
+        """Scale of the noise, `[D]` if learned, else scalar.
+
+        Raises:
+            ValueError: for a learned scale outside a model, which nobody trains.
+        """
+        name, argument = type(self).__name__, self.scale_name
+        if self.fixed_scale is not None:
+            return tf.constant(self.fixed_scale, tf.float32)
+        if self.rho is None:
+            raise ValueError(
+                f"likelihoods.{name}() learns its noise {argument} and belongs to no model that "
+                "could train it. Use a tfp_rank1.BayesianModel, or fix it: "
+                f"{name}({argument}=0.5). "
+                f"Received: {argument}=None"
+            )
+        return softplus_scale(self.rho)
+
+    def scale_of(self, outputs: tf.Tensor) -> tf.Tensor:
+        """`scale`, refused if it was learned for another number of outputs than `[..., D]`."""
+        if self.rho is not None and self.rho.shape[0] != outputs.shape[-1]:
+            raise ValueError(
+                "A learned noise scale belongs to one model. Give each model its own "
+                f"likelihoods.{type(self).__name__}(). Received: a scale for {self.rho.shape[0]} "
+                f"outputs, and {outputs.shape[-1]} outputs"
+            )
+        return self.scale
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "scale": self.fixed_scale,
+            "initial_scale": self.initial_scale,
+        }
+
+
+class ClosedFormNoise:
+    """The mode of a Gaussian noise variance given the residuals of N examples.
+
+        v = (a s^2 + N E[(y - z)^2]) / (a + N)
+
+    The prior weighs as much as `a` examples whose residual is s, the likelihood's
+    `initial_scale`. Whoever trains the model keeps the moving average of the squared residuals:
+    an optimizer would crawl, since the gradient of the scale falls with its square.
+
+    Args:
+        likelihood: whose learned scale it is.
+        residuals: `(targets, outputs) -> y - z`, on the scale of the raw outputs.
+    """
+
+    def __init__(
+        self,
+        likelihood: ScaledLikelihood,
+        residuals: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    ) -> None:
+        self._likelihood, self.residuals = likelihood, residuals
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What no optimizer must train."""
+        rho = self._likelihood.rho
+        return [] if rho is None else [rho]
+
+    def variance(self) -> tf.Tensor:
+        """The present variance, `[D]`."""
+        return tf.square(self._likelihood.scale)
+
+    def mode(
+        self, mean_square: tf.Tensor, num_examples: tf.Tensor, prior_examples: float
+    ) -> tf.Tensor:
+        """V of the equation above, `[D]`.
+
+        Args:
+            mean_square: `E[(y - z)^2]`, `[D]`.
+            num_examples: N.
+            prior_examples: a.
+        """
+        start = self._likelihood.initial_scale
+        total = prior_examples * start**2 + num_examples * mean_square
+        return total / (prior_examples + num_examples)
+
+    def bounded(self, variance: tf.Tensor) -> tf.Tensor:
+        """A variance, at least 1e-10 of where it started."""
+        return tf.maximum(variance, _SMALLEST * self._likelihood.initial_scale**2)
+
+    def raw(self, variance: tf.Tensor) -> tf.Tensor:
+        """The value of `variables[0]` that gives a variance, also a small one."""
+        scale = tf.sqrt(variance)
+        return scale + tf.math.log(-tf.math.expm1(-scale))

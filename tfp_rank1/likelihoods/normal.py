@@ -1,0 +1,57 @@
+"""Normal: a Gaussian around the outputs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.likelihoods.noise import ClosedFormNoise, ScaledLikelihood
+from tfp_rank1.serialization import registered
+
+__all__ = ["Normal"]
+
+
+@registered("tfp_rank1.likelihoods")
+class Normal(ScaledLikelihood):
+    """`y ~ N(outputs, scale^2)`, one scale per output.
+
+    Args:
+        scale: standard deviation of the noise, in units of the target, above 0. Defaults to None:
+            it is learned, one per output.
+        initial_scale: where a learned scale starts. Defaults to 1, right for a standardized
+            target.
+
+    Example:
+    ```python
+    r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Normal())
+    ```
+    """
+
+    is_gaussian: ClassVar[bool] = True
+    has_closed_form_marginal: ClassVar[bool] = True
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """`tfd.Normal` with batch shape `[..., D]`."""
+        return tfd.Normal(outputs, self.scale_of(outputs))
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`e / scale`."""
+        return noise / self.scale
+
+    @property
+    def closed_form_noise(self) -> ClosedFormNoise | None:
+        """The mode of the variance given residuals, where the scale is learned."""
+        if self.fixed_scale is not None:
+            return None
+        return ClosedFormNoise(self, tf.subtract)
+
+    def noise_variance(self) -> tf.Tensor:
+        """`scale^2`."""
+        return tf.square(self.scale)
+
+    def marginal(self, outputs: tf.Tensor, output_variance: tf.Tensor) -> tfd.Distribution:
+        """`N(outputs, scale^2 + output_variance)`."""
+        scale = self.scale_of(outputs)
+        return tfd.Normal(outputs, tf.sqrt(tf.square(scale) + output_variance))

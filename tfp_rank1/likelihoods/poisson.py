@@ -1,0 +1,50 @@
+"""Poisson: counts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.likelihoods.base import Likelihood
+from tfp_rank1.serialization import registered
+
+__all__ = ["Poisson", "are_counts"]
+
+
+def are_counts(y: tf.Tensor) -> tf.Tensor:
+    """Which numbers are whole, finite and at least 0, boolean."""
+    return (y >= 0.0) & (tf.floor(y) == y) & tf.math.is_finite(y)
+
+
+@registered("tfp_rank1.likelihoods")
+class Poisson(Likelihood):
+    """Counts: `y ~ Poisson(exp(outputs))`.
+
+    Raw outputs are log rates `[..., D]`, targets whole numbers of at least 0. The variance equals
+    the rate; `NegativeBinomial` has a variance of its own.
+
+    Example:
+    ```python
+    r1.BayesianModel(inputs, outputs, likelihood="poisson")
+    ```
+    """
+
+    discrete: ClassVar[bool] = True
+    link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """`tfd.Poisson` with batch shape `[..., D]`."""
+        return tfd.Poisson(log_rate=outputs)
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`sqrt(rate) o e`."""
+        return noise * tf.exp(0.5 * outputs)
+
+    def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
+        """Whole numbers of at least 0."""
+        return are_counts(y)
+
+    def support_message(self, num_outputs: int) -> str:
+        return "Poisson likelihood: targets must be whole numbers of at least 0. Received:"

@@ -1,0 +1,67 @@
+"""StudentT: a bell with heavy tails."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.checks import positive
+from tfp_rank1.likelihoods.noise import ScaledLikelihood
+from tfp_rank1.serialization import registered
+
+__all__ = ["StudentT"]
+
+
+@registered("tfp_rank1.likelihoods")
+class StudentT(ScaledLikelihood):
+    """`y = outputs + scale t`, t of Student's distribution with `df` degrees of freedom.
+
+    Single targets far from the rest, which would widen or bend a `Normal`, cost little.
+
+    Args:
+        df: degrees of freedom, above 2, so that the target has a variance. Defaults to 4.
+        scale: in units of the target, above 0; the standard deviation is
+            `scale sqrt(df / (df - 2))`. Defaults to None: it is learned, one per output, by the
+            optimizer.
+        initial_scale: where a learned scale starts. Defaults to 1.
+        **kwargs: as for `keras.layers.Layer`.
+
+    Raises:
+        ValueError: for a `df` of 2 or less.
+
+    Example:
+    ```python
+    r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.StudentT(df=3))
+    ```
+
+    Source: Lange, Little & Taylor (1989), "Robust Statistical Modeling Using the t Distribution".
+    """
+
+    def __init__(
+        self,
+        df: float = 4.0,
+        scale: float | None = None,
+        initial_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(scale, initial_scale, **kwargs)
+        self.df = positive("df", df)
+        if self.df <= 2.0:
+            raise ValueError(
+                "Argument `df` must be above 2: with fewer degrees of freedom the target has no "
+                f"variance. Received: df={df}"
+            )
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """`tfd.StudentT` with batch shape `[..., D]`."""
+        return tfd.StudentT(self.df, outputs, self.scale_of(outputs))
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`e / scale sqrt((df + 1) / (df + 3))`."""
+        return noise / self.scale * math.sqrt((self.df + 1.0) / (self.df + 3.0))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "df": self.df}

@@ -1,0 +1,78 @@
+"""What the metrics have in common: a likelihood and a mixture over members."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import likelihoods
+from tfp_rank1.keras_internals import set_better_direction
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.losses import as_mixture
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.serialization import serialize
+
+
+class UncertaintyMetric:
+    """Mixin of a `keras.metrics.Metric` that looks at outputs `[B, K, D]` or `[B, D]`.
+
+    On its own, `update_state` also takes a `PosteriorPredictive` as `y_pred`.
+
+    Args:
+        likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to None: a
+            `BayesianModel` fills in its own at `compile`; classification metrics on their own
+            take Categorical.
+    """
+
+    default_likelihood: str | None = None
+    # "up" or "down" is better: what EarlyStopping and ModelCheckpoint look for.
+    better: str | None = None
+
+    def __init__(self, *args: Any, likelihood: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.better is not None:
+            set_better_direction(self, self.better)
+        self._given = None if likelihood is None else likelihoods.get(likelihood)
+        self._bound: Likelihood | None = None
+
+    def bind(self, likelihood: Likelihood) -> None:
+        """Use a model's likelihood, unless one was given."""
+        self._bound = likelihood
+
+    def mixture(self, y_pred: tf.Tensor) -> PredictiveMixture:
+        """Raw outputs, or a `PosteriorPredictive`, as a mixture over the axis 1."""
+        if isinstance(y_pred, PredictiveMixture):
+            return y_pred.by_example()
+        likelihood = self._given or self._bound
+        if likelihood is None and self.default_likelihood is not None:
+            likelihood = likelihoods.get(self.default_likelihood)
+        if likelihood is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} has no likelihood. Pass one, {name}(likelihood='normal'), or give the "
+                "metric to a BayesianModel, which fills in its own. Received: likelihood=None"
+            )
+        return as_mixture(likelihood, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments; a likelihood that a model filled in is not one."""
+        config = super().get_config()  # type: ignore[misc]
+        if self._given is not None:
+            config["likelihood"] = serialize(self._given)
+        return config
+
+
+class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
+    """Mean over examples of a value computed from targets and mixture."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
+        mixture = self.mixture(y_pred)
+        values = self.values(mixture.prepare_targets(y_true), mixture)
+        super().update_state(values, sample_weight)
+
+    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+        """The value of each example, `[B]`; targets come as `[B, targets]`."""
+        raise NotImplementedError

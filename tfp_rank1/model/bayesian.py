@@ -1,0 +1,604 @@
+"""BayesianModel: its loss is an evidence bound, its answer a distribution."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from typing import Any, ClassVar, overload
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_rank1 import likelihoods, scopes
+from tfp_rank1.checks import positive
+from tfp_rank1.divergence import KLOwner
+from tfp_rank1.keras_internals import (
+    Functional,
+    compile_state,
+    forget_metrics,
+    layers_of,
+    restore_compile_state,
+    set_initial_epoch,
+    set_loss_tracker,
+    unpickle_model,
+    update_loss_tracker,
+)
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.model import objective as bound
+from tfp_rank1.model import roles, step
+from tfp_rank1.model.counting import check_not_empty, count_examples
+from tfp_rank1.model.graph import (
+    check_members_agree,
+    end_in_likelihood,
+    functional_variant,
+    inputs_and_outputs,
+    is_functional_call,
+    take_graph,
+)
+from tfp_rank1.model.objective import Objective
+from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
+from tfp_rank1.model.replicas import Replicas
+from tfp_rank1.outputs import num_members
+from tfp_rank1.predictive import (
+    PosteriorPredictive,
+    PredictiveMoments,
+    Samplers,
+    check_exportable,
+    export_predictive,
+    posterior_predictive,
+)
+from tfp_rank1.random import load_seed_state, save_seed_state
+from tfp_rank1.serialization import registered
+
+__all__ = ["BayesianModel"]
+
+
+class MeanOrNaN(keras.metrics.Mean):
+    """A mean that is not a number where there was nothing, as in an epoch of refused batches."""
+
+    def result(self) -> tf.Tensor:
+        """The mean."""
+        return self.total / tf.cast(self.count, self.dtype)
+
+
+@registered("tfp_rank1")
+class BayesianModel(Replicas):
+    """A Keras model trained by an evidence bound; Functional or subclassed.
+
+        loss(t) = NLL + anneal(t) / N * KL + other penalties
+
+    NLL is a mean per example in nats, KL the sum over the model's layers (each counted once), N
+    the number of training examples and `anneal` 1 unless `callbacks.KLAnnealing` changes it. The
+    loss does not depend on the batch size. Evaluation reports the NLL of the mixture over members,
+    training that of the compiled loss. `fit` logs
+
+        nll         nats per example
+        kl          KL / N, nats per example
+        kl_weight   anneal / N
+        refused     fraction of the epoch's batches whose loss or gradients were not finite:
+                    weights, optimizer and metrics are then as before the batch
+
+    Args:
+        *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
+            `[B, K, D]` (`[B, D]` for a net without members), or a built Sequential or Functional
+            model in place of the two. A subclass that defines `call`
+            passes only what follows, and ends `call` with `return self.likelihood(outputs)`.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
+            of a Functional model, which is how clones and saved models keep it.
+        num_train_examples: N. Defaults to None: every `fit` counts the arrays or the finite
+            dataset it is given (a dataset that repeats its examples counts every repetition).
+
+    Raises:
+        ValueError: without a likelihood, or with an N that is not above 0.
+
+    Example:
+    ```python
+    model = BayesianModel(inputs, outputs, likelihood=likelihoods.Categorical())
+    model.compile("adam", loss="average_nll", metrics=[metrics.ExpectedCalibrationError()])
+    model.fit(x, y, epochs=20, callbacks=[callbacks.KLAnnealing(epochs=10)])
+    p = model.posterior_predictive(x_test, num_samples=32)
+    p.mean(), p.mutual_information()
+    ```
+
+    Source: Dusenberry et al. (2020).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        likelihood: Any = None,
+        num_train_examples: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if len(args) == 1 and isinstance(args[0], keras.Model):
+            args = inputs_and_outputs(args[0])  # such as a Sequential
+        if is_functional_call(args, kwargs):
+            cls: Any = type(self)
+            self.__class__ = functional_variant(cls)
+            inputs, outputs, args = take_graph(args, kwargs)
+            outputs, likelihood = end_in_likelihood(outputs, likelihood)
+            super().__init__(inputs, outputs, *args, **kwargs)
+            check_members_agree(layers_of(self, include_self=False), num_members(self.output_shape))
+        else:
+            super().__init__(*args, **kwargs)
+        if likelihood is None:
+            raise ValueError(
+                "A BayesianModel needs a likelihood, which says what its raw outputs mean: pass "
+                f"likelihood= one of {sorted(c.__name__ for c in likelihoods.ALL)}, for example "
+                "tfp_rank1.likelihoods.Categorical(). Received: likelihood=None"
+            )
+        # Keras saves attributes in alphabetical order; under this name the likelihood comes before
+        # the private containers of a Functional model, which hold it as well.
+        self._likelihood: Likelihood = likelihoods.get(likelihood)
+        self._count: float | None = _check_count(num_train_examples)
+        self._count_is_given = num_train_examples is not None
+        self.options = Options()
+        self.samplers = Samplers()
+        # Not an attribute that Keras tracks: the parts would count as the model's own.
+        object.__setattr__(self, "_frozen", [])
+        self.seed_generator = keras.random.SeedGenerator()
+        self._nll_tracker = MeanOrNaN(name="nll")
+        self._kl_tracker = keras.metrics.Mean(name="kl")
+        self._kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
+        self._refused_tracker = keras.metrics.Mean(name="refused")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the raw outputs mean."""
+        return self._likelihood
+
+    @property
+    def num_train_examples(self) -> float | None:
+        """N; None until it is given or found by `fit`. One that is assigned stays."""
+        return self._count
+
+    @num_train_examples.setter
+    def num_train_examples(self, count: float | None) -> None:
+        self._count, self._count_is_given = _check_count(count), count is not None
+        self.forget_functions()
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The model's layers; the likelihood, the last operation, is `model.likelihood`."""
+        # While Keras builds the graph it must see, and track, the likelihood as well.
+        hidden = self.__dict__.get("_likelihood")
+        return [layer for layer in super().layers if layer is not hidden]
+
+    # -- compile --------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = "average_nll",
+        *,
+        metrics: Any = None,
+        factor_learning_rate_multiplier: float = Options.factor_learning_rate_multiplier,
+        member_batches: str = Options.member_batches,
+        num_train_samples: int = Options.num_train_samples,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training; everything else as in `keras.Model.compile`.
+
+        Args:
+            optimizer: as in Keras.
+            loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
+                a net without members, any Keras loss.
+            metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
+                one; `"accuracy"` is `metrics.Accuracy`. Those of Keras only without members.
+            factor_learning_rate_multiplier: the factors' steps are this many times those of the
+                slow weights, for any optimizer, above 0. Defaults to 1.
+            member_batches: `"tiled"` (default): every member trains on the whole batch;
+                `"split"`: on a K-th of it, for the time of one net, with `"average_nll"`. K must
+                divide the batches.
+            num_train_samples: samples per member and example in training, at least 1. The loss
+                averages them, or, `"mixture_nll"`, takes them for a mixture. Defaults to 1.
+            **kwargs: as in Keras.
+
+        Raises:
+            ValueError: for values out of range, arguments that exclude each other, or a loss or
+                metric that knows no members.
+        """
+        optimizer, loss = keras.optimizers.get(optimizer), known_loss(loss, self.likelihood)
+        options = Options.check(
+            optimizer,
+            loss,
+            layers_of(self),
+            factor_learning_rate_multiplier=factor_learning_rate_multiplier,
+            member_batches=member_batches,
+            num_train_samples=num_train_samples,
+        )
+        self.compile_with(options, optimizer, loss, metrics=metrics, **kwargs)
+
+    def compile_with(
+        self,
+        options: Options,
+        optimizer: Any,
+        loss: Any,
+        *,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training by checked options; a refusal of Keras leaves the model as it was.
+
+        Args:
+            options: what this library needs to know.
+            optimizer: as in Keras.
+            loss: as `known_loss` gives it.
+            metrics: as in `compile`.
+            weighted_metrics: as in Keras.
+            **kwargs: as in Keras.
+        """
+        metrics, weighted = own_metrics(metrics), own_metrics(weighted_metrics)
+        before = compile_state(self)
+        try:
+            forget_metrics(self)
+            super().compile(
+                optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted, **kwargs
+            )
+        except Exception:
+            restore_compile_state(self, before)
+            raise
+        # After all that may refuse: a model keeps what it was compiled with before.
+        self.options = options.bound_to(
+            self.likelihood, loss, keras.tree.flatten([metrics, weighted])
+        )
+        set_loss_tracker(self, MeanOrNaN(name="loss"))
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`, and what `freeze_slow_weights` froze."""
+        config = super().get_compile_config()
+        if not config:
+            return None
+        config |= self.options.get_config()
+        if self._frozen:
+            config["frozen_normalizations"] = roles.places_of(self, self._frozen)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Freeze and compile as the saved model was, with the optimizer's state to be loaded."""
+        config = dict(config)
+        places = config.pop("frozen_normalizations", None)
+        if places is not None:
+            # Saved as frozen by themselves, they would not be made trainable again.
+            normalizations = roles.normalizations(self)
+            for i in places:
+                normalizations[i].trainable = True
+            self.freeze_slow_weights()
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.build_optimizer()
+
+    # -- the objective, and one batch -----------------------------------------------------------
+
+    # Logged in training alone.
+    training_logs: ClassVar[tuple[str, ...]] = ("refused",)
+
+    def training_outputs(self, x: Any) -> tf.Tensor:
+        """Raw outputs of one training pass, as `compile` asks for them.
+
+        Args:
+            x: one batch of inputs, `[B, ...]`.
+
+        Returns:
+            `[B, S K, D]` for S samples of tiled batches, `[B, 1, D]` for split ones.
+        """
+        return bound.training_outputs(self, x)
+
+    def objective(
+        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> Objective:
+        """The loss of one batch and its parts.
+
+        Args:
+            y: targets `[B]` or `[B, targets]`.
+            outputs: raw outputs `[B, K, D]`.
+            sample_weight: optional, `[B]`.
+            training: False takes the mixture's NLL in place of the training loss, and the KL at
+                its full weight 1/N: validation losses are comparable while the weight rises.
+
+        Returns:
+            `Objective`, on each replica divided by the number of replicas as Keras does it, but
+            for `kl` (the whole KL in nats) and `kl_weight`.
+        """
+        return bound.evidence_bound(self, y, outputs, sample_weight, training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """`NLL + anneal / N * KL + other penalties`, scalar."""
+        return self.objective(y, y_pred, sample_weight, training).loss
+
+    @property
+    def losses(self) -> list[tf.Tensor]:
+        """The weighted KL of every layer, regularizers, and `add_loss` terms.
+
+        Raises:
+            ValueError: if N is not known yet and a layer has a KL.
+        """
+        if scopes.kl_owner.value is not None:
+            return super().losses
+        with scopes.kl_owner.set(KLOwner(bound.kl_weight(self, training=True))):
+            return super().losses
+
+    def kl(self) -> tf.Tensor:
+        """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+        return bound.kl_of(self)
+
+    def set_annealing(self, annealing: Annealing | None) -> None:
+        """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
+
+        It becomes part of the compiled training step, so that it also holds within
+        `steps_per_execution`. None, the state after `compile`, is the full weight.
+        `callbacks.KLAnnealing` sets it for the length of one `fit`.
+
+        Raises:
+            ValueError: for a model without a KL, whose weight would change nothing.
+        """
+        if annealing is not None and self.built and not bound.has_kl(self):
+            raise ValueError(
+                "The model has no KL whose weight could be annealed: no trainable layer has a "
+                "prior. Leave the annealing out, or give the layers a prior. Received: "
+                f"{len(self.factor_variables)} variables of factors"
+            )
+        self.options = dataclasses.replace(self.options, annealing=annealing)
+        self.forget_functions()
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One optimizer step on one batch."""
+        return step.train_batch(self, data)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Loss and metrics of one batch."""
+        return step.evaluate_batch(self, data)
+
+    def track_objective(self, objective: Objective) -> None:
+        """Log the loss of a batch and its parts."""
+        rows = objective.rows
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        update_loss_tracker(self, objective.loss * replicas, rows)
+        self._nll_tracker.update_state(objective.nll * replicas, sample_weight=rows)
+        per_example = objective.kl / float(self.num_train_examples or 1)
+        self._kl_tracker.update_state(per_example, sample_weight=rows)
+        self._kl_weight_tracker.update_state(objective.kl_weight, sample_weight=rows)
+
+    def track_refusal(self, accepted: tf.Tensor) -> None:
+        """Log whether a training batch was refused; `accepted` is a boolean scalar."""
+        self._refused_tracker.update_state(1.0 - tf.cast(accepted, tf.float32))
+
+    # -- parameters by role ---------------------------------------------------------------------
+
+    @property
+    def factor_variables(self) -> list[keras.Variable]:
+        """Variables of all factors and their priors, each once."""
+        return roles.factor_variables(self)
+
+    @property
+    def slow_weights(self) -> list[keras.Variable]:
+        """All other weights of the model: kernels, point biases, stock layers."""
+        return roles.slow_weights(self)
+
+    def freeze_slow_weights(self, frozen: bool = True) -> None:
+        """Train the factors only, around weights that stay as they are; or all of it again.
+
+        Normalization by batches then uses its moving statistics; a learned noise scale of the
+        likelihood is still learned. Compile anew afterwards. A compiled model that is saved and
+        loaded is still frozen.
+
+        Args:
+            frozen: True (default) freezes; False makes what it froze trainable again.
+
+        Raises:
+            ValueError: if there are no factors to train.
+
+        Example:
+        ```python
+        model = tfp_rank1.convert(trained, likelihood="categorical")
+        model.freeze_slow_weights()
+        model.compile("adam")
+        model.fit(x, y, epochs=2)
+        ```
+        """
+        if frozen:
+            self._frozen.extend(roles.slow_parts(self))
+        for part in self._frozen:
+            part.trainable = not frozen
+        if not frozen:
+            self._frozen.clear()
+        self.forget_functions()
+
+    # -- fit, evaluate, predict -----------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; as `keras.Model.fit`, after finding N and looking at array targets.
+
+        Raises:
+            ValueError: if N is neither given nor found in `x`, arrays are empty or come without
+                targets, or targets lie outside the support of the likelihood.
+        """
+        arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        check_not_empty(x, y)
+        if not self._count_is_given:
+            self._find_count(arguments)
+        self._check_array_targets(y)
+        if self.options.member_batches == "split":
+            check_split_batches(arguments, layers_of(self))
+        annealing = self.options.annealing
+        try:
+            history = super().fit(x, y, *args, **kwargs)
+            self.warn_of_refused(history.history.get("refused", []))
+            return history
+        finally:
+            # Also after an interrupt, when Keras tells no callback that training has ended.
+            set_initial_epoch(self, None)  # of a restored checkpoint
+            if self.options.annealing is not annealing:
+                self.set_annealing(annealing)
+
+    def warn_of_refused(self, shares: list[float]) -> None:
+        """Say after a `fit` that batches were refused.
+
+        Args:
+            shares: of refused batches, by epoch.
+        """
+        if any(shares):
+            warnings.warn(
+                f"In {sum(s > 0 for s in shares)} of {len(shares)} epochs some batches, up to "
+                f"{max(shares):.0%}, left the model as it was: the loss or a gradient was not "
+                "finite. Look for NaN or huge numbers in inputs and targets, scale both to unit "
+                "size, or lower the learning rate. See `refused` in the logs",
+                stacklevel=3,
+            )
+
+    def count_examples(self, arguments: dict[str, Any]) -> float | None:
+        """N for the arguments of a `fit`; None if they do not tell."""
+        return count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
+
+    def _find_count(self, arguments: dict[str, Any]) -> None:
+        found = self.count_examples(arguments)
+        if found == 0:
+            raise ValueError("`fit` needs at least one example. Received: N = 0")
+        if found != self._count:
+            self._count = found
+            self.forget_functions()
+        bound.kl_weight(self, training=True)  # raises without N, before anything is traced
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loss and metrics; as `keras.Model.evaluate`."""
+        self._check_array_targets(y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def _check_array_targets(self, y: Any) -> None:
+        if y is None or not hasattr(y, "__array__") or self.options.evaluation_loss is None:
+            return
+        num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
+        if num_outputs is not None:
+            self.likelihood.check_targets(y, num_outputs)
+
+    # -- answers --------------------------------------------------------------------------------
+
+    @overload
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = ...,
+        batch_size: int | None = ...,
+        seed: int | None = ...,
+        reduce: None = ...,
+        verbose: int = ...,
+    ) -> PosteriorPredictive: ...
+
+    @overload
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = ...,
+        batch_size: int | None = ...,
+        seed: int | None = ...,
+        *,
+        reduce: str,
+        verbose: int = ...,
+    ) -> PredictiveMoments: ...
+
+    def posterior_predictive(
+        self,
+        x: Any,
+        num_samples: int = 32,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        reduce: str | None = None,
+        verbose: int = 0,
+    ) -> PosteriorPredictive | PredictiveMoments:
+        """Sample the posterior predictive distribution.
+
+        Args:
+            x: inputs: an array, a structure of arrays, or batches (a `tf.data.Dataset`, a
+                `keras.utils.PyDataset` or an iterator), whose targets, if any, are ignored.
+            num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
+                of K so that every member weighs the same. Defaults to 32.
+            batch_size: examples per pass, for arrays. Defaults to 128.
+            seed: integer for reproducible samples. Defaults to None: new ones each call.
+            reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
+                entropies only.
+            verbose: 1 shows a progress bar. Defaults to 0.
+
+        Returns:
+            `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
+
+        The seed fixes the samples for one `batch_size`; another split into batches draws others.
+
+        Raises:
+            ValueError: for inputs that are not finite, no arrays or batches, or stateful layers.
+        """
+        return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
+
+    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Raw outputs of one pass, and their variance where a subclass knows it in closed form.
+
+        Args:
+            x: one batch of inputs.
+
+        Returns:
+            Sampled outputs and None; or, where the last layer is integrated out, means and
+            variances of the outputs, given the sample of all layers before it.
+        """
+        return self(x, training=False), None
+
+    def export_predictive(
+        self, path: str, num_samples: int = 32, input_signature: Any = None
+    ) -> None:
+        """Write a SavedModel that answers with the predictive distribution.
+
+        See `tfp_rank1.predictive.export_predictive`.
+        """
+        export_predictive(self, path, num_samples, input_signature)
+
+    def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> Any:
+        """As `keras.Model.export`; ONNX and LiteRT only inside `posterior_mean()`.
+
+        Raises:
+            ValueError: for a format that would freeze the noise of the samples.
+        """
+        check_exportable(format)
+        return super().export(filepath, format=format, **kwargs)
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        """Pickle the bytes of a `.keras` file, under the class that users import."""
+        _, state = super().__reduce__()
+        return unpickle_model(BayesianModel), state
+
+    def get_config(self) -> dict[str, Any]:
+        """The graph of a Functional model, and N if it was given."""
+        given = self.num_train_examples if self._count_is_given else None
+        return {**super().get_config(), "num_train_examples": given}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the random state of the model and the N that `fit` found."""
+        super().save_own_variables(store)
+        save_seed_state(self.seed_generator, store)
+        store["num_train_examples"] = np.float64(self.num_train_examples or 0)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        arrays = load_seed_state(self.seed_generator, store)
+        count = float(np.asarray(arrays.pop("num_train_examples", 0)))
+        if count and self._count is None:  # never over an N that was given or just counted
+            self._count = _check_count(count)
+            self.forget_functions()
+        super().load_own_variables(arrays)
+
+
+def _check_count(count: float | None) -> float | None:
+    """N as an int if it is whole; a total of weights may not be."""
+    if count is None:
+        return None
+    number = positive("num_train_examples", count)
+    return int(number) if number.is_integer() else number

@@ -1,0 +1,58 @@
+"""N, the number of training examples: found exactly or not at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["check_not_empty", "count_examples"]
+
+
+def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
+    """The number of training examples in what is given to `fit`.
+
+    Arrays know their length. A finite `tf.data.Dataset` of batches is counted exactly: from its
+    cardinality if its batches have one static size, else in one pass over it. A generator, an
+    endless dataset or a dataset of unknown length gives None.
+
+    Args:
+        x: the first argument of `fit`.
+        validation_split: the fraction of arrays that `fit` holds out.
+    """
+    if isinstance(x, tf.data.Dataset):
+        return _count_dataset(x)
+    arrays = [a for a in keras.tree.flatten(x) if hasattr(a, "shape") and len(a.shape) > 0]
+    if not arrays:
+        return None
+    total = int(arrays[0].shape[0])
+    # As Keras splits: the first floor(N (1 - split)) examples are for training.
+    return math.floor(total * (1.0 - validation_split)) if validation_split else total
+
+
+def _count_dataset(dataset: tf.data.Dataset) -> int | None:
+    batches = int(dataset.cardinality())
+    if batches < 0:
+        return None
+    static = keras.tree.flatten(dataset.element_spec)[0].shape[0]
+    if static is not None:
+        return batches * int(static)
+
+    def add_rows(count: tf.Tensor, *batch: Any) -> tf.Tensor:
+        return count + tf.shape(keras.tree.flatten(batch)[0], out_type=tf.int64)[0]
+
+    return int(dataset.reduce(tf.zeros((), tf.int64), add_rows))
+
+
+def check_not_empty(x: Any, y: Any) -> None:
+    """Refuse arrays without examples or without targets, before Keras asks for their length."""
+    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
+    if not arrays:
+        return
+    if y is None:
+        raise ValueError("`fit` needs targets with arrays of inputs: fit(x, y). Received: y=None")
+    if any(0 in leaf.shape[:1] for leaf in arrays):
+        shapes = [tuple(leaf.shape) for leaf in arrays]
+        raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")

@@ -1,0 +1,125 @@
+"""How a subclass of keras.Model becomes Functional, and how a likelihood joins its graph."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from tfp_rank1 import likelihoods
+from tfp_rank1.keras_internals import Functional, producer_of
+from tfp_rank1.layers.members import SplitMembers, TileMembers
+from tfp_rank1.likelihoods import Likelihood
+
+
+def is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a model is given as inputs and outputs."""
+    return len(args) >= 2 or (len(args) == 1 and "outputs" in kwargs) or "inputs" in kwargs
+
+
+@functools.cache
+def functional_variant(cls: Any) -> Any:
+    """`cls` with the methods of a Functional model behind its own.
+
+    Keras would instead change the bases of `cls` in place at its first functional use, which
+    breaks every subclass that defines `call`.
+    """
+    if issubclass(cls, Functional):
+        return cls
+    variant = type(
+        cls.__name__, (cls, Functional), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    )
+    registered_name = keras.saving.get_registered_name(cls)
+    if ">" in registered_name:
+        # Saved under the name of `cls`, and loaded as `cls`, which becomes functional again.
+        keras.saving.register_keras_serializable(*registered_name.split(">"))(variant)
+        keras.saving.get_custom_objects()[registered_name] = cls
+    return variant
+
+
+def inputs_and_outputs(model: keras.Model) -> tuple[Any, Any]:
+    """The graph of a model, such as a Sequential, that is given in place of its two ends.
+
+    Raises:
+        ValueError: for a subclassed or unbuilt model.
+    """
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            "A model in place of inputs and outputs must be Functional, or a Sequential that is "
+            "built: begin it with keras.Input. Received: "
+            f"{type(model).__name__}, built={model.built}"
+        )
+    return model.inputs, model.outputs
+
+
+def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Inputs, outputs, and the remaining positional arguments."""
+    values = list(args)
+    inputs = values.pop(0) if values else kwargs.pop("inputs")
+    outputs = values.pop(0) if values else kwargs.pop("outputs")
+    return _single(inputs), _single(outputs), tuple(values)
+
+
+def _single(tensors: Any) -> Any:
+    """The only tensor of a list (`sequential.inputs`), or the structure as it is."""
+    is_single = isinstance(tensors, (list, tuple)) and len(tensors) == 1
+    return tensors[0] if is_single else tensors
+
+
+def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
+    """Make a likelihood the last operation of the graph, unless it already is."""
+    if not isinstance(outputs, keras.KerasTensor):
+        raise ValueError(
+            "A BayesianModel has one output tensor, [batch, members, outputs]. "
+            f"Received: outputs={outputs}"
+        )
+    last, _, _ = producer_of(outputs)
+    if isinstance(last, Likelihood):
+        if likelihood is not None and not same_likelihood(last, likelihoods.get(likelihood)):
+            raise ValueError(
+                "The outputs already end in a likelihood, and another one is given. "
+                f"Received: {type(last).__name__} and likelihood={likelihood}"
+            )
+        return outputs, last
+    if likelihood is None:
+        return outputs, None
+    likelihood = likelihoods.get(likelihood)
+    return likelihood(outputs), likelihood
+
+
+def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> None:
+    """Refuse layers that fold another number of members than the outputs have.
+
+    Such a model often runs, and then an example's output depends on its place in the batch.
+    Layers with one member may stand anywhere; TileMembers and SplitMembers may not.
+
+    Args:
+        layers: all layers of a model.
+        members: K of the model's outputs.
+
+    Raises:
+        ValueError: naming the layers and their numbers.
+    """
+    layers = list(layers)
+    folding = [v for v in layers if isinstance(v, (TileMembers, SplitMembers))]
+    perturbed = [v for v in layers if getattr(v, "ensemble_size", 1) != 1]
+    sizes = {v.name: v.ensemble_size for v in [*folding, *perturbed]}
+    kinds = (TileMembers, SplitMembers)
+    missing = [kind for kind in kinds if not any(isinstance(v, kind) for v in folding)]
+    if any(size != members for size in sizes.values()) or (perturbed and missing):
+        raise ValueError(
+            "The layers of a BayesianModel must agree on the number of members K, with "
+            "TileMembers(K) before the first and SplitMembers(K) after the last. Received: "
+            f"ensemble_size by layer {sizes}, and outputs with {members} members"
+        )
+
+
+def same_likelihood(a: Likelihood, b: Likelihood) -> bool:
+    """Whether two likelihoods are of one kind with equal arguments, names apart."""
+
+    def arguments(likelihood: Likelihood) -> dict[str, Any]:
+        return {k: v for k, v in likelihood.get_config().items() if k != "name"}
+
+    return type(a) is type(b) and arguments(a) == arguments(b)

@@ -1,0 +1,186 @@
+"""The loss of a BayesianModel: a bound on the evidence.
+
+    loss(t) = NLL + anneal(t) / N * KL + other penalties
+
+NLL is a mean per example, KL the sum over the layers, each counted once, and N the number of
+training examples. The functions here compute one batch's loss for a model; they hold no state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import scopes
+from tfp_rank1.divergence import KLOwner
+from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
+from tfp_rank1.model.all_or_nothing import sum_over_replicas
+from tfp_rank1.model.graph import check_members_agree
+from tfp_rank1.model.options import PER_EXAMPLE
+from tfp_rank1.outputs import join_copies, num_members
+
+__all__ = ["Objective", "by_examples", "evidence_bound", "kl_of", "kl_weight", "training_outputs"]
+
+
+class Objective(NamedTuple):
+    """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`.
+
+    `rows` is the number of examples per replica, the mean over all replicas.
+    """
+
+    loss: tf.Tensor
+    nll: tf.Tensor
+    kl: tf.Tensor
+    kl_weight: tf.Tensor
+    rows: tf.Tensor
+
+
+def training_outputs(model: Any, x: Any) -> tf.Tensor:
+    """Raw outputs of one training pass, as `compile` asked for them.
+
+    Args:
+        model: a `BayesianModel`.
+        x: one batch of inputs, `[B, ...]`.
+
+    Returns:
+        `[B, S K, ..., D]` for S samples of tiled batches, `[B, 1, ..., D]` for split ones.
+    """
+    samples = model.options.num_train_samples
+    if samples > 1:
+        _check_samples_differ(model)
+        x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
+    is_split = model.options.member_batches == "split"
+    with scopes.split_members.set(True) if is_split else contextlib.nullcontext():
+        outputs = model(x, training=True)
+    if samples == 1:
+        return outputs
+    _check_members(model, outputs)
+    return join_copies(outputs, samples)
+
+
+def evidence_bound(
+    model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any, training: bool
+) -> Objective:
+    """The loss of one batch and its parts; see `BayesianModel.objective`."""
+    _check_outputs(model, outputs)
+    if not (training and model.options.spreads_batches):  # else those of `training_outputs`
+        _check_members(model, outputs)
+    if y is None:
+        raise ValueError(
+            "The loss needs targets: give arrays as (x, y), a dataset of pairs (x, y). "
+            "Received: batches without targets"
+        )
+    if not model.likelihood.built:
+        raise ValueError(
+            "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
+            f". Received: {type(model).__name__}.call returns raw outputs"
+        )
+    evaluation = model.options.evaluation_loss
+    is_compiled = training or evaluation is None
+    loss_of: Any = compiled_loss(model) if is_compiled else evaluation
+    nll = loss_of(y, outputs, sample_weight)
+    rows = _mean_rows(outputs)
+    nll = by_examples(nll, model.loss if is_compiled else evaluation, outputs, rows)
+    with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
+        penalties = [added_loss(model, penalty) for penalty in model.losses]
+    # KLs come in Keras's dtype, penalties in that of their weights.
+    loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
+    return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)
+
+
+def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """A replica's mean over its examples, so that in the sum over replicas all weigh the same.
+
+    Keras adds up the replicas' means, each divided by their number R. Here each is multiplied by R
+    times its share of the examples: one replica may have more than another.
+
+    Args:
+        nll: of this replica, scalar.
+        loss: that gave it; reductions other than Keras's mean over the batch are left alone.
+        outputs: of this replica, `[B, ...]`.
+        rows: mean of B over the replicas.
+    """
+    if getattr(loss, "reduction", PER_EXAMPLE) != PER_EXAMPLE:
+        return nll
+    own = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return nll * tf.cast(tf.math.divide_no_nan(own, rows), nll.dtype)
+
+
+def kl_weight(model: Any, training: bool) -> tf.Tensor:
+    """`anneal(t) / N` in training, `1 / N` in evaluation, scalar; 0 without any KL.
+
+    Raises:
+        ValueError: if N is not known yet and a layer has a KL.
+    """
+    if model.num_train_examples is None:
+        if not has_kl(model):
+            return tf.zeros(())
+        raise ValueError(
+            "The KL weight is 1/N and the number N of training examples is not known yet. "
+            "Call `fit`, which finds it in arrays and finite datasets, or pass "
+            "num_train_examples= to the model. Received: num_train_examples=None"
+        )
+    annealing = model.options.annealing if training else None
+    anneal = tf.ones(()) if annealing is None else annealing(_step(model))
+    return anneal / float(model.num_train_examples)
+
+
+def has_kl(model: Any) -> bool:
+    """Whether some factor has a prior and is trained: frozen layers have no KL."""
+    return any(v.regularizer is not None and v.trainable for v in model.factor_variables)
+
+
+def kl_of(model: Any) -> tf.Tensor:
+    """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+    layers = layers_of(model, include_self=False)
+    # A model within has a `kl` as well, of layers that are in the list themselves.
+    owners = [v for v in layers if hasattr(v, "kl") and not isinstance(v, keras.Model)]
+    return tf.add_n([layer.kl() for layer in owners]) if owners else tf.zeros(())
+
+
+def _step(model: Any) -> tf.Tensor:
+    """Number of batches trained on so far (whole updates of an accumulating optimizer)."""
+    if model.optimizer is None:
+        return tf.zeros((), tf.int64)
+    inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    batches_per_update = getattr(inner, "gradient_accumulation_steps", None) or 1
+    return tf.convert_to_tensor(inner.iterations) * batches_per_update
+
+
+def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
+    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
+    return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _check_outputs(model: Any, outputs: tf.Tensor) -> None:
+    """Refuse losses and metrics of Keras, which broadcast the targets over the members."""
+    if compiled_loss(model) is None:
+        raise ValueError(
+            "The model has no loss. Call compile(loss='average_nll') or compile(loss="
+            "'mixture_nll') first. Received: loss=None"
+        )
+    if len(outputs.shape) > 2 and model.options.stock_names:
+        raise ValueError(
+            "Losses and metrics of Keras know no members and cannot be used for outputs "
+            "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
+            f"of tfp_rank1.metrics. Received: {', '.join(model.options.stock_names)}"
+        )
+
+
+def _check_samples_differ(model: Any) -> None:
+    """Refuse layers that draw once per member and call: all samples would be one."""
+    layers = layers_of(model, include_self=False)
+    shared = [v.name for v in layers if getattr(v, "sampling", None) == "member"]
+    if shared:
+        raise ValueError(
+            "With num_train_samples above 1 layers must draw for every example: build them "
+            f"with sampling='example'. Received: sampling='member' in {shared}"
+        )
+
+
+def _check_members(model: Any, outputs: tf.Tensor) -> None:
+    """Refuse layers that fold another number of members: they would mix examples."""
+    check_members_agree(layers_of(model, include_self=False), num_members(outputs.shape))

@@ -1,0 +1,235 @@
+"""What `BayesianModel.compile` was told: checked, frozen, and written into saved models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1.checks import choice, positive, whole
+from tfp_rank1.layers import TileMembers
+from tfp_rank1.layers.folding import split_message
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.losses import NAMES as LOSS_NAMES
+from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
+from tfp_rank1.metrics import Accuracy, UncertaintyMetric
+from tfp_rank1.model.counting import count_examples
+from tfp_rank1.model.graph import same_likelihood
+from tfp_rank1.predictive.sampling import stateful_layers
+
+__all__ = [
+    "PER_EXAMPLE",
+    "Annealing",
+    "Options",
+    "check_multiplier",
+    "check_split_batches",
+    "known_loss",
+    "own_metrics",
+]
+
+Annealing = Callable[[tf.Tensor], tf.Tensor]
+
+PER_EXAMPLE = "sum_over_batch_size"  # as Keras calls the mean over a batch
+_BATCH_SIZE = 32  # of Keras's `fit`, unless another is given
+_ACCURACY = "accuracy", "acc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The choices of `compile`, and what follows from them.
+
+    Attributes:
+        factor_learning_rate_multiplier: the factors' steps are this many times the others'.
+        member_batches: `"tiled"` or `"split"`.
+        num_train_samples: samples per member and example in training.
+        loss_name: the name under which a saved model finds its loss; None for a loss of Keras or
+            one with arguments of its own.
+        evaluation_loss: what evaluation reports; None for a loss of Keras.
+        stock_names: losses and metrics of Keras, which know no members.
+        annealing: from the step to a weight of the KL in [0, 1]; None for the full weight.
+    """
+
+    factor_learning_rate_multiplier: float = 1.0
+    member_batches: str = "tiled"
+    num_train_samples: int = 1
+    loss_name: str | None = None
+    evaluation_loss: MixtureNLL | None = None
+    stock_names: tuple[str, ...] = ()
+    annealing: Annealing | None = None
+
+    @classmethod
+    def check(
+        cls,
+        optimizer: Any,
+        loss: Any,
+        layers: Iterable[Any],
+        *,
+        factor_learning_rate_multiplier: Any,
+        member_batches: Any,
+        num_train_samples: Any,
+    ) -> Options:
+        """Options from the arguments of `compile`, before Keras compiles anything.
+
+        Args:
+            optimizer: the optimizer, or None.
+            loss: as `known_loss` gives it.
+            layers: of the model.
+            factor_learning_rate_multiplier: of `compile`.
+            member_batches: of `compile`.
+            num_train_samples: of `compile`.
+
+        Raises:
+            ValueError: for values out of range, or that exclude each other.
+        """
+        options = cls(
+            check_multiplier(factor_learning_rate_multiplier, optimizer),
+            choice("member_batches", member_batches, ("tiled", "split")),
+            whole("num_train_samples", num_train_samples),
+        )
+        _check_members_share(options, loss, layers)
+        return options
+
+    @property
+    def spreads_batches(self) -> bool:
+        """Whether training outputs have other members than the model's layers."""
+        return self.member_batches == "split" or self.num_train_samples > 1
+
+    def bound_to(self, likelihood: Likelihood, loss: Any, metrics: list[Any]) -> Options:
+        """The options once loss and metrics, compiled by Keras, have the model's likelihood."""
+        name, evaluation, stock = None, None, []
+        if isinstance(loss, NegativeLogLikelihood):
+            # The model's own object: it holds the weights of a learned noise scale.
+            loss.likelihood = likelihood
+            is_default = loss.reduction == PER_EXAMPLE
+            name = loss.name if is_default and type(loss) is LOSS_NAMES.get(loss.name) else None
+            evaluation = MixtureNLL(likelihood, reduction=loss.reduction)
+        elif loss is not None:
+            stock.append(str(getattr(loss, "name", loss)))
+        for metric in metrics:
+            if isinstance(metric, UncertaintyMetric):
+                metric.bind(likelihood)
+            elif metric is not None:
+                stock.append(str(getattr(metric, "name", metric)))
+        return dataclasses.replace(
+            self, loss_name=name, evaluation_loss=evaluation, stock_names=tuple(stock)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of `compile` beside those of Keras; a loss of this package by its name."""
+        config: dict[str, Any] = {} if self.loss_name is None else {"loss": self.loss_name}
+        names = "factor_learning_rate_multiplier", "member_batches", "num_train_samples"
+        return config | {name: getattr(self, name) for name in names}
+
+
+def known_loss(loss: Any, likelihood: Likelihood) -> Any:
+    """A loss of this package by its name or as an object, or a Keras loss as it is.
+
+    Raises:
+        ValueError: for an unknown name, or a loss with another likelihood than the model's.
+    """
+    if isinstance(loss, str):
+        return LOSS_NAMES[loss]() if loss in LOSS_NAMES else _loss_of_keras(loss)
+    own = getattr(loss, "likelihood", None) if isinstance(loss, NegativeLogLikelihood) else None
+    if own not in (None, likelihood) and not same_likelihood(own, likelihood):
+        raise ValueError(
+            "The loss and the model have different likelihoods. Pass the loss without one, "
+            f"loss={loss.name!r}. Received: {type(own).__name__} in the loss, "
+            f"{type(likelihood).__name__} in the model"
+        )
+    return loss
+
+
+def _loss_of_keras(name: str) -> str:
+    """The name; an unknown one is refused with the names of this package."""
+    try:
+        keras.losses.get(name)
+    except ValueError as error:
+        raise ValueError(
+            f"Unknown loss: expected one of {sorted(LOSS_NAMES)} or a loss of Keras. "
+            f"Received: loss={name!r}"
+        ) from error
+    return name
+
+
+def own_metrics(metrics: Any) -> Any:
+    """A structure of metrics with `"accuracy"` replaced by that of this package.
+
+    Keras's accuracy would broadcast the labels over the members.
+    """
+    return keras.tree.map_structure(
+        lambda m: Accuracy() if isinstance(m, str) and m in _ACCURACY else m, metrics
+    )
+
+
+def check_multiplier(multiplier: Any, optimizer: Any) -> float:
+    """The factors' learning-rate multiplier as a number.
+
+    Raises:
+        ValueError: unless it is finite and above 0, or where the optimizer averages weights: it
+            does so before the factors' steps are multiplied.
+    """
+    value = positive("factor_learning_rate_multiplier", multiplier)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if value != 1.0 and getattr(inner, "use_ema", False):
+        raise ValueError(
+            "The moving average of an optimizer is taken before the factors' steps are "
+            "multiplied: use factor_learning_rate_multiplier=1, or an optimizer with "
+            f"use_ema=False. Received: factor_learning_rate_multiplier={multiplier}"
+        )
+    return value
+
+
+def _check_members_share(options: Options, loss: Any, layers: Iterable[Any]) -> None:
+    """Refuse ways to spread a batch over members and samples that do not go together."""
+    is_split = options.member_batches == "split"
+    if is_split and options.num_train_samples > 1:
+        raise ValueError(
+            "Members that split a batch take one sample each: use num_train_samples=1, or "
+            f"member_batches='tiled'. Received: num_train_samples={options.num_train_samples}"
+        )
+    if is_split and isinstance(loss, MixtureNLL):
+        raise ValueError(
+            "Members that split a batch see one example each, so the mixture would be one "
+            "member: use loss='average_nll', or member_batches='tiled'. "
+            f"Received: loss={loss.name!r}"
+        )
+    stateful = stateful_layers(layers)
+    if stateful and options.spreads_batches:
+        raise ValueError(
+            "A stateful layer keeps a state for every row of a tiled batch: use stateful=False, "
+            "or member_batches='tiled' and num_train_samples=1. "
+            f"Received: stateful layers {stateful}"
+        )
+
+
+def check_split_batches(arguments: Mapping[str, Any], layers: Iterable[Any]) -> None:
+    """Refuse arrays that `fit` would cut into batches which the members cannot share.
+
+    A compiled step would refuse them too, but only at the last batch, and XLA drops the message.
+
+    Args:
+        arguments: of `fit`.
+        layers: of the model.
+
+    Raises:
+        ValueError: unless the members' number divides every batch.
+    """
+    x = arguments.get("x")
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if isinstance(x, tf.data.Dataset) or replicas > 1 or arguments.get("steps_per_epoch"):
+        return
+    count = count_examples(x, arguments.get("validation_split", 0.0))
+    if not count:  # batches of unknown sizes
+        return
+    batch = min(arguments.get("batch_size") or _BATCH_SIZE, count)
+    rows = {batch, count % batch} - {0}
+    for members in {v.ensemble_size for v in layers if isinstance(v, TileMembers)}:
+        odd = sorted(n for n in rows if n % members)
+        if odd:
+            raise ValueError(
+                f"{split_message(members)} Received: {count} examples in batches of {batch}, "
+                f"some of {odd}"
+            )

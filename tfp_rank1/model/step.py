@@ -1,0 +1,134 @@
+"""One batch of a BayesianModel: an optimizer step, all of it or nothing."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
+from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
+from tfp_rank1.model.objective import Objective
+
+__all__ = [
+    "apply_gradients",
+    "checked_gradients",
+    "evaluate_batch",
+    "make_variables",
+    "state_variables",
+    "track",
+    "train_batch",
+]
+
+
+def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
+    """One optimizer step on one batch; a loss or gradient that is not finite undoes all of it."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    make_variables(model, x)
+    before = Snapshot(state_variables(model))
+    with tf.GradientTape() as tape:
+        outputs = model.training_outputs(x)
+        objective = model.objective(y, outputs, sample_weight, training=True)
+        loss = model.optimizer.scale_loss(objective.loss)
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    accepted = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
+    _apply_if(accepted, model, gradients)
+    before.restore_unless(accepted)
+    return track(model, objective, (x, y, outputs, sample_weight), accepted)
+
+
+def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
+    """Loss and metrics of one batch."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    outputs = model(x, training=False)
+    objective = model.objective(y, outputs, sample_weight, training=False)
+    return track(model, objective, (x, y, outputs, sample_weight))
+
+
+def make_variables(model: Any, x: Any) -> None:
+    """Build the model and its optimizer: a refused batch puts back only what was there before."""
+    if not model.built:
+        model(x, training=False)
+    model.build_optimizer()
+
+
+def state_variables(model: Any) -> list[keras.Variable]:
+    """What a forward pass changes, such as moving statistics; not kernels that are frozen."""
+    return [v for layer in layers_of(model) for v in own_state(layer)]
+
+
+def checked_gradients(model: Any, gradients: list[Any]) -> list[Any]:
+    """Gradients that must be finite: not those of scaled losses, from which scales are found.
+
+    An optimizer that scales the loss refuses gradients that are not finite by itself.
+    """
+    is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return [] if is_scaled else [g for g in gradients if g is not None]
+
+
+def _apply_if(accepted: tf.Tensor, model: Any, gradients: list[Any]) -> None:
+    """The optimizer's step, if it is accepted."""
+    variables = model.trainable_variables
+    if not variables:
+        warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        return
+    if tf.distribute.has_strategy():  # replicas cannot meet inside a conditional
+        before = Snapshot([*variables, *model.optimizer.variables])
+        apply_gradients(model, gradients, variables)
+        before.restore_unless(accepted)
+        return
+
+    def apply() -> tf.Tensor:
+        apply_gradients(model, gradients, variables)
+        return accepted
+
+    tf.cond(accepted, apply, lambda: accepted)
+
+
+def apply_gradients(model: Any, gradients: list[Any], variables: list[keras.Variable]) -> None:
+    """Apply the optimizer; the factors' steps are multiplied afterwards.
+
+    Multiplying the step, not the gradient, is what a learning-rate multiplier means for Adam as
+    well, and costs O(in + out).
+    """
+    multiplier = model.options.factor_learning_rate_multiplier
+    scaled = [] if multiplier == 1.0 else [v for v in model.factor_variables if v.trainable]
+    before = [tf.identity(v.value) for v in scaled]
+    model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    for variable, old in zip(scaled, before, strict=True):
+        variable.assign(old + multiplier * (variable.value - old))
+
+
+def track(
+    model: Any, objective: Objective, batch: tuple[Any, ...], accepted: tf.Tensor | None = None
+) -> dict[str, tf.Tensor]:
+    """Update the metrics by a batch, but not by a refused one.
+
+    Args:
+        model: a `BayesianModel`.
+        objective: of the batch.
+        batch: inputs, targets, outputs and weights.
+        accepted: boolean scalar; None in evaluation.
+
+    Returns:
+        What is logged.
+    """
+    x, y, outputs, sample_weight = batch
+    before = None if accepted is None else Snapshot(_metric_variables(model, y, outputs))
+    model.track_objective(objective)
+    logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    if before is None or accepted is None:
+        return {name: v for name, v in logs.items() if name not in model.training_logs}
+    before.restore_unless(accepted)
+    model.track_refusal(accepted)
+    return {**logs, **model.get_metrics_result()}
+
+
+def _metric_variables(model: Any, y: Any, outputs: tf.Tensor) -> list[keras.Variable]:
+    """Each once, those of metrics within metrics too."""
+    compiled = compiled_metrics(model)
+    if compiled is not None and not compiled.built:  # until then it names none of its own
+        compiled.build(y, outputs)
+    return list({id(v): v for metric in model.metrics for v in metric.variables}.values())

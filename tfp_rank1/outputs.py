@@ -1,0 +1,198 @@
+"""The axes of raw outputs: members or samples, examples, positions, and the outputs themselves.
+
+Two layouts exist. A model and its metrics have the examples first, answers the samples:
+
+    [B, K, ..., D]      K members of every example; [B, D] from a net without members
+    [S, N, ..., D]      S samples for all examples
+
+The dots are positions (pixels, time steps), of which there may be none. `Outputs` knows where each
+axis is; nobody else transposes outputs or counts their axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = [
+    "Outputs",
+    "as_members",
+    "check_output_shape",
+    "join_copies",
+    "join_passes",
+    "num_members",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Raw outputs, or any tensor with the same leading axes, and where its axes are.
+
+    Attributes:
+        values: `[S, N, ..., D]` or `[N, S, ..., D]`.
+        sample_axis: the axis of the samples or members, 0 or 1.
+    """
+
+    values: tf.Tensor
+    sample_axis: int
+
+    @property
+    def num_samples(self) -> int:
+        """S, the number of samples or members."""
+        return int(self.values.shape[self.sample_axis])
+
+    @property
+    def num_outputs(self) -> int:
+        """D."""
+        return int(self.values.shape[-1])
+
+    @property
+    def num_position_axes(self) -> int:
+        """Number of axes between examples and outputs."""
+        return int(self.values.shape.rank) - 3
+
+    def by_example(self) -> Outputs:
+        """The same with the examples first, `[N, S, ..., D]`."""
+        return self if self.sample_axis == 1 else Outputs(_swap_first_two(self.values), 1)
+
+    def by_sample(self) -> Outputs:
+        """The same with the samples first, `[S, N, ..., D]`."""
+        return self if self.sample_axis == 0 else Outputs(_swap_first_two(self.values), 0)
+
+    def like(self, values: tf.Tensor) -> Outputs:
+        """Other values in the same layout."""
+        return Outputs(values, self.sample_axis)
+
+    def average(self, values: tf.Tensor) -> tf.Tensor:
+        """Mean over the samples of values in this layout, `[N, ...]`."""
+        return tf.reduce_mean(values, axis=self.sample_axis)
+
+    def variance(self, values: tf.Tensor) -> tf.Tensor:
+        """Variance over the samples of values in this layout, `[N, ...]`."""
+        return tf.math.reduce_variance(values, axis=self.sample_axis)
+
+    def logsumexp(self, values: tf.Tensor) -> tf.Tensor:
+        """`log sum_s exp(values_s)`, `[N, ...]`."""
+        return tf.reduce_logsumexp(values, axis=self.sample_axis)
+
+    def bounds(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Smallest and largest over the samples of values in this layout, `[N, ...]` each."""
+        axis = self.sample_axis
+        return tf.reduce_min(values, axis=axis), tf.reduce_max(values, axis=axis)
+
+    def for_all_samples(self, values: tf.Tensor) -> tf.Tensor:
+        """Values `[N, ...]`, such as targets, with an axis that broadcasts over the samples."""
+        return tf.expand_dims(values, self.sample_axis)
+
+    def sum_positions(self, values: tf.Tensor) -> tf.Tensor:
+        """Values `[S, N, ...]` of every position, summed by example: `[S, N]` or `[N, S]`."""
+        positions = list(range(2, 2 + self.num_position_axes))
+        return tf.reduce_sum(values, axis=positions) if positions else values
+
+    def flatten_positions(self) -> Outputs:
+        """Positions as examples of their own, `[S, N P, D]` or `[N P, S, D]`."""
+        if not self.num_position_axes:
+            return self
+        by_sample = self.by_sample().values
+        shape = [self.num_samples, -1, self.num_outputs]
+        flat = Outputs(tf.reshape(by_sample, shape), 0)
+        return flat if self.sample_axis == 0 else flat.by_example()
+
+    def gather_samples(self, index: tf.Tensor) -> Outputs:
+        """Chosen samples of every example.
+
+        Args:
+            index: int32 `[N, M]`, M sample numbers per example.
+
+        Returns:
+            `[N, M, ..., D]`.
+        """
+        return Outputs(tf.gather(self.by_example().values, index, batch_dims=1), 1)
+
+    def spread(self, points: tf.Tensor, stddev: tf.Tensor) -> Outputs:
+        """Every sample as M samples, at `values + stddev points`.
+
+        Args:
+            points: `[M]`.
+            stddev: the shape of `values`.
+
+        Returns:
+            M S samples, first those of the first point.
+        """
+        by_sample, width = self.by_sample().values, self.like(stddev).by_sample().values
+        moved = by_sample + width * tf.reshape(points, [-1] + [1] * int(by_sample.shape.rank))
+        sizes = [*tf.unstack(tf.shape(by_sample))[1:-1], self.num_outputs]
+        joined = Outputs(tf.reshape(moved, [points.shape[0] * self.num_samples, *sizes]), 0)
+        return joined if self.sample_axis == 0 else joined.by_example()
+
+
+def as_members(values: Any) -> Outputs:
+    """A model's raw outputs, `[B, K, ..., D]`, or `[B, D]` of a net without members.
+
+    Raises:
+        ValueError: for values without an axis of outputs.
+    """
+    values = tf.convert_to_tensor(values)
+    if values.shape.rank == 2:
+        values = values[:, tf.newaxis]
+    if values.shape.rank is None or values.shape.rank < 3:
+        raise ValueError(
+            "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
+            "without members); end the model with SplitMembers(K). "
+            f"Received: outputs of shape {values.shape}"
+        )
+    return Outputs(values, 1)
+
+
+def num_members(output_shape: Sequence[int | None] | tf.TensorShape) -> int:
+    """K of a model's outputs `[B, K, ..., D]`; 1 for `[B, D]`."""
+    return int(output_shape[1]) if len(output_shape) > 2 else 1  # type: ignore[arg-type]
+
+
+def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
+    """Outputs of P passes, `[P, B, K, ..., D]`, as samples `[P K, B, ..., D]`.
+
+    Args:
+        values: of all passes.
+        num_passes: P, which a graph may learn only when it runs.
+        sizes: of the axes after the members, `(..., D)`; None where not static.
+    """
+    rank, members = 3 + len(sizes), values.shape[2]
+    dynamic = tf.unstack(tf.shape(values), num=rank)
+    static = [dynamic[3 + i] if size is None else size for i, size in enumerate(sizes)]
+    by_member = tf.transpose(values, [0, 2, 1, *range(3, rank)])
+    return tf.reshape(by_member, [num_passes * members, dynamic[1], *static])
+
+
+def join_copies(values: tf.Tensor, num_copies: int) -> tf.Tensor:
+    """Outputs of S copies of a batch, `[S B, K, ..., D]`, as members `[B, S K, ..., D]`."""
+    values = as_members(values).values
+    rank, members = int(values.shape.rank), values.shape[1]
+    dynamic = tf.unstack(tf.shape(values), num=rank)
+    sizes = [dynamic[i] if values.shape[i] is None else values.shape[i] for i in range(2, rank)]
+    by_copy = tf.reshape(values, [num_copies, -1, members, *sizes])
+    by_example = tf.transpose(by_copy, [1, 0, 2, *range(3, rank + 1)])
+    return tf.reshape(by_example, [-1, num_copies * members, *sizes])
+
+
+def check_output_shape(shape: Any) -> tf.TensorShape:
+    """A model's output shape, refused unless answers can be made of it.
+
+    Raises:
+        ValueError: unless it is `[batch, members, outputs]` or `[batch, outputs]`.
+    """
+    shape = tf.TensorShape(shape)
+    if shape.rank not in (2, 3) or shape[-1] is None or shape[1] is None:
+        raise ValueError(
+            "The posterior predictive needs outputs [batch, members, outputs] or "
+            "[batch, outputs] of known size; end the model with SplitMembers(K). "
+            f"Received: a model with outputs of shape {shape}"
+        )
+    return shape
+
+
+def _swap_first_two(values: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(values, [1, 0, *range(2, int(values.shape.rank))])

@@ -1,0 +1,140 @@
+"""PosteriorPredictive: samples of a model's outputs turned into answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.random import next_seed
+
+__all__ = ["PosteriorPredictive", "PredictiveMoments"]
+
+
+class PosteriorPredictive(PredictiveMixture):
+    """The posterior predictive distribution of N examples, as S samples of the raw outputs.
+
+    `mean`, `variance`, `stddev`, `aleatoric_variance`, `epistemic_variance`, `entropy`,
+    `expected_entropy`, `mutual_information`, `quantile`, `credible_interval`, `cdf` and
+    `log_prob` are documented at `tfp_rank1.predictive.PredictiveMixture`.
+
+    Args:
+        samples: raw outputs `[S, N, D]`.
+        likelihood: what they mean.
+        output_variance: `[S, N, D]` where `samples` are means over the last layer's weights, which
+            are integrated out in closed form (a `bali_keras.BaliModel` with a Normal likelihood).
+            Defaults to None.
+
+    Example:
+    ```python
+    p = model.posterior_predictive(x_test, num_samples=32)
+    low, high = p.credible_interval(0.9)
+    p.log_prob(y_test)                                    # [N], nats
+    ```
+    """
+
+    def __init__(
+        self, samples: tf.Tensor, likelihood: Likelihood, output_variance: tf.Tensor | None = None
+    ) -> None:
+        super().__init__(likelihood, samples, axis=0, output_variance=output_variance)
+
+    @property
+    def samples(self) -> tf.Tensor:
+        """Raw outputs `[S, N, D]`; their means where there is an `output_variance`."""
+        return self._outputs
+
+    def sample(self, num_draws: int = 1, seed: int | None = None) -> tf.Tensor:
+        """Draws of the target, `[num_draws, N, targets]`; labels for Categorical.
+
+        Args:
+            num_draws: at least 1. Defaults to 1.
+            seed: integer for reproducible draws. Defaults to None: new ones each call.
+        """
+        chosen = keras.random.SeedGenerator(seed)
+        return self._draw(num_draws, next_seed(chosen))
+
+    def distribution(self) -> tfd.MixtureSameFamily:
+        """The predictive distribution as a `tfd.MixtureSameFamily`, batch shape `[N]`."""
+        components = self.by_example().conditional()
+        if not self.likelihood.is_categorical:
+            components = tfd.Independent(components, 1)
+        weights = tf.zeros(self.outputs.shape[:2])
+        return tfd.MixtureSameFamily(tfd.Categorical(logits=weights), components)
+
+    def moments(self) -> PredictiveMoments:
+        """What remains when the samples are dropped."""
+        has_entropy = self.likelihood.predicts_probabilities
+        return PredictiveMoments(
+            self.mean(),
+            self.aleatoric_variance(),
+            self.epistemic_variance(),
+            self.entropy() if has_entropy else None,
+            self.expected_entropy() if has_entropy else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictiveMoments:
+    """Moments of the predictive distribution, without its samples.
+
+    The methods are those of `PosteriorPredictive`; quantiles and log-probabilities need samples.
+    """
+
+    _mean: tf.Tensor
+    _aleatoric_variance: tf.Tensor
+    _epistemic_variance: tf.Tensor
+    _entropy: tf.Tensor | None
+    _expected_entropy: tf.Tensor | None
+
+    def mean(self) -> tf.Tensor:
+        """`E[y]`, `[N, targets]`."""
+        return self._mean
+
+    def aleatoric_variance(self) -> tf.Tensor:
+        """`E_s Var[y | s]`, `[N, targets]`."""
+        return self._aleatoric_variance
+
+    def epistemic_variance(self) -> tf.Tensor:
+        """`Var_s E[y | s]`, `[N, targets]`."""
+        return self._epistemic_variance
+
+    def variance(self) -> tf.Tensor:
+        """Total variance, `[N, targets]`."""
+        return self._aleatoric_variance + self._epistemic_variance
+
+    def stddev(self) -> tf.Tensor:
+        """Square root of the total variance, in units of the target."""
+        return tf.sqrt(self.variance())
+
+    def entropy(self) -> tf.Tensor:
+        """Entropy of the mixture, `[N]`, nats; classification only."""
+        return self._required(self._entropy, "entropy")
+
+    def expected_entropy(self) -> tf.Tensor:
+        """Mean entropy of the samples, `[N]`, nats; classification only."""
+        return self._required(self._expected_entropy, "expected_entropy")
+
+    def mutual_information(self) -> tf.Tensor:
+        """`entropy - expected_entropy`, `[N]`, nats; classification only."""
+        return tf.nn.relu(self.entropy() - self.expected_entropy())
+
+    def _required(self, value: tf.Tensor | None, name: str) -> tf.Tensor:
+        if value is None:
+            raise ValueError(
+                f"`{name}` has no closed form for this likelihood and the samples were dropped. "
+                "Use posterior_predictive(..., reduce=None). Received: reduce='moments'"
+            )
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("quantile", "credible_interval", "log_prob", "cdf", "sample", "distribution"):
+            raise AttributeError(
+                f"`{name}` needs the samples, which reduce='moments' drops. "
+                "Use posterior_predictive(..., reduce=None)."
+            )
+        raise AttributeError(f"PredictiveMoments has no attribute {name!r}")

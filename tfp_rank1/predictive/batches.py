@@ -1,0 +1,66 @@
+"""Batches of inputs, from whatever Keras takes for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_rank1.checks import rows_not_finite
+
+__all__ = ["batches_of", "check_finite"]
+
+
+def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
+    """Batches of inputs, and how many there are if that is known."""
+    if isinstance(x, tf.data.Dataset):
+        count = int(x.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("Argument `x` must be finite. Received: a dataset without an end")
+        return map(_inputs_of, x), count if count >= 0 else None
+    if isinstance(x, keras.utils.PyDataset):
+        if x.num_batches is None:
+            raise ValueError("Argument `x` must be finite. Received: a PyDataset without a length")
+        return (_inputs_of(x[i]) for i in range(x.num_batches)), x.num_batches
+    if isinstance(x, Iterator):
+        return map(_inputs_of, x), None
+    leaves = keras.tree.flatten(x)
+    if not leaves or not all(len(getattr(leaf, "shape", ())) for leaf in leaves):
+        raise ValueError(
+            "Argument `x` must be an array with a batch axis, a structure of such arrays, or "
+            f"batches (tf.data.Dataset, keras.utils.PyDataset, iterator). Received: {type(x)}"
+        )
+    rows = len(leaves[0])
+
+    def slices() -> Iterator[Any]:
+        for start in range(0, rows, batch_size):
+            part = slice(start, start + batch_size)
+            yield keras.tree.map_structure(lambda a, part=part: tf.convert_to_tensor(a[part]), x)
+
+    return slices(), math.ceil(rows / batch_size)
+
+
+def _inputs_of(batch: Any) -> Any:
+    inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+    return keras.tree.map_structure(tf.convert_to_tensor, inputs)
+
+
+def check_finite(batch: Any, first_row: int) -> int:
+    """The index of the row after the batch; raises at the first row that is not finite."""
+    rows = 0
+    for leaf in keras.tree.flatten(batch):
+        values = np.asarray(leaf)
+        rows = values.shape[0]
+        bad = rows_not_finite(values)
+        if not bad.any():
+            continue
+        raise ValueError(
+            "The inputs of posterior_predictive must be finite; remove or impute these rows. "
+            f"Received: NaN or infinity in {int(bad.sum())} rows of a batch, the first of them "
+            f"row {first_row + int(np.argmax(bad))}"
+        )
+    return first_row + rows

@@ -1,0 +1,124 @@
+"""SavedModels that answer with a distribution, without this package or TFP at the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import scopes
+from tfp_rank1.checks import whole
+from tfp_rank1.keras_internals import input_structure
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.predictive.sampling import Sampleable, sample_marginals, sample_outputs
+from tfp_rank1.random import entropy_seed
+
+__all__ = ["check_exportable", "export_predictive"]
+
+
+def export_predictive(
+    model: Sampleable, path: str, num_samples: int = 32, input_signature: Any = None
+) -> None:
+    """Write a SavedModel with predictive endpoints.
+
+    Endpoints, for inputs `[B, ...]` with any B; a single input is named `x`, several keep the names
+    of their `keras.Input`:
+        serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
+            `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
+            `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
+            Fresh samples on every call.
+        samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
+            rounded up to a multiple of the members. `num_samples` is an int32 scalar, `seed` an
+            int32 `[2]`: the same seed repeats the same samples; without one they are fresh.
+
+    No endpoint reads or writes random state, so calls may run concurrently.
+
+    Args:
+        model: a built model.
+        path: folder to write.
+        num_samples: samples of `serve`, at least 1. Defaults to 32.
+        input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: taken from
+            a Functional model; a subclassed one needs it.
+
+    Raises:
+        ValueError: for a subclassed model without a signature, a `num_samples` below 1, or
+            stateful layers.
+
+    Example:
+    ```python
+    model.export_predictive("served", num_samples=16)
+    served = tf.saved_model.load("served")           # needs tensorflow only
+    served.serve(x)["probs"]
+    served.samples(x, 8, seed=tf.constant([1, 2]))
+    ```
+    """
+    num_samples = whole("num_samples", num_samples)
+    if isinstance(input_signature, (list, tuple)) and len(input_signature) == 1:
+        input_signature = input_signature[0]  # as keras.Model.export takes it
+    signature = _signature_of(model) if input_signature is None else input_signature
+
+    def serve(x: Any) -> dict[str, tf.Tensor]:
+        outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
+        return _answers(PredictiveMixture(model.likelihood, outputs, 0, variance))
+
+    @tf.function(autograph=False)
+    def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        seed = entropy_seed() if seed is None else seed
+        return sample_outputs(model, x, tf.maximum(num_samples, 1), seed)
+
+    count, seed = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
+    samples.get_concrete_function(signature, count)
+    samples.get_concrete_function(signature, count, seed)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", serve, input_signature=[signature])
+    archive.add_endpoint("samples", samples)
+    archive.write_out(path, verbose=False)
+
+
+def check_exportable(format: str) -> None:
+    """Refuse the formats that would freeze the noise, unless there is none.
+
+    Raises:
+        ValueError: outside `posterior_mean()` for any format but a SavedModel.
+    """
+    if format != "tf_saved_model" and not scopes.mean_mode.value:
+        raise ValueError(
+            f"Exporting to {format!r} would freeze the samples into constants: every call would "
+            "return the same draw. Export the posterior-mean model inside "
+            "`with tfp_rank1.posterior_mean():`, or write a SavedModel with export_predictive. "
+            f"Received: format={format!r}"
+        )
+
+
+def _answers(mixture: PredictiveMixture) -> dict[str, tf.Tensor]:
+    if mixture.likelihood.predicts_probabilities:
+        return {
+            "probs": mixture.mean(),
+            "entropy": mixture.entropy(),
+            "mutual_information": mixture.mutual_information(),
+        }
+    return {
+        "mean": mixture.mean(),
+        "variance": mixture.variance(),
+        "aleatoric_variance": mixture.aleatoric_variance(),
+        "epistemic_variance": mixture.epistemic_variance(),
+    }
+
+
+def _signature_of(model: Sampleable) -> Any:
+    inputs = input_structure(model)
+    if inputs is None:
+        raise ValueError(
+            "export_predictive cannot tell the inputs of a subclassed model. Pass "
+            "input_signature=tf.TensorSpec([None, ...], tf.float32). "
+            "Received: input_signature=None"
+        )
+    single = isinstance(inputs, keras.KerasTensor)
+
+    def spec(tensor: keras.KerasTensor) -> tf.TensorSpec:
+        name = "x" if single else tensor.name
+        return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+
+    return keras.tree.map_structure(spec, inputs)

@@ -1,0 +1,296 @@
+"""The equally weighted mixture of what samples (or members) predict.
+
+With samples s = 1..S of a model's outputs the predictive distribution is
+
+    p(y | x) = 1/S sum_s p(y | outputs_s)
+
+Losses, metrics, `PosteriorPredictive` and exported models all compute it here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_rank1 import checks
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.outputs import Outputs
+
+__all__ = ["PredictiveMixture"]
+
+# Halvings of the bracket of a quantile: float32 has no more digits than this.
+_BISECTIONS = 40
+
+
+class PredictiveMixture:
+    """Moments, entropies, quantiles and log-probabilities of a mixture over one axis.
+
+    Args:
+        likelihood: how raw outputs become distributions.
+        outputs: raw outputs with an axis of S samples, `[S, N, ..., D]` or `[N, S, ..., D]`.
+        axis: the axis of the samples, 0 or 1.
+        output_variance: for a likelihood with a closed-form marginal whose last layer is integrated
+            out: `outputs` are then means, and the raw outputs of sample s are
+            N(outputs_s, output_variance_s). Same shape as `outputs`. Defaults to None: no
+            uncertainty remains once the sample is known.
+
+    All results are float32 and have shape `[N, ..., targets]` or `[N, ...]`; `targets` is the
+    number of classes for `mean` and the variances of a Categorical likelihood, which are those of
+    the one-hot target. Works eagerly, in graphs and under XLA.
+
+    Raises:
+        ValueError: for an `output_variance` with a likelihood that has no closed form for it.
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        outputs: tf.Tensor,
+        axis: int = 0,
+        output_variance: tf.Tensor | None = None,
+    ) -> None:
+        self.likelihood = likelihood
+        self._layout = Outputs(tf.cast(tf.convert_to_tensor(outputs), tf.float32), axis)
+        if output_variance is not None:
+            output_variance = tf.cast(tf.convert_to_tensor(output_variance), tf.float32)
+        self.output_variance = output_variance
+        if output_variance is not None and not likelihood.has_closed_form_marginal:
+            raise ValueError(
+                "Argument `output_variance` has a closed form for the Normal likelihood only. "
+                f"Received: a {type(likelihood).__name__} likelihood"
+            )
+
+    @property
+    def _outputs(self) -> tf.Tensor:
+        return self._layout.values
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples S."""
+        return self._layout.num_samples
+
+    @property
+    def outputs(self) -> tf.Tensor:
+        """Raw outputs `[N, S, ..., D]`, what the metrics of this package take as `y_pred`."""
+        return self._layout.by_example().values
+
+    def by_example(self) -> PredictiveMixture:
+        """The same mixture with outputs `[N, S, ..., D]`, what the metrics compute with."""
+        variance = self.output_variance
+        if variance is not None:
+            variance = self._layout.like(variance).by_example().values
+        return PredictiveMixture(self.likelihood, self.outputs, 1, variance)
+
+    # -- moments --------------------------------------------------------------------------------
+
+    def mean(self) -> tf.Tensor:
+        """`E[y]`, `[N, targets]`; class probabilities for Categorical and Bernoulli."""
+        return self._layout.average(self.likelihood.mean(self._outputs))
+
+    def variance(self) -> tf.Tensor:
+        """Total variance, aleatoric plus epistemic, `[N, targets]`."""
+        return self.aleatoric_variance() + self.epistemic_variance()
+
+    def stddev(self) -> tf.Tensor:
+        """Square root of the total variance, in units of the target."""
+        return tf.sqrt(self.variance())
+
+    def aleatoric_variance(self) -> tf.Tensor:
+        """Mean of `Var[y | weights]`: the noise in the data, which more data does not reduce."""
+        return self._layout.average(self.likelihood.variance(self._outputs))
+
+    def epistemic_variance(self) -> tf.Tensor:
+        """Variance of `E[y | weights]`: what the model does not know."""
+        between = self._layout.variance(self.likelihood.mean(self._outputs))
+        within = self.output_variance
+        return between if within is None else between + self._layout.average(within)
+
+    def member_moments(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of the target under every sample, in the layout of the outputs."""
+        conditional = self.conditional()
+        if self.output_variance is not None:
+            return conditional.mean(), conditional.variance()
+        return self.likelihood.mean(self._outputs), self.likelihood.variance(self._outputs)
+
+    def conditional(self) -> tfd.Distribution:
+        """Distribution of the target under every sample, in the layout of the outputs."""
+        if self.output_variance is None:
+            return self.likelihood.distribution(self._outputs)
+        return self.likelihood.marginal(self._outputs, self.output_variance)
+
+    def energy(self) -> tf.Tensor:
+        """`-mean_s logsumexp(outputs_s)`, `[N]`: low where some logit is large."""
+        return -self._layout.average(tf.reduce_logsumexp(self._outputs, axis=-1))
+
+    # -- entropies ------------------------------------------------------------------------------
+
+    def entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Entropy of the mixture, `[N]`, nats.
+
+        Exact for Categorical and Bernoulli. A mixture of other distributions has no closed form:
+        there it is `-1/M sum_m log p(y_m)` over M draws.
+
+        Args:
+            num_draws: M, used where there is no closed form. Defaults to 256.
+            seed: int32 `[2]`. Defaults to None: the fixed seed (0, 0).
+        """
+        closed_form = self.likelihood.entropy_of_mixture(self.mean())
+        if closed_form is not None:
+            return closed_form
+        draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
+        # A graph loop: all draws at once would need S M N numbers, an eager loop is slow.
+        log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values), autograph=False)(
+            draws
+        )
+        return -tf.reduce_mean(log_probs, axis=0)
+
+    def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """`E_s H[y | s]`, `[N]`, nats; Monte Carlo where a likelihood has no entropy (Poisson)."""
+        try:
+            return self._layout.average(self.likelihood.entropy(self._outputs))
+        except NotImplementedError:
+            conditional = self.likelihood.distribution(self._outputs)
+            draws = conditional.sample(num_draws, seed=[0, 1] if seed is None else seed)
+            negative = -tf.reduce_mean(conditional.log_prob(draws), axis=0)
+            return self._layout.average(tf.reduce_sum(negative, axis=-1))
+
+    def mutual_information(self) -> tf.Tensor:
+        """`entropy - expected_entropy`: information about the weights in one label, `[N]`, nats.
+
+        Never negative in exact arithmetic; rounding and Monte Carlo error are clipped at 0.
+        """
+        return tf.nn.relu(self.entropy() - self.expected_entropy())
+
+    # -- densities ------------------------------------------------------------------------------
+
+    def log_prob(self, y: tf.Tensor) -> tf.Tensor:
+        """`log 1/S sum_s p(y | outputs_s)`, `[N]`, nats, by logsumexp.
+
+        Args:
+            y: targets `[N]` or `[N, targets]`; integer labels for Categorical.
+        """
+        return self._log_prob(self.prepare_targets(y))
+
+    def member_log_prob(self, y: tf.Tensor) -> tf.Tensor:
+        """`log p(y | outputs_s)` of every sample, `[S, N]` or `[N, S]`."""
+        return self._member_log_prob(self.prepare_targets(y))
+
+    def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
+        """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
+        layout = self._layout
+        return self.likelihood.prepare_targets(y, layout.num_outputs, layout.num_position_axes)
+
+    def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:
+        targets = self._layout.for_all_samples(targets)
+        if self.output_variance is None:
+            log_probs = self.likelihood.log_prob(self._outputs, targets)
+        else:
+            log_probs = tf.reduce_sum(self.conditional().log_prob(targets), axis=-1)
+        return self._layout.sum_positions(log_probs)
+
+    def _log_prob(self, targets: tf.Tensor) -> tf.Tensor:
+        log_probs = self._member_log_prob(targets)
+        return self._layout.logsumexp(log_probs) - math.log(self.num_samples)
+
+    # -- quantiles ------------------------------------------------------------------------------
+
+    def cdf(self, y: tf.Tensor) -> tf.Tensor:
+        """`P(Y <= y)` of each target on its own, `[N, targets]`.
+
+        Args:
+            y: `[N]` or `[N, targets]`, any values.
+
+        Raises:
+            ValueError: for Categorical, whose classes have no order.
+        """
+        self._require_order("cdf")
+        layout = self._layout
+        y = self.likelihood.shape_targets(y, layout.num_outputs, layout.num_position_axes)
+        return layout.average(self.conditional().cdf(layout.for_all_samples(y)))
+
+    def quantile(self, probability: float) -> tf.Tensor:
+        """The value y with `P(Y <= y) = probability`, per target, `[N, targets]`.
+
+        For counts the smallest whole number with `P(Y <= y) >= probability`. Found by bisection of
+        the mixture's CDF, between the smallest and the largest quantile of its samples.
+
+        Args:
+            probability: strictly between 0 and 1.
+
+        Raises:
+            ValueError: for another probability, or a Categorical likelihood.
+        """
+        self._require_order("quantile")
+        p = float(probability)
+        if not 0.0 < p < 1.0:
+            raise ValueError(
+                "Argument `probability` must lie strictly between 0 and 1. "
+                f"Received: probability={probability}"
+            )
+        low, high = self._bracket(p)
+        if self.likelihood.discrete:
+            low, high = tf.floor(low) - 1.0, tf.math.ceil(high)
+
+        def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            middle = 0.5 * (low + high)
+            point = tf.floor(middle) if self.likelihood.discrete else middle
+            below = self.cdf(point) < p
+            return tf.where(below, middle, low), tf.where(below, high, middle)
+
+        _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_BISECTIONS)
+        return tf.floor(high + 1e-4) if self.likelihood.discrete else high
+
+    def _bracket(self, p: float) -> tuple[tf.Tensor, tf.Tensor]:
+        """Bounds of the p-quantile: those of the samples or, without these, Cantelli's.
+
+        `mean -+ stddev sqrt((1 - p) / p)` holds for any distribution with a variance.
+        """
+        try:
+            return self._layout.bounds(self.conditional().quantile(p))
+        except NotImplementedError:
+            mean, stddev = self.mean(), self.stddev()
+        # A hair wider, so that a distribution that attains the bound is inside it.
+        low = mean - 1.01 * stddev * math.sqrt((1.0 - p) / p) - 1e-6
+        high = mean + 1.01 * stddev * math.sqrt(p / (1.0 - p)) + 1e-6
+        return low, high
+
+    def credible_interval(self, level: float = 0.9) -> tuple[tf.Tensor, tf.Tensor]:
+        """Central interval that holds the target with probability `level`, per target.
+
+        Args:
+            level: strictly between 0 and 1. Defaults to 0.9.
+
+        Returns:
+            Lower and upper ends, each `[N, targets]`.
+        """
+        tail = 0.5 * (1.0 - checks.level(level))
+        return self.quantile(tail), self.quantile(1.0 - tail)
+
+    def _require_order(self, what: str) -> None:
+        if self.likelihood.is_categorical:
+            raise ValueError(
+                f"`{what}` needs an ordered target; the classes of a Categorical likelihood have "
+                "no order. Use `mean()`, the class probabilities. Received: "
+                "likelihood=Categorical"
+            )
+
+    # -- draws ----------------------------------------------------------------------------------
+
+    def _draw(self, num_draws: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws `[num_draws, N, targets]`: a sample index, then the likelihood given it."""
+        index_seed, value_seed = tf.unstack(tf.random.split(seed, 2))
+        shape = tf.shape(self.outputs)
+        index = tf.random.stateless_uniform(
+            [shape[0], num_draws], index_seed, maxval=shape[1], dtype=tf.int32
+        )
+        variance = self.output_variance
+        if variance is not None:
+            variance = self._layout.like(variance).gather_samples(index).values
+        values = self._layout.gather_samples(index).values
+        chosen = PredictiveMixture(self.likelihood, values, axis=1, output_variance=variance)
+        draws = chosen.conditional().sample(seed=value_seed)
+        if self.likelihood.is_categorical:
+            draws = draws[..., tf.newaxis]
+        return tf.cast(Outputs(draws, 1).by_sample().values, tf.float32)

@@ -1,0 +1,209 @@
+"""Samples of a model's outputs: passes, one after the other, each with a seed of its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import scopes
+from tfp_rank1.checks import whole
+from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.outputs import as_members, check_output_shape, join_passes, num_members
+from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
+from tfp_rank1.predictive.batches import batches_of, check_finite
+from tfp_rank1.random import fold_in, make_seed, next_seed, seed_scope
+
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "Sampleable",
+    "Samplers",
+    "posterior_predictive",
+    "sample_marginals",
+    "sample_outputs",
+    "stateful_layers",
+]
+
+DEFAULT_BATCH_SIZE = 128
+
+
+class Sampleable(Protocol):
+    """What sampling and export ask of a model."""
+
+    likelihood: Likelihood
+    seed_generator: keras.random.SeedGenerator
+    samplers: Samplers
+    output_shape: Any
+
+    def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
+        """Raw outputs of one pass."""
+
+    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Raw outputs of one pass, and their variance where it is known in closed form."""
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Symbolic outputs."""
+
+
+def posterior_predictive(
+    model: Sampleable,
+    x: Any,
+    num_samples: int = 32,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    reduce: str | None = None,
+    verbose: int = 0,
+) -> PosteriorPredictive | PredictiveMoments:
+    """See `BayesianModel.posterior_predictive`."""
+    num_samples = whole("num_samples", num_samples)
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else whole("batch_size", batch_size)
+    if reduce not in (None, "moments"):
+        raise ValueError(
+            f"Argument `reduce` must be None or 'moments'. Received: reduce={reduce!r}"
+        )
+    base = next_seed(model.seed_generator) if seed is None else make_seed(seed)
+    batches, count = batches_of(x, batch_size)
+    progress = keras.utils.Progbar(count, verbose=verbose) if verbose else None
+    parts: list[Any] = []
+    first_row = 0
+    for index, batch in enumerate(batches):
+        first_row = check_finite(batch, first_row)
+        sample = model.samplers.get(model, batch, num_samples)
+        outputs, variance = sample(batch, fold_in(base, index))
+        part = PosteriorPredictive(outputs, model.likelihood, variance)
+        parts.append((outputs, variance) if reduce is None else part.moments())
+        if progress is not None:
+            progress.update(index + 1, finalize=index + 1 == count)
+    if not parts:
+        raise ValueError("Argument `x` holds no examples. Received: an empty input")
+    if reduce is not None:
+        return PredictiveMoments(*_concatenate([vars(p).values() for p in parts], axis=0))
+    outputs, variance = _concatenate(parts, axis=1)
+    return PosteriorPredictive(outputs, model.likelihood, variance)
+
+
+def sample_outputs(model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+    """Raw outputs `[S, B, D]` of enough passes for `num_samples`, a pure function of `seed`.
+
+    Args:
+        model: maps x to `[B, K, D]` or `[B, D]`.
+        x: one batch of inputs.
+        num_samples: an integer, or an int32 scalar tensor in an exported graph.
+        seed: int32 `[2]`.
+
+    One pass gives K samples; the passes are iterations of a graph loop, and within one all
+    members go through the same matrix products.
+    """
+    return _passes(model, lambda: (model(x, training=False), None), x, num_samples, seed)[0]
+
+
+def sample_marginals(
+    model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """As `sample_outputs`, with the last layer integrated out where the model can.
+
+    Returns:
+        Raw outputs `[S, B, D]` and None; or their means and variances.
+    """
+    return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed)
+
+
+def _passes(
+    model: Sampleable, one: Any, x: Any, num_samples: Any, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Join the passes `one() -> (outputs, variance or None)` into samples."""
+    _check_stateless(model)
+    shape = check_output_shape(_output_shape(model, x))
+    members = num_members(shape)
+    passes = -(-num_samples // members)
+    seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
+    has_variance = False
+
+    def one_pass(pass_seed: tf.Tensor) -> tf.Tensor:
+        nonlocal has_variance
+        with seed_scope(pass_seed):
+            outputs, variance = one()
+        has_variance = variance is not None
+        parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
+        return as_members(tf.concat(parts, axis=-1)).values
+
+    positions = shape[2:-1].as_list()
+    signature = tf.TensorSpec([None, members, *positions, None], tf.float32)
+    values = tf.map_fn(one_pass, seeds, fn_output_signature=signature)
+    samples = join_passes(values, passes, [*positions, shape[-1] * (1 + has_variance)])
+    if not has_variance:
+        return samples, None
+    outputs, variance = tf.split(samples, 2, axis=-1)
+    return outputs, variance
+
+
+def stateful_layers(layers: Iterable[Any]) -> list[str]:
+    """Names of the layers that go on in one batch where the batch before ended."""
+    return [layer.name for layer in layers if getattr(layer, "stateful", False)]
+
+
+def _check_stateless(model: Sampleable) -> None:
+    stateful = stateful_layers(layers_of(model))
+    if stateful:
+        raise ValueError(
+            "A stateful layer goes on in one pass where the pass before ended, so the samples "
+            "would not be answers to the same inputs. Give a net that was built with "
+            f"stateful=False the same weights. Received: stateful layers {stateful}"
+        )
+
+
+def _output_shape(model: Sampleable, x: Any) -> Any:
+    if hasattr(model, "output_shape"):
+        return model.output_shape
+    return keras.tree.flatten(model.compute_output_spec(x))[0].shape
+
+
+class Samplers:
+    """Compiled samplers of one model, by number of samples, mode and inputs.
+
+    Each holds a traced graph. The oldest go, so that a model which is asked in ever new ways does
+    not grow without end.
+    """
+
+    _LIMIT = 16
+
+    def __init__(self) -> None:
+        self._functions: OrderedDict[Any, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def clear(self) -> None:
+        """Forget all: what they hold as constants has changed."""
+        self._functions.clear()
+
+    def get(self, model: Sampleable, x: Any, num_samples: int) -> Any:
+        """The compiled sampler `(x, seed) -> (outputs, variance)` for inputs like x."""
+        specs = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
+        key = (num_samples, scopes.mean_mode.value, str(specs))
+        if key not in self._functions:
+            self._functions[key] = _compiled_sampler(model, specs, num_samples)
+        self._functions.move_to_end(key)
+        if len(self._functions) > self._LIMIT:
+            self._functions.popitem(last=False)
+        return self._functions[key]
+
+
+def _compiled_sampler(model: Sampleable, specs: Any, num_samples: int) -> Any:
+    signature = [specs, tf.TensorSpec([2], tf.int32)]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        return sample_marginals(model, x, num_samples, seed)
+
+    return sample
+
+
+def _concatenate(parts: list[Any], axis: int) -> list[tf.Tensor | None]:
+    """Join the tensors of several tuples place by place; None where there are none."""
+    columns = zip(*parts, strict=True)
+    return [None if c[0] is None else tf.concat(c, axis=axis) for c in columns]
