@@ -30,7 +30,7 @@ class FitLength(FactoriseAtEnd):
 
     def __init__(self, model: Any, initial_epoch: int) -> None:
         super().__init__(model)
-        self._initial_epoch = initial_epoch
+        self._first_epoch = initial_epoch
         self._before = (0, 0)
 
     def _counts(self) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class FitLength(FactoriseAtEnd):
                     "forgetting=0.02. Received: data of unknown length"
                 )
             return
-        epoch = initial_epoch(model) or self._initial_epoch  # of a restored checkpoint
+        epoch = initial_epoch(model) or self._first_epoch  # of a restored checkpoint
         first = int(model.counters.updates.numpy()) + 1 - epoch * steps
         model.counters.first_step.assign(first)
         model.counters.last_step.assign(first + self.params["epochs"] * steps - 1)

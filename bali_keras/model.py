@@ -20,12 +20,12 @@ from bali_keras.layers import BaliLayer
 from bali_keras.layers.base import Marginal
 from bali_keras.recording import Recorder
 from bali_keras.settings import Settings
-from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
+from tfp_rank1.scopes import mean_mode
 from tfp_rank1.serialization import registered
 
 __all__ = ["BaliModel"]
@@ -358,7 +358,7 @@ class BaliModel(BayesianModel):
             sampled outputs and None.
         """
         layer = self._exact_layer
-        if layer is None or scopes.mean_mode.value:
+        if layer is None or mean_mode.value:
             return self(x, training=False), None
         with Marginal(layer) as marginal:
             mean = tf.cast(self(x, training=False), tf.float32)

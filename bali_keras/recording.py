@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
 from tfp_rank1.random import fold_in, normal_rows
+from tfp_rank1.scopes import recorder as recorder_scope
 
 __all__ = ["Record", "Recorder", "current_recorder"]
 
@@ -55,7 +55,7 @@ class Recorder:
         self._draws = 0
 
     def __enter__(self) -> Recorder:
-        self._scope = scopes.recorder.set(self)
+        self._scope = recorder_scope.set(self)
         return self._scope.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -77,4 +77,4 @@ class Recorder:
 
 def current_recorder() -> Recorder | None:
     """The recorder of the innermost active context of this thread."""
-    return scopes.recorder.value
+    return recorder_scope.value

@@ -380,8 +380,14 @@ def test_batch_normalization_synchronizes_replicas(strategy):
 ERRORS = [
     (lambda: L.DenseRank1(3, ensemble_size=0), "`ensemble_size` must be a whole number"),
     (lambda: L.DenseRank1(3, ensemble_size=1.5), "Received: ensemble_size=1.5"),
-    (lambda: L.DenseRank1(3, perturbation="sum"), "`perturbation` must be 'multiplicative' or 'additive'.*'sum'"),
-    (lambda: L.DenseRank1(3, sampling="batch"), "`sampling` must be 'example' or 'member'.*'batch'"),
+    (
+        lambda: L.DenseRank1(3, perturbation="sum"),
+        "'multiplicative' or 'additive'.*'sum'",
+    ),
+    (
+        lambda: L.DenseRank1(3, sampling="batch"),
+        "must be 'example' or 'member'.*'batch'",
+    ),
     (lambda: L.DenseRank1(3, kl_reduction="max"), "`kl_reduction` must be 'mean' or 'sum'"),
     (lambda: L.DenseRank1(3, kl_weight=-1.0), "`kl_weight` must be a finite number"),
     (lambda: L.DenseRank1(3, prior="gauss"), "Unknown prior: expected one of .*'gauss'"),

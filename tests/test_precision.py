@@ -134,7 +134,9 @@ def test_float64_statistics_under_any_policy(policy, tmp_path):
     history = model.fit(x, y, sample_weight=weights, batch_size=16, epochs=3, verbose=0).history
     assert history["refused"] == [0.0, 0.0, 0.0]
     state = model.bali_layers[0].posterior_state
-    assert {v.dtype for v in (state.mean, state.rows.factor, state.rows.average.total)} == {"float64"}
+    assert {v.dtype for v in (state.mean, state.rows.factor, state.rows.average.total)} == {
+        "float64"
+    }
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     with r1.posterior_mean():

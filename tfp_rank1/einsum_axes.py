@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["expand", "letters"]
+
 
 def letters(equation: str) -> tuple[str, str, str]:
     """Axes of inputs, kernel and outputs; an ellipsis becomes one axis, "0"."""

@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
 from tfp_rank1.model.objective import by_examples
 from tfp_rank1.model.step import track
 from tfp_rank1.outputs import Outputs
 from tfp_rank1.predictive import PredictiveMixture, sample_marginals
 from tfp_rank1.random import next_seed
+from tfp_rank1.scopes import mean_mode
 
 __all__ = ["evaluate_batch"]
 
@@ -24,7 +24,7 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     count, exact = model.options.evaluation_samples, None
-    if model.options.stock_names or scopes.mean_mode.value or count == 1:
+    if model.options.stock_names or mean_mode.value or count == 1:
         outputs = model(x, training=False)
     else:
         samples, variance = sample_marginals(model, x, count, next_seed(model.seed_generator))

@@ -125,7 +125,7 @@ class DenseRows:
     average: WeightedAverage
 
     def __init__(self, size: int, dtype: str) -> None:
-        self.size, self._dtype = size, dtype
+        self.size, self.dtype = size, dtype
 
     def add_factor(self, add: AddVariable) -> None:
         self.factor = add("row_factor", (self.size, self.size))
@@ -134,13 +134,13 @@ class DenseRows:
         self.covariance = add("row_covariance", (self.size, self.size))
 
     def add_average(self, layer: keras.layers.Layer) -> None:
-        self.average = WeightedAverage(layer, "inputs", (self.size, self.size), self._dtype)
+        self.average = WeightedAverage(layer, "inputs", (self.size, self.size), self.dtype)
 
     def second_moment(self, inputs: tf.Tensor, weighted: tf.Tensor) -> tf.Tensor:
         return tf.matmul(inputs, weighted, transpose_a=True)
 
     def zeros(self) -> tf.Tensor:
-        return tf.zeros((self.size, self.size), self._dtype)
+        return tf.zeros((self.size, self.size), self.dtype)
 
     def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
         data = num_examples * self.average.value()

@@ -17,7 +17,6 @@ from bali_keras.inference.output import (
 from bali_keras.inference.pseudo_targets import cross_sum, moments, no_moments
 from bali_keras.inference.statistics import BatchSums, Moments
 from bali_keras.inference.update import Health, LayerUpdate, update
-from bali_keras.layers import BaliLayer
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
@@ -93,7 +92,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 # -- what the layers are --------------------------------------------------------------------------
 
 
-def trained_layers(model: Any) -> list[BaliLayer]:
+def trained_layers(model: Any) -> list[keras.layers.Layer]:
     """The BALI layers that are inferred, in the order of the model."""
     return [layer for layer in model.bali_layers if layer.trainable]
 
@@ -114,7 +113,7 @@ def is_nll(model: Any) -> bool:
     return isinstance(model.loss, NegativeLogLikelihood)
 
 
-def role_of(model: Any, layer: BaliLayer) -> HiddenLayer | ExactOutput:
+def role_of(model: Any, layer: keras.layers.Layer) -> HiddenLayer | ExactOutput:
     """What a layer is in the net, under the loss that was compiled."""
     if layer is not model.exact_layer or not is_nll(model):
         return HiddenLayer()
@@ -229,7 +228,7 @@ def _sums(
     return sum_over_replicas(sums)
 
 
-def _check_connected(layers: list[BaliLayer], gradients: list[list[Any]]) -> None:
+def _check_connected(layers: list[keras.layers.Layer], gradients: list[list[Any]]) -> None:
     for layer, found in zip(layers, gradients, strict=True):
         if any(g is None for g in found):
             raise ValueError(
@@ -239,7 +238,7 @@ def _check_connected(layers: list[BaliLayer], gradients: list[list[Any]]) -> Non
             )
 
 
-def _factorise_every(model: Any, layers: list[BaliLayer]) -> int:
+def _factorise_every(model: Any, layers: list[keras.layers.Layer]) -> int:
     costs = [v.posterior_state.cost for v in layers]
     return model.options.factorise_every or cadence.period(costs, model.batch_size or 32)
 

@@ -13,9 +13,10 @@ from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.posterior import LayerPosterior
 from bali_keras.recording import Record, Recorder, current_recorder
-from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import is_made_here
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
+from tfp_rank1.scopes import marginal as marginal_scope
+from tfp_rank1.scopes import mean_mode
 
 __all__ = ["BaliLayer", "Marginal"]
 
@@ -34,7 +35,7 @@ class Marginal:
         self.layer, self.variance = layer, None
 
     def __enter__(self) -> Marginal:
-        self._scope = scopes.marginal.set(self)
+        self._scope = marginal_scope.set(self)
         return self._scope.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -181,18 +182,18 @@ class BaliLayer(keras.layers.Layer):
         mean = self._mean(h)
         variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
         z = tf.identity(mean)
-        if not scopes.mean_mode.value:
+        if not mean_mode.value:
             variance = self._row_variance(h)
-            z = self._add_noise(mean, variance, recorder.noise(_shape(mean)))
+            z = self._add_noise(mean, variance, recorder.noise(_sizes(mean)))
         if self.trainable:
             recorder.watch(z)
             recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, h)))
         return z
 
     def _predict(self, h: tf.Tensor) -> tf.Tensor:
-        marginal: Marginal | None = scopes.marginal.value
+        marginal: Marginal | None = marginal_scope.value
         is_marginal = marginal is not None and marginal.layer is self
-        is_mean = scopes.mean_mode.value
+        is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state.matrix_normal()
             noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
@@ -204,7 +205,7 @@ class BaliLayer(keras.layers.Layer):
             marginal.variance = variance
         if is_mean or is_marginal:
             return mean
-        noise = normal(_shape(mean), next_seed(self.seed_generator))
+        noise = normal(_sizes(mean), next_seed(self.seed_generator))
         return self._add_noise(mean, variance, noise)
 
     def _samples_weights(self, h: tf.Tensor) -> bool:
@@ -316,7 +317,7 @@ def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
     return tf.broadcast_to(tf.reshape(tf.cast(mask, tf.float32), leading), shape)
 
 
-def _shape(tensor: tf.Tensor) -> tuple[Any, ...]:
+def _sizes(tensor: tf.Tensor) -> tuple[Any, ...]:
     """Static dimensions where known, scalar tensors elsewhere."""
     dynamic = tf.unstack(tf.shape(tensor))
     return tuple(dynamic[i] if n is None else n for i, n in enumerate(tensor.shape))

@@ -132,7 +132,7 @@ class Resume(keras.callbacks.Callback):
 # -- one file -------------------------------------------------------------------------------------
 
 
-def _variables(model: keras.Model) -> list[keras.Variable]:
+def _saved_variables(model: keras.Model) -> list[keras.Variable]:
     """Weights, optimizer, and states of random generators, in an order that code determines."""
     trained = getattr(model, "optimizer_variables", model.trainable_variables)
     if model.optimizer is not None and not model.optimizer.built and trained:
@@ -144,7 +144,7 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 def _content(model: keras.Model) -> bytes:
     # In memory, and not HDF5, whose library ends the process if a file cannot be written.
     buffer = io.BytesIO()
-    np.savez(buffer, *map(_array, _variables(model)), kind=np.array(_kind(model)))
+    np.savez(buffer, *map(_array, _saved_variables(model)), kind=np.array(_kind(model)))
     return buffer.getvalue()
 
 
@@ -163,7 +163,7 @@ def _kind(model: keras.Model) -> str:
 
 
 def _restore(model: keras.Model, path: Path) -> None:
-    variables = _variables(model)
+    variables = _saved_variables(model)
     with np.load(path, allow_pickle=False) as arrays:
         kind = str(arrays["kind"])
         values = [arrays[name] for name in arrays.files if name != "kind"]

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+__all__ = ["Snapshot", "all_finite", "finite_everywhere", "keep", "sum_over_replicas"]
+
 
 def sum_over_replicas(sums: Any) -> Any:
     """Sum a structure of tensors over the replicas of a `tf.distribute` strategy.

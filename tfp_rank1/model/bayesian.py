@@ -136,7 +136,6 @@ class BayesianModel(Replicas):
         self._count_is_given = num_train_examples is not None
         self.options = Options()
         self.samplers = Samplers()
-        # Not an attribute that Keras tracks: the parts would count as the model's own.
         object.__setattr__(self, "_frozen", [])
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = MeanOrNaN(name="nll")
@@ -165,6 +164,9 @@ class BayesianModel(Replicas):
         # While Keras builds the graph it must see, and track, the likelihood as well.
         hidden = self.__dict__.get("_likelihood")
         return [layer for layer in super().layers if layer is not hidden]
+
+    # Not tracked by Keras: the parts would count as the model's own.
+    _frozen: list[Any]
 
     # -- compile --------------------------------------------------------------------------------
 

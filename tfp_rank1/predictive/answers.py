@@ -46,7 +46,7 @@ class PosteriorPredictive(PredictiveMixture):
     @property
     def samples(self) -> tf.Tensor:
         """Raw outputs `[S, N, D]`; their means where there is an `output_variance`."""
-        return self._outputs
+        return self._raw_outputs
 
     def sample(self, num_draws: int = 1, seed: int | None = None) -> tf.Tensor:
         """Draws of the target, `[num_draws, N, targets]`; labels for Categorical.

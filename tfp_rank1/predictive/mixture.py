@@ -63,7 +63,7 @@ class PredictiveMixture:
             )
 
     @property
-    def _outputs(self) -> tf.Tensor:
+    def _raw_outputs(self) -> tf.Tensor:
         return self._layout.values
 
     @property
@@ -87,7 +87,7 @@ class PredictiveMixture:
 
     def mean(self) -> tf.Tensor:
         """`E[y]`, `[N, targets]`; class probabilities for Categorical and Bernoulli."""
-        return self._layout.average(self.likelihood.mean(self._outputs))
+        return self._layout.average(self.likelihood.mean(self._raw_outputs))
 
     def variance(self) -> tf.Tensor:
         """Total variance, aleatoric plus epistemic, `[N, targets]`."""
@@ -99,11 +99,11 @@ class PredictiveMixture:
 
     def aleatoric_variance(self) -> tf.Tensor:
         """Mean of `Var[y | weights]`: the noise in the data, which more data does not reduce."""
-        return self._layout.average(self.likelihood.variance(self._outputs))
+        return self._layout.average(self.likelihood.variance(self._raw_outputs))
 
     def epistemic_variance(self) -> tf.Tensor:
         """Variance of `E[y | weights]`: what the model does not know."""
-        between = self._layout.variance(self.likelihood.mean(self._outputs))
+        between = self._layout.variance(self.likelihood.mean(self._raw_outputs))
         within = self.output_variance
         return between if within is None else between + self._layout.average(within)
 
@@ -112,17 +112,17 @@ class PredictiveMixture:
         conditional = self.conditional()
         if self.output_variance is not None:
             return conditional.mean(), conditional.variance()
-        return self.likelihood.mean(self._outputs), self.likelihood.variance(self._outputs)
+        return self.likelihood.mean(self._raw_outputs), self.likelihood.variance(self._raw_outputs)
 
     def conditional(self) -> tfd.Distribution:
         """Distribution of the target under every sample, in the layout of the outputs."""
         if self.output_variance is None:
-            return self.likelihood.distribution(self._outputs)
-        return self.likelihood.marginal(self._outputs, self.output_variance)
+            return self.likelihood.distribution(self._raw_outputs)
+        return self.likelihood.marginal(self._raw_outputs, self.output_variance)
 
     def energy(self) -> tf.Tensor:
         """`-mean_s logsumexp(outputs_s)`, `[N]`: low where some logit is large."""
-        return -self._layout.average(tf.reduce_logsumexp(self._outputs, axis=-1))
+        return -self._layout.average(tf.reduce_logsumexp(self._raw_outputs, axis=-1))
 
     # -- entropies ------------------------------------------------------------------------------
 
@@ -149,9 +149,9 @@ class PredictiveMixture:
     def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
         """`E_s H[y | s]`, `[N]`, nats; Monte Carlo where a likelihood has no entropy (Poisson)."""
         try:
-            return self._layout.average(self.likelihood.entropy(self._outputs))
+            return self._layout.average(self.likelihood.entropy(self._raw_outputs))
         except NotImplementedError:
-            conditional = self.likelihood.distribution(self._outputs)
+            conditional = self.likelihood.distribution(self._raw_outputs)
             draws = conditional.sample(num_draws, seed=[0, 1] if seed is None else seed)
             negative = -tf.reduce_mean(conditional.log_prob(draws), axis=0)
             return self._layout.average(tf.reduce_sum(negative, axis=-1))
@@ -185,7 +185,7 @@ class PredictiveMixture:
     def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:
         targets = self._layout.for_all_samples(targets)
         if self.output_variance is None:
-            log_probs = self.likelihood.log_prob(self._outputs, targets)
+            log_probs = self.likelihood.log_prob(self._raw_outputs, targets)
         else:
             log_probs = tf.reduce_sum(self.conditional().log_prob(targets), axis=-1)
         return self._layout.sum_positions(log_probs)

@@ -117,7 +117,7 @@ def _passes(
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Join the passes `one() -> (outputs, variance or None)` into samples."""
     _check_stateless(model)
-    shape = check_output_shape(_output_shape(model, x))
+    shape = check_output_shape(_shape_of_outputs(model, x))
     members = num_members(shape)
     passes = -(-num_samples // members)
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
@@ -156,7 +156,7 @@ def _check_stateless(model: Sampleable) -> None:
         )
 
 
-def _output_shape(model: Sampleable, x: Any) -> Any:
+def _shape_of_outputs(model: Sampleable, x: Any) -> Any:
     if hasattr(model, "output_shape"):
         return model.output_shape
     return keras.tree.flatten(model.compute_output_spec(x))[0].shape

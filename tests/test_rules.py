@@ -1,0 +1,186 @@
+"""Rules of the code base that a reader relies on, checked on the source."""
+
+import ast
+import importlib
+import pathlib
+import pkgutil
+
+import keras
+import pytest
+
+import bali_keras
+import tfp_rank1 as r1
+from tfp_rank1 import keras_internals
+
+PACKAGES = (r1, bali_keras)
+DOOR = "tfp_rank1.keras_internals"
+# The public methods of named tuples begin with an underscore.
+NAMED_TUPLE = {"_replace", "_asdict", "_make", "_fields"}
+FAMILIES = {
+    r1.likelihoods.Likelihood: "tfp_rank1.likelihoods",
+    r1.posteriors.Posterior: "tfp_rank1.posteriors",
+    r1.priors.Prior: "tfp_rank1.priors",
+}
+
+
+def modules():
+    for package in PACKAGES:
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield found.name
+
+
+def tree_of(name):
+    return ast.parse(pathlib.Path(importlib.util.find_spec(name).origin).read_text())
+
+
+TREES = {name: tree_of(name) for name in modules()}
+
+
+def places(name, nodes):
+    return [f"{name}:{node.lineno}" for node in nodes]
+
+
+def private_names(tree):
+    """Underscore names that code reads or writes on objects, also by `getattr` and its like."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value
+        elif isinstance(node, ast.FunctionDef):
+            name = node.name  # overriding a method of Keras is using its name
+        else:
+            continue
+        is_private = name.startswith("_") and not name.startswith("__") and name != "_"
+        if is_private and name.isidentifier() and name not in NAMED_TUPLE:
+            yield name, node
+
+
+def defined_here():
+    """Underscore names that the packages give to things of their own."""
+    names = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return names
+
+
+def names_of_keras():
+    """Private names of the objects of Keras that the packages meet."""
+    inputs = keras.Input((3, 2))
+    layers = keras.layers
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    model.compile("sgd", "mse")
+    parts = [
+        model,
+        inputs,
+        inputs._keras_history.operation._inbound_nodes[0],
+        keras.Sequential([keras.Input((2,)), layers.Dense(1)]),
+        *(kind(2, 2) for kind in (layers.Conv1D, layers.Embedding, layers.MultiHeadAttention)),
+        *(kind(2) for kind in (layers.LSTM, layers.GRU, layers.LSTMCell, layers.GRUCell)),
+        layers.TimeDistributed(layers.Dense(1)),
+        layers.Bidirectional(layers.LSTM(1)),
+        layers.BatchNormalization(),
+        keras.metrics.AUC(),
+        keras.metrics.BinaryAccuracy(),
+        keras.optimizers.Adam(),
+        keras.losses.MeanSquaredError(),
+    ]
+    return {name for part in parts for name in dir(part) if not name.startswith("__")}
+
+
+def test_private_names_of_keras_stay_behind_one_door():
+    foreign, own, found = names_of_keras(), defined_here(), []
+    # What the packages put on Keras objects of their own is in `dir` of none of those above.
+    for name, tree in TREES.items():
+        if name == DOOR:
+            continue
+        for private, node in private_names(tree):
+            is_attribute = isinstance(node, ast.Attribute)
+            if private in foreign or (is_attribute and private not in own):
+                found.append(f"{name}:{node.lineno} {private}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+                if any(n.startswith(("keras.src", "tensorflow.python")) for n in names):
+                    found.append(f"{name}:{node.lineno} {names}")
+    assert not sorted(found), "\n".join(sorted(found))
+
+
+def test_the_door_opens_to_this_version_of_keras():
+    assert keras_internals.missing_names() == []
+
+
+def test_a_name_that_keras_lost_is_named(monkeypatch):
+    owner = next(c for c in keras.layers.Conv1D.__mro__ if "_compute_causal_padding" in vars(c))
+    monkeypatch.delattr(owner, "_compute_causal_padding")
+    assert keras_internals.missing_names() == ["Conv1D._compute_causal_padding"]
+
+
+def test_thread_locals_stand_in_one_file():
+    found = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = [a.name for a in node.names] + [getattr(node, "module", None)]
+                if "threading" in imported and name != "tfp_rank1.scopes":
+                    found.append(name)
+    assert not found
+
+
+def test_nobody_asks_which_likelihood_or_family_an_object_is():
+    """`isinstance` is for the base classes; what a class can do is an attribute of it."""
+    found = []
+    for name, tree in TREES.items():
+        scope = vars(importlib.import_module(name))
+        for node in ast.walk(tree):
+            is_check = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if not is_check or node.func.id not in ("isinstance", "issubclass"):
+                continue
+            second = node.args[1]
+            for kind in second.elts if isinstance(second, ast.Tuple) else [second]:
+                try:
+                    cls = eval(ast.unparse(kind), scope)
+                except NameError:  # a local name
+                    continue
+                for base, home in FAMILIES.items():
+                    is_concrete = isinstance(cls, type) and issubclass(cls, base) and cls != base
+                    if is_concrete and not name.startswith(home):
+                        found.append(f"{name}:{node.lineno} {cls.__name__}")
+    assert not found
+
+
+def test_bali_uses_public_names_only():
+    found = []
+    for name, tree in TREES.items():
+        if not name.startswith("bali_keras"):
+            continue
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not node.module.startswith("tfp_rank1"):
+                continue
+            public = importlib.import_module(node.module).__all__
+            hidden = [a.name for a in node.names if a.name not in public or a.name[0] == "_"]
+            if hidden or "._" in node.module:
+                found.append(f"{name}:{node.lineno} {node.module} {hidden}")
+    assert not found
+
+
+def test_the_model_is_one_class_and_its_replicas():
+    for cls, own in ((r1.BayesianModel, 2), (bali_keras.BaliModel, 3)):
+        before = cls.__mro__[: cls.__mro__.index(keras.Model)]
+        assert [c.__module__.split(".")[0] in ("tfp_rank1", "bali_keras") for c in before] == [
+            True
+        ] * own
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)
+def test_what_all_names_is_there(package):
+    for name in (m for m in TREES if m.startswith(package.__name__)):
+        module = importlib.import_module(name)
+        missing = [n for n in getattr(module, "__all__", []) if not hasattr(module, n)]
+        assert not missing, name
