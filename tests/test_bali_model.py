@@ -203,24 +203,6 @@ def test_other_likelihoods_learn(likelihood):
     assert history["nll"][-1] < history["nll"][0] - 0.15
 
 
-def test_scores_have_the_fisher_information_as_covariance():
-    rng = np.random.default_rng(0)
-    for name, size in [
-        ("categorical", 4), ("bernoulli", 3), ("poisson", 2), ("heteroscedastic_normal", 4),
-    ]:  # fmt: skip
-        likelihood = r1.likelihoods.get(name)
-        outputs = tf.constant(rng.normal(size=(1, size)).astype("float32"))
-        repeated = tf.repeat(outputs, 100_000, axis=0)
-        noise = tf.random.stateless_normal(repeated.shape, (1, 2))
-        closed = likelihood.scores(repeated, noise)
-        with tf.GradientTape() as tape:
-            tape.watch(repeated)
-            log_prob = likelihood.sampled_log_prob(repeated, tf.constant([3, 4]))
-        sampled = tape.gradient(log_prob, repeated)
-        a, b = (np.array(tf.matmul(s, s, transpose_a=True)) / 100_000 for s in (closed, sampled))
-        np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max())
-
-
 def test_schedules():
     progress = bk.schedules.Progress(*map(tf.constant, (6, 1, 11)))
     assert float(bk.schedules.Constant(0.2)(progress)) == pytest.approx(0.2)

@@ -35,6 +35,18 @@ CASES = {
         RNG.normal(size=(N, 2)),
     ),
     "poisson": (LK.Poisson(), RNG.normal(1, 0.5, size=(S, N, 1)), RNG.poisson(3, N)),
+    "negative_binomial": (
+        LK.NegativeBinomial(dispersion=0.5),
+        RNG.normal(1, 0.5, size=(S, N, 1)),
+        RNG.poisson(3, N),
+    ),
+    "log_normal": (
+        LK.LogNormal(scale=0.4),
+        RNG.normal(size=(S, N, 2)),
+        np.exp(RNG.normal(size=(N, 2))),
+    ),
+    "student_t": (LK.StudentT(df=4.5, scale=0.6), RNG.normal(size=(S, N, 1)), RNG.normal(size=N)),
+    "laplace": (LK.Laplace(scale=0.5), RNG.normal(size=(S, N, 2)), RNG.normal(size=(N, 2))),
 }
 
 
@@ -49,7 +61,15 @@ def oracle(name, outputs):
         return stats.norm(outputs, 0.3 if name == "normal_fixed" else 0.7 + 1e-6)
     if name == "heteroscedastic":
         return stats.norm(outputs[..., :2], np.log1p(np.exp(outputs[..., 2:])) + 1e-3)
-    return stats.poisson(np.exp(outputs))
+    if name == "poisson":
+        return stats.poisson(np.exp(outputs))
+    if name == "negative_binomial":
+        return stats.nbinom(1 / 0.5, 1 / (1 + 0.5 * np.exp(outputs)))
+    if name == "log_normal":
+        return stats.lognorm(0.4, scale=np.exp(outputs))
+    if name == "student_t":
+        return stats.t(4.5, outputs, 0.6)
+    return stats.laplace(outputs, 0.5)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -89,7 +109,7 @@ def test_categorical_moments_and_entropies():
             ordered()
 
 
-@pytest.mark.parametrize("name", ["normal_fixed", "heteroscedastic", "poisson", "bernoulli"])
+@pytest.mark.parametrize("name", [n for n in CASES if n != "categorical"])
 @pytest.mark.parametrize("probability", [0.001, 0.05, 0.5, 0.9])
 def test_quantile_inverts_the_cdf(name, probability):
     likelihood, outputs, _ = CASES[name]
@@ -213,6 +233,9 @@ ERRORS = [
     (LK.Normal(1.0), 1, [np.inf], "must be finite. Received: .*1 values not finite"),
     (LK.Poisson(), 1, [-1], "whole numbers of at least 0. Received: min=-1"),
     (LK.Poisson(), 1, [1.5], "whole numbers of at least 0"),
+    (LK.NegativeBinomial(), 1, [-1], "whole numbers of at least 0. Received: min=-1"),
+    (LK.LogNormal(), 1, [0.0], "finite numbers above 0. Received: min=0"),
+    (LK.StudentT(), 1, [np.nan], "must be finite. Received: .*1 values not finite"),
 ]
 
 
@@ -238,6 +261,12 @@ def test_other_errors():
         LK.HeteroscedasticNormal()(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"`scale` must be .* above 0. Received: scale=-1"):
         LK.Normal(scale=-1.0)
+    with pytest.raises(ValueError, match=r"`df` must be above 2.*Received: df=1"):
+        LK.StudentT(df=1)
+    with pytest.raises(ValueError, match=r"`dispersion` must be .* above 0. Received: disp.*=0"):
+        LK.NegativeBinomial(dispersion=0)
+    with pytest.raises(ValueError, match=r"noise dispersion.*NegativeBinomial\(dispersion=0.5\)"):
+        r1.losses.AverageNLL(LK.NegativeBinomial())(np.zeros(2), np.zeros((2, 1, 1)))
     with pytest.raises(ValueError, match=r"shape \[batch, 2\]. Received: .*\(3, 1\)"):
         LK.Normal(1.0).prepare_targets(np.zeros((3, 1)), 2)
     mixture = PredictiveMixture(LK.Normal(1.0), np.zeros((1, 2, 1)))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import members_input, small_classifier
 
+import bali_keras as bk
 import tfp_rank1 as r1
 
 
@@ -327,3 +328,19 @@ def test_annealing_needs_a_bayesian_model():
         model.fit(
             np.ones((2, 2)), np.ones(2), verbose=0, callbacks=[r1.callbacks.KLAnnealing(steps=1)]
         )
+
+
+def test_annealing_needs_a_kl():
+    """It would change nothing, and a word too many in the logs is no answer."""
+    x, y, annealing = np.ones((4, 2)), np.ones(4), [r1.callbacks.KLAnnealing(steps=1)]
+    points = r1.models.mlp((2,), 1, (2,), "relu", "normal", 2, posterior="deterministic")
+    points.compile("sgd")
+    with pytest.raises(ValueError, match="no KL whose weight could be annealed: no trainable"):
+        points.fit(x, y, verbose=0, callbacks=annealing)
+    inputs = keras.Input((2,))
+    inferred = bk.BaliModel(inputs, bk.layers.DenseBali(1)(inputs), likelihood="normal")
+    inferred.compile()
+    with pytest.raises(ValueError, match="A BaliModel has no KL whose weight could be annealed"):
+        inferred.fit(x, y, verbose=0, callbacks=annealing)
+    assert inferred.options.annealing is None
+    inferred.fit(x, y, verbose=0)

@@ -110,6 +110,20 @@ def test_member_sampling_draws_anew_in_every_pass():
     np.testing.assert_allclose(samples[:, 0], samples[:, 1], rtol=1e-5)
 
 
+def test_compiled_samplers_do_not_pile_up():
+    """Each holds a traced graph: of many ways to ask, the latest stay."""
+    inputs = keras.Input((2,))
+    model = r1.BayesianModel(inputs, keras.layers.Dense(1)(inputs), likelihood="bernoulli")
+    for count in range(1, 22):
+        model.posterior_predictive(np.ones((1, 2)), num_samples=count)
+    assert len(model.samplers) == 16
+    latest = model.samplers.get(model, tf.ones((1, 2)), 21)
+    model.posterior_predictive(np.ones((3, 2), "float32"), num_samples=21)
+    assert model.samplers.get(model, tf.ones((5, 2)), 21) is latest
+    model.samplers.clear()
+    assert len(model.samplers) == 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_inputs_that_are_not_finite_are_refused(digits, digits_model, bad):
     x = digits[2][:40].copy()

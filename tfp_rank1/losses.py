@@ -17,18 +17,8 @@ __all__ = ["NAMES", "AverageNLL", "MixtureNLL", "NegativeLogLikelihood", "as_mix
 
 
 def as_mixture(likelihood: Likelihood, outputs: tf.Tensor) -> PredictiveMixture:
-    """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members.
-
-    Raises:
-        ValueError: for outputs with positions, which losses and metrics do not sum over yet.
-    """
+    """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members."""
     members = as_members(outputs)
-    if members.num_position_axes:
-        raise ValueError(
-            "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
-            "without members); end the model with SplitMembers(K). "
-            f"Received: outputs of shape {members.values.shape}"
-        )
     return PredictiveMixture(likelihood, members.values, axis=members.sample_axis)
 
 

@@ -130,15 +130,16 @@ class Outputs:
 
 
 def as_members(values: Any) -> Outputs:
-    """A model's raw outputs, `[B, K, ..., D]`, or `[B, D]` of a net without members.
+    """A model's raw outputs, `[B, K, D]`, or `[B, D]` of a net without members.
 
     Raises:
-        ValueError: for values without an axis of outputs.
+        ValueError: for values of another rank. `Outputs` itself has room for positions; models
+            with positions are refused here until their losses sum over them.
     """
     values = tf.convert_to_tensor(values)
     if values.shape.rank == 2:
         values = values[:, tf.newaxis]
-    if values.shape.rank is None or values.shape.rank < 3:
+    if values.shape.rank != 3:
         raise ValueError(
             "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
             "without members); end the model with SplitMembers(K). "
