@@ -125,7 +125,7 @@ def test_a_period_pays_for_its_factorisations():
     """Factorisations, at half speed, cost at most a fifteenth of the rest of the steps."""
     sizes = [(785, 100), (101, 100), (101, 10)]
     costs = [
-        cadence.Cost(d**3 + k**3, 2 * d * d + 4 * d * k + 2 * k * k, d * d * k) for d, k in layers
+        cadence.Cost(d**3 + k**3, 2 * d * d + 4 * d * k + 2 * k * k, d * d * k) for d, k in sizes
     ]
     for batch in (32, 250, 4096):
         every = cadence.period(costs, batch)
