@@ -364,7 +364,7 @@ class BaliModel(BayesianModel):
             mean = tf.cast(self(x, training=False), tf.float32)
             row_variance = tf.cast(marginal.variance, tf.float32)
         columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
-        return mean, row_variance[:, tf.newaxis] * tf.cast(columns, tf.float32)
+        return mean, row_variance[..., tf.newaxis] * tf.cast(columns, tf.float32)
 
 
 def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:

@@ -160,7 +160,7 @@ def squared_residuals(
     """
     if record is None:
         return tf.square(noise.residuals(targets, tf.cast(outputs, tf.float32)))
-    spread = tf.cast(record.variance, tf.float32)[:, tf.newaxis] * noise.variance()
+    spread = tf.cast(record.variance, tf.float32)[..., tf.newaxis] * noise.variance()
     return tf.square(noise.residuals(targets, tf.cast(record.mean, tf.float32))) + spread
 
 
@@ -181,7 +181,7 @@ def exact_layer_of(model: Any, kind: type) -> Any:
             return None
         container, (operation, _, _) = operation, producer_of(operation.outputs[0])
     is_linear = getattr(operation, "activation", None) is keras.activations.linear
-    is_exact = isinstance(operation, kind) and is_linear and len(outputs.shape) == 2
+    is_exact = isinstance(operation, kind) and is_linear
     return operation if is_exact and _is_called_once(operation, container) else None
 
 

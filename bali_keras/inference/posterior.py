@@ -35,7 +35,7 @@ import tensorflow as tf
 
 from bali_keras.inference.cadence import Cost
 from bali_keras.inference.output import ExactOutput, HiddenLayer
-from bali_keras.inference.rows import DenseRows
+from bali_keras.inference.rows import RowCovariance, rows_for
 from bali_keras.inference.statistics import (
     Accumulation,
     BatchSums,
@@ -121,7 +121,7 @@ class LayerPosterior:
         # The order is that of saved files.
         self.mean = variable("mean", (d, k), initial_mean)
         self.prior_mean = variable("prior_mean", (d, k)) if prior_at_mean else None
-        self.rows = DenseRows(d, dtype)
+        self.rows: RowCovariance = rows_for(layer, d, dtype)
         self.rows.add_factor(variable)
         self.column_factor = variable("column_factor", (k, k))
         # Products that every step needs and only a factorisation changes.

@@ -25,7 +25,7 @@ from bali_keras.matrix_normal import (
 )
 from tfp_rank1.model.all_or_nothing import keep
 
-__all__ = ["DenseRows", "RowCovariance"]
+__all__ = ["DenseRows", "RowCovariance", "rows_for"]
 
 # Multiplies a matrix `[d, n]` by L0.
 TimesPrior = Callable[[tf.Tensor], tf.Tensor]
@@ -191,6 +191,17 @@ class DenseRows:
 
     def applying_cost(self, columns: int) -> int:
         return self.size**2 * columns
+
+
+def rows_for(layer: keras.layers.Layer, size: int, dtype: str) -> RowCovariance:
+    """The form in which a layer's row covariance is stored.
+
+    Args:
+        layer: the layer, which may say what its inputs are like.
+        size: d.
+        dtype: "float32" or "float64".
+    """
+    return DenseRows(size, dtype)
 
 
 def _jitter(data: tf.Tensor) -> tf.Tensor:
