@@ -1,4 +1,4 @@
-"""BayesianModel and its collaborators."""
+"""BayesianModel, and its objective, step, options, roles and replicas."""
 
 from tfp_rank1.model.bayesian import BayesianModel
 

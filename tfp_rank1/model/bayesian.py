@@ -56,10 +56,10 @@ __all__ = ["BayesianModel"]
 
 
 class MeanOrNaN(keras.metrics.Mean):
-    """A mean that is not a number where there was nothing, as in an epoch of refused batches."""
+    """A mean that is NaN where it saw nothing, as in an epoch of refused batches."""
 
     def result(self) -> tf.Tensor:
-        """The mean."""
+        # Keras's `Mean` says 0, and a loss of 0 would look like the best epoch of all.
         return self.total / tf.cast(self.count, self.dtype)
 
 
@@ -69,26 +69,26 @@ class BayesianModel(Replicas):
 
         loss(t) = NLL + anneal(t) / N * KL + other penalties
 
-    NLL is a mean per example in nats, KL the sum over the model's layers (each counted once), N
-    the number of training examples and `anneal` 1 unless `callbacks.KLAnnealing` changes it. The
-    loss does not depend on the batch size. Evaluation reports the NLL of the mixture over members,
-    training that of the compiled loss. `fit` logs
+    NLL is the mean negative log-likelihood per example in nats, KL the sum over the model's layers
+    (each counted once) and N the number of training examples; `anneal` is 1 unless
+    `callbacks.KLAnnealing` changes it. The loss does not depend on the batch size. Training reports
+    the compiled loss, evaluation the NLL of the mixture over members. `fit` logs
 
         nll         nats per example
         kl          KL / N, nats per example
         kl_weight   anneal / N
-        refused     fraction of the epoch's batches whose loss or gradients were not finite:
-                    weights, optimizer and metrics are then as before the batch
+        refused     fraction of the epoch's batches whose loss or gradients were not finite; such
+                    a batch leaves weights, optimizer and metrics as they were
 
     Args:
         *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
             `[B, K, D]` (`[B, D]` for a net without members), or a built Sequential or Functional
-            model in place of the two. A subclass that defines `call`
-            passes only what follows, and ends `call` with `return self.likelihood(outputs)`.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. It becomes the last operation
-            of a Functional model, which is how clones and saved models keep it.
+            model in place of the two. A subclass that defines `call` passes neither, and ends
+            `call` with `return self.likelihood(outputs)`.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. In a Functional model the
+            likelihood becomes the last operation, so that clones and saved models keep it.
         num_train_examples: N. Defaults to None: every `fit` counts the arrays or the finite
-            dataset it is given (a dataset that repeats its examples counts every repetition).
+            dataset that it is given (a dataset that repeats its examples counts every repetition).
 
     Raises:
         ValueError: without a likelihood, or with an N that is not above 0.
@@ -115,6 +115,7 @@ class BayesianModel(Replicas):
         if len(args) == 1 and isinstance(args[0], keras.Model):
             args = inputs_and_outputs(args[0])  # such as a Sequential
         if is_functional_call(args, kwargs):
+            # Before Keras's constructor, which would make the class itself Functional, in place.
             cls: Any = type(self)
             self.__class__ = functional_variant(cls)
             inputs, outputs, args = take_graph(args, kwargs)
@@ -130,7 +131,7 @@ class BayesianModel(Replicas):
                 "tfp_rank1.likelihoods.Categorical(). Received: likelihood=None"
             )
         # Keras saves attributes in alphabetical order; under this name the likelihood comes before
-        # the private containers of a Functional model, which hold it as well.
+        # the private containers of a Functional model, which hold the likelihood as well.
         self._likelihood: Likelihood = likelihoods.get(likelihood)
         self._count: float | None = _check_count(num_train_examples)
         self._count_is_given = num_train_examples is not None
@@ -150,22 +151,23 @@ class BayesianModel(Replicas):
 
     @property
     def num_train_examples(self) -> float | None:
-        """N; None until it is given or found by `fit`. One that is assigned stays."""
+        """N; None until it is given or `fit` finds it. `fit` keeps an N that was assigned."""
         return self._count
 
     @num_train_examples.setter
     def num_train_examples(self, count: float | None) -> None:
         self._count, self._count_is_given = _check_count(count), count is not None
-        self.forget_functions()
+        self.forget_functions()  # their graphs hold 1/N as a constant
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """The model's layers; the likelihood, the last operation, is `model.likelihood`."""
-        # While Keras builds the graph it must see, and track, the likelihood as well.
+        # Before `_likelihood` is set, Keras builds the graph and must track the likelihood too.
         hidden = self.__dict__.get("_likelihood")
         return [layer for layer in super().layers if layer is not hidden]
 
-    # Not tracked by Keras: the parts would count as the model's own.
+    # What `freeze_slow_weights` froze. Keras must not track this list: the variables and layers in
+    # it would count as the model's own.
     _frozen: list[Any]
 
     # -- compile --------------------------------------------------------------------------------
@@ -181,26 +183,28 @@ class BayesianModel(Replicas):
         num_train_samples: int = Options.num_train_samples,
         **kwargs: Any,
     ) -> None:
-        """Configure training; everything else as in `keras.Model.compile`.
+        """Configure training; other arguments are those of `keras.Model.compile`.
 
         Args:
             optimizer: as in Keras.
             loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
                 a net without members, any Keras loss.
             metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
-                one; `"accuracy"` is `metrics.Accuracy`. Those of Keras only without members.
-            factor_learning_rate_multiplier: the factors' steps are this many times those of the
-                slow weights, for any optimizer, above 0. Defaults to 1.
+                one; `"accuracy"` is `metrics.Accuracy`. A net without members may also have
+                metrics of Keras.
+            factor_learning_rate_multiplier: number by which every step of a factor is multiplied,
+                above 0, for any optimizer without `use_ema`. Defaults to 1.
             member_batches: `"tiled"` (default): every member trains on the whole batch;
-                `"split"`: on a K-th of it, for the time of one net, with `"average_nll"`. K must
-                divide the batches.
-            num_train_samples: samples per member and example in training, at least 1. The loss
-                averages them, or, `"mixture_nll"`, takes them for a mixture. Defaults to 1.
+                `"split"`: every member trains on a K-th of the batch, in the time of one net. K
+                must then divide every batch, and the loss be `"average_nll"`.
+            num_train_samples: samples per member and example in training, at least 1.
+                `"average_nll"` averages over the samples, `"mixture_nll"` takes them as members
+                of the mixture. Defaults to 1.
             **kwargs: as in Keras.
 
         Raises:
-            ValueError: for values out of range, arguments that exclude each other, or a loss or
-                metric that knows no members.
+            ValueError: for values out of range, arguments that exclude each other, or a loss with
+                another likelihood than the model's.
         """
         optimizer, loss = keras.optimizers.get(optimizer), known_loss(loss, self.likelihood)
         options = Options.check(
@@ -223,12 +227,12 @@ class BayesianModel(Replicas):
         weighted_metrics: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Configure training by checked options; a refusal of Keras leaves the model as it was.
+        """Configure training by checked options; if Keras refuses, the model stays as it was.
 
         Args:
-            options: what this library needs to know.
+            options: the options of this library.
             optimizer: as in Keras.
-            loss: as `known_loss` gives it.
+            loss: what `known_loss` returned.
             metrics: as in `compile`.
             weighted_metrics: as in Keras.
             **kwargs: as in Keras.
@@ -243,14 +247,14 @@ class BayesianModel(Replicas):
         except Exception:
             restore_compile_state(self, before)
             raise
-        # After all that may refuse: a model keeps what it was compiled with before.
+        # Last, as all lines above may refuse: a refused `compile` leaves the options in place.
         self.options = options.bound_to(
             self.likelihood, loss, keras.tree.flatten([metrics, weighted])
         )
         set_loss_tracker(self, MeanOrNaN(name="loss"))
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """The arguments of `compile`, and what `freeze_slow_weights` froze."""
+        """The arguments of `compile`, and which normalizations `freeze_slow_weights` froze."""
         config = super().get_compile_config()
         if not config:
             return None
@@ -260,22 +264,23 @@ class BayesianModel(Replicas):
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Freeze and compile as the saved model was, with the optimizer's state to be loaded."""
+        """Freeze and compile as the saved model was; Keras loads the optimizer's state after."""
         config = dict(config)
         places = config.pop("frozen_normalizations", None)
         if places is not None:
-            # Saved as frozen by themselves, they would not be made trainable again.
+            # These normalizations were saved as frozen. `freeze_slow_weights` notes only what it
+            # freezes itself, so that `freeze_slow_weights(False)` can undo it.
             normalizations = roles.normalizations(self)
             for i in places:
                 normalizations[i].trainable = True
             self.freeze_slow_weights()
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            self.build_optimizer()
+            self.build_optimizer()  # Keras loads values only into slots that exist
 
     # -- the objective, and one batch -----------------------------------------------------------
 
-    # Logged in training alone.
+    # Names that training logs and evaluation does not.
     training_logs: ClassVar[tuple[str, ...]] = ("refused",)
 
     def training_outputs(self, x: Any) -> tf.Tensor:
@@ -285,7 +290,7 @@ class BayesianModel(Replicas):
             x: one batch of inputs, `[B, ...]`.
 
         Returns:
-            `[B, S K, D]` for S samples of tiled batches, `[B, 1, D]` for split ones.
+            `[B, S K, D]` for S samples of tiled batches, `[B, 1, D]` for split batches.
         """
         return bound.training_outputs(self, x)
 
@@ -299,11 +304,11 @@ class BayesianModel(Replicas):
             outputs: raw outputs `[B, K, D]`.
             sample_weight: optional, `[B]`.
             training: False takes the mixture's NLL in place of the training loss, and the KL at
-                its full weight 1/N: validation losses are comparable while the weight rises.
+                its full weight 1/N, so that validation losses of different epochs are comparable.
 
         Returns:
-            `Objective`, on each replica divided by the number of replicas as Keras does it, but
-            for `kl` (the whole KL in nats) and `kl_weight`.
+            `Objective`. As in Keras, `loss` and `nll` are divided by the number of replicas; `kl`
+            is the whole KL in nats.
         """
         return bound.evidence_bound(self, y, outputs, sample_weight, training)
 
@@ -325,21 +330,28 @@ class BayesianModel(Replicas):
         Raises:
             ValueError: if N is not known yet and a layer has a KL.
         """
+        # An owner is set while the objective reads the losses; a second would take its KL away.
         if scopes.kl_owner.value is not None:
             return super().losses
         with scopes.kl_owner.set(KLOwner(bound.kl_weight(self, training=True))):
             return super().losses
 
     def kl(self) -> tf.Tensor:
-        """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+        """KL of all layers in nats, unweighted; each layer counts once.
+
+        A layer's `kl_reduction` says whether its KL is a mean or a sum over the members.
+        """
         return bound.kl_of(self)
 
     def set_annealing(self, annealing: Annealing | None) -> None:
-        """Set `anneal(t)`, a function from the step (int64 scalar) to a weight in [0, 1].
+        """Set `anneal(t)`, a function from the step t (int64 scalar) to a number in [0, 1].
 
-        It becomes part of the compiled training step, so that it also holds within
-        `steps_per_execution`. None, the state after `compile`, is the full weight.
-        `callbacks.KLAnnealing` sets it for the length of one `fit`.
+        The function becomes part of the compiled training step, so that it also holds within
+        `steps_per_execution`. None, the state after `compile`, means the full KL weight.
+        `callbacks.KLAnnealing` sets a function for the length of one `fit`.
+
+        Args:
+            annealing: the function, or None.
 
         Raises:
             ValueError: for a model without a KL, whose weight would change nothing.
@@ -362,8 +374,9 @@ class BayesianModel(Replicas):
         return step.evaluate_batch(self, data)
 
     def track_objective(self, objective: Objective) -> None:
-        """Log the loss of a batch and its parts."""
+        """Log the loss of a batch and its parts, weighted by the number of examples."""
         rows = objective.rows
+        # Losses are divided by the number of replicas, and a metric averages over replicas.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         update_loss_tracker(self, objective.loss * replicas, rows)
         self._nll_tracker.update_state(objective.nll * replicas, sample_weight=rows)
@@ -379,23 +392,23 @@ class BayesianModel(Replicas):
 
     @property
     def factor_variables(self) -> list[keras.Variable]:
-        """Variables of all factors and their priors, each once."""
+        """Variables of all factors and of their priors, each once."""
         return roles.factor_variables(self)
 
     @property
     def slow_weights(self) -> list[keras.Variable]:
-        """All other weights of the model: kernels, point biases, stock layers."""
+        """All other weights of the model: kernels, point biases, weights of stock layers."""
         return roles.slow_weights(self)
 
     def freeze_slow_weights(self, frozen: bool = True) -> None:
-        """Train the factors only, around weights that stay as they are; or all of it again.
+        """Freeze all weights but those of the factors, or make them trainable again.
 
-        Normalization by batches then uses its moving statistics; a learned noise scale of the
-        likelihood is still learned. Compile anew afterwards. A compiled model that is saved and
-        loaded is still frozen.
+        A frozen batch normalization uses its moving statistics; a learned noise scale of the
+        likelihood is still learned. Compile the model afterwards. A compiled model that is saved
+        and loaded is still frozen.
 
         Args:
-            frozen: True (default) freezes; False makes what it froze trainable again.
+            frozen: True (default) freezes; False undoes earlier calls and nothing else.
 
         Raises:
             ValueError: if there are no factors to train.
@@ -419,11 +432,11 @@ class BayesianModel(Replicas):
     # -- fit, evaluate, predict -----------------------------------------------------------------
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; as `keras.Model.fit`, after finding N and looking at array targets.
+        """Train as `keras.Model.fit` does, after finding N and checking targets in arrays.
 
         Raises:
-            ValueError: if N is neither given nor found in `x`, arrays are empty or come without
-                targets, or targets lie outside the support of the likelihood.
+            ValueError: if N is neither given nor found in `x`, if arrays are empty or come without
+                targets, or if targets lie outside the support of the likelihood.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         check_not_empty(x, y)
@@ -438,16 +451,16 @@ class BayesianModel(Replicas):
             self.warn_of_refused(history.history.get("refused", []))
             return history
         finally:
-            # Also after an interrupt, when Keras tells no callback that training has ended.
-            set_initial_epoch(self, None)  # of a restored checkpoint
+            # After an interrupt, too: Keras then tells no callback that training has ended.
+            set_initial_epoch(self, None)  # which a restored checkpoint may have set
             if self.options.annealing is not annealing:
                 self.set_annealing(annealing)
 
     def warn_of_refused(self, shares: list[float]) -> None:
-        """Say after a `fit` that batches were refused.
+        """Warn after a `fit` in which batches were refused.
 
         Args:
-            shares: of refused batches, by epoch.
+            shares: fraction of refused batches, by epoch.
         """
         if any(shares):
             warnings.warn(
@@ -459,7 +472,7 @@ class BayesianModel(Replicas):
             )
 
     def count_examples(self, arguments: dict[str, Any]) -> float | None:
-        """N for the arguments of a `fit`; None if they do not tell."""
+        """N for the arguments of a `fit`; None if the arguments do not tell N."""
         return count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
 
     def _find_count(self, arguments: dict[str, Any]) -> None:
@@ -469,10 +482,14 @@ class BayesianModel(Replicas):
         if found != self._count:
             self._count = found
             self.forget_functions()
-        bound.kl_weight(self, training=True)  # raises without N, before anything is traced
+        bound.kl_weight(self, training=True)  # raises without N, before Keras traces a step
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Loss and metrics; as `keras.Model.evaluate`."""
+        """Loss and metrics as `keras.Model.evaluate` gives them, after checking targets in arrays.
+
+        Raises:
+            ValueError: if targets lie outside the support of the likelihood.
+        """
         self._check_array_targets(y)
         return super().evaluate(x, y, *args, **kwargs)
 
@@ -519,13 +536,15 @@ class BayesianModel(Replicas):
     ) -> PosteriorPredictive | PredictiveMoments:
         """Sample the posterior predictive distribution.
 
+        A seed fixes the samples for one `batch_size`: another size draws other samples.
+
         Args:
             x: inputs: an array, a structure of arrays, or batches (a `tf.data.Dataset`, a
                 `keras.utils.PyDataset` or an iterator), whose targets, if any, are ignored.
             num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
                 of K so that every member weighs the same. Defaults to 32.
-            batch_size: examples per pass, for arrays. Defaults to 128.
-            seed: integer for reproducible samples. Defaults to None: new ones each call.
+            batch_size: examples per pass, for arrays. Defaults to None: 128.
+            seed: integer for reproducible samples. Defaults to None: new samples on each call.
             reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
                 entropies only.
             verbose: 1 shows a progress bar. Defaults to 0.
@@ -533,22 +552,21 @@ class BayesianModel(Replicas):
         Returns:
             `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
 
-        The seed fixes the samples for one `batch_size`; another split into batches draws others.
-
         Raises:
-            ValueError: for inputs that are not finite, no arrays or batches, or stateful layers.
+            ValueError: for inputs that are not finite, that are neither arrays nor batches, or
+                that are empty, and for stateful layers.
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Raw outputs of one pass, and their variance where a subclass knows it in closed form.
+        """Raw outputs of one pass; a subclass may integrate out the last layer in closed form.
 
         Args:
             x: one batch of inputs.
 
         Returns:
             Sampled outputs and None; or, where the last layer is integrated out, means and
-            variances of the outputs, given the sample of all layers before it.
+            variances of the outputs given one sample of all layers before the last.
         """
         return self(x, training=False), None
 
@@ -562,7 +580,7 @@ class BayesianModel(Replicas):
         export_predictive(self, path, num_samples, input_signature)
 
     def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> Any:
-        """As `keras.Model.export`; ONNX and LiteRT only inside `posterior_mean()`.
+        """Export as `keras.Model.export` does; ONNX and LiteRT only inside `posterior_mean()`.
 
         Raises:
             ValueError: for a format that would freeze the noise of the samples.
@@ -574,6 +592,8 @@ class BayesianModel(Replicas):
 
     def __reduce__(self) -> Any:
         """Pickle the bytes of a `.keras` file, under the class that users import."""
+        # Keras names a method of `type(self)`. For a Functional model that is the variant that
+        # `functional_variant` made, which pickle cannot import.
         _, state = super().__reduce__()
         return unpickle_model(BayesianModel), state
 
@@ -583,7 +603,7 @@ class BayesianModel(Replicas):
         return {**super().get_config(), "num_train_examples": given}
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the random state of the model and the N that `fit` found."""
+        """Save the state of the model's random generator, and N."""
         super().save_own_variables(store)
         save_seed_state(self.seed_generator, store)
         store["num_train_examples"] = np.float64(self.num_train_examples or 0)
@@ -592,14 +612,14 @@ class BayesianModel(Replicas):
         """Load what `save_own_variables` wrote."""
         arrays = load_seed_state(self.seed_generator, store)
         count = float(np.asarray(arrays.pop("num_train_examples", 0)))
-        if count and self._count is None:  # never over an N that was given or just counted
+        if count and self._count is None:  # an N that was given or just counted wins
             self._count = _check_count(count)
             self.forget_functions()
         super().load_own_variables(arrays)
 
 
 def _check_count(count: float | None) -> float | None:
-    """N as an int if it is whole; a total of weights may not be."""
+    """N, as an int if it is whole; a sum of sample weights may be fractional."""
     if count is None:
         return None
     number = positive("num_train_examples", count)

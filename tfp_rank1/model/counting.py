@@ -1,4 +1,4 @@
-"""N, the number of training examples: found exactly or not at all."""
+"""N, the number of training examples: counted exactly or not at all."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ __all__ = ["check_not_empty", "count_examples"]
 def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
     """The number of training examples in what is given to `fit`.
 
-    Arrays know their length. A finite `tf.data.Dataset` of batches is counted exactly: from its
-    cardinality if its batches have one static size, else in one pass over it. A generator, an
-    endless dataset or a dataset of unknown length gives None.
+    Arrays know their length. A finite `tf.data.Dataset` of batches is counted exactly: by its
+    cardinality if its batches have one static size, else in one pass over the dataset.
 
     Args:
         x: the first argument of `fit`.
-        validation_split: the fraction of arrays that `fit` holds out.
+        validation_split: the fraction of arrays that `fit` holds out. Defaults to 0.
+
+    Returns:
+        N; None for a generator, an endless dataset or a dataset of unknown length.
     """
     if isinstance(x, tf.data.Dataset):
         return _count_dataset(x)
@@ -28,14 +30,16 @@ def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
     if not arrays:
         return None
     total = int(arrays[0].shape[0])
-    # As Keras splits: the first floor(N (1 - split)) examples are for training.
+    # Keras splits in this way: the first floor(N (1 - split)) examples are for training.
     return math.floor(total * (1.0 - validation_split)) if validation_split else total
 
 
 def _count_dataset(dataset: tf.data.Dataset) -> int | None:
+    # TensorFlow says "endless" and "unknown" by negative numbers.
     batches = int(dataset.cardinality())
     if batches < 0:
         return None
+    # A static size holds for every batch: where the last may be shorter, TensorFlow gives none.
     static = keras.tree.flatten(dataset.element_spec)[0].shape[0]
     if static is not None:
         return batches * int(static)

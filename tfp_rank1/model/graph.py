@@ -33,14 +33,15 @@ def functional_variant(cls: Any) -> Any:
     )
     registered_name = keras.saving.get_registered_name(cls)
     if ">" in registered_name:
-        # Saved under the name of `cls`, and loaded as `cls`, which becomes functional again.
+        # The variant is saved under the name of `cls`. A file is loaded as `cls`, and the
+        # constructor of `cls` makes the variant again.
         keras.saving.register_keras_serializable(*registered_name.split(">"))(variant)
         keras.saving.get_custom_objects()[registered_name] = cls
     return variant
 
 
 def inputs_and_outputs(model: keras.Model) -> tuple[Any, Any]:
-    """The graph of a model, such as a Sequential, that is given in place of its two ends.
+    """Inputs and outputs of a model, such as a Sequential, that is given in place of the two.
 
     Raises:
         ValueError: for a subclassed or unbuilt model.
@@ -55,7 +56,10 @@ def inputs_and_outputs(model: keras.Model) -> tuple[Any, Any]:
 
 
 def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Inputs, outputs, and the remaining positional arguments."""
+    """Inputs, outputs and the remaining positional arguments of a model's constructor.
+
+    Inputs and outputs that are given by name are removed from `kwargs`.
+    """
     values = list(args)
     inputs = values.pop(0) if values else kwargs.pop("inputs")
     outputs = values.pop(0) if values else kwargs.pop("outputs")
@@ -69,14 +73,25 @@ def _single(tensors: Any) -> Any:
 
 
 def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
-    """Make a likelihood the last operation of the graph, unless it already is."""
+    """Make a likelihood the last operation of the graph, unless the graph ends in one already.
+
+    Args:
+        outputs: the outputs that were given.
+        likelihood: a likelihood, its name, or None.
+
+    Returns:
+        The outputs of the new graph, and its likelihood; None without one.
+
+    Raises:
+        ValueError: for several outputs, or a second likelihood that differs from the first.
+    """
     if not isinstance(outputs, keras.KerasTensor):
         raise ValueError(
             "A BayesianModel has one output tensor, [batch, members, outputs]. "
             f"Received: outputs={outputs}"
         )
     last, _, _ = producer_of(outputs)
-    if isinstance(last, Likelihood):
+    if isinstance(last, Likelihood):  # as in a graph that was loaded or cloned
         if likelihood is not None and not same_likelihood(last, likelihoods.get(likelihood)):
             raise ValueError(
                 "The outputs already end in a likelihood, and another one is given. "
@@ -92,15 +107,15 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | 
 def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> None:
     """Refuse layers that fold another number of members than the outputs have.
 
-    Such a model often runs, and then an example's output depends on its place in the batch.
-    Layers with one member may stand anywhere; TileMembers and SplitMembers may not.
+    Such a model often runs, and then an example's output depends on its place in the batch. A
+    rank-1 layer with one member may stand anywhere; TileMembers and SplitMembers always need K.
 
     Args:
         layers: all layers of a model.
         members: K of the model's outputs.
 
     Raises:
-        ValueError: naming the layers and their numbers.
+        ValueError: with the layers and their numbers of members.
     """
     layers = list(layers)
     folding = [v for v in layers if isinstance(v, (TileMembers, SplitMembers))]
@@ -117,7 +132,7 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
 
 
 def same_likelihood(a: Likelihood, b: Likelihood) -> bool:
-    """Whether two likelihoods are of one kind with equal arguments, names apart."""
+    """Whether two likelihoods have one class and equal arguments; their names may differ."""
 
     def arguments(likelihood: Likelihood) -> dict[str, Any]:
         return {k: v for k, v in likelihood.get_config().items() if k != "name"}

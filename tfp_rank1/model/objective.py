@@ -28,7 +28,7 @@ __all__ = ["Objective", "by_examples", "evidence_bound", "kl_of", "kl_weight", "
 class Objective(NamedTuple):
     """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`.
 
-    `rows` is the number of examples per replica, the mean over all replicas.
+    `rows` is the number of examples per replica, averaged over the replicas.
     """
 
     loss: tf.Tensor
@@ -46,18 +46,23 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
         x: one batch of inputs, `[B, ...]`.
 
     Returns:
-        `[B, S K, ..., D]` for S samples of tiled batches, `[B, 1, ..., D]` for split ones.
+        `[B, S K, ..., D]` for S samples of tiled batches, `[B, 1, ..., D]` for split batches.
+
+    Raises:
+        ValueError: for S above 1 with layers that draw once per member and call, or with layers
+            that fold another number of members.
     """
     samples = model.options.num_train_samples
     if samples > 1:
         _check_samples_differ(model)
+        # One pass over S copies of the batch gives S samples: layers draw for every row.
         x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
     is_split = model.options.member_batches == "split"
     with scopes.split_members.set(True) if is_split else contextlib.nullcontext():
         outputs = model(x, training=True)
     if samples == 1:
         return outputs
-    _check_members(model, outputs)
+    _check_members(model, outputs)  # while the outputs still have the K members of the layers
     return join_copies(outputs, samples)
 
 
@@ -66,7 +71,8 @@ def evidence_bound(
 ) -> Objective:
     """The loss of one batch and its parts; see `BayesianModel.objective`."""
     _check_outputs(model, outputs)
-    if not (training and model.options.spreads_batches):  # else those of `training_outputs`
+    # Outputs of a batch that is spread have other members than the model's layers.
+    if not (training and model.options.spreads_batches):
         _check_members(model, outputs)
     if y is None:
         raise ValueError(
@@ -84,25 +90,30 @@ def evidence_bound(
     nll = loss_of(y, outputs, sample_weight)
     rows = _mean_rows(outputs)
     nll = by_examples(nll, model.loss if is_compiled else evaluation, outputs, rows)
+    # Each layer's KL is one of `model.losses`; while they are read, `owner` weights and adds it.
     with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
         penalties = [added_loss(model, penalty) for penalty in model.losses]
-    # KLs come in Keras's dtype, penalties in that of their weights.
+    # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.
     loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
     return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)
 
 
 def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """A replica's mean over its examples, so that in the sum over replicas all weigh the same.
+    """Weight a replica's mean by its share of the examples, so that all examples count alike.
 
-    Keras adds up the replicas' means, each divided by their number R. Here each is multiplied by R
-    times its share of the examples: one replica may have more than another.
+    Keras adds up the means of the R replicas, each divided by R. One replica may have more
+    examples than another, so each mean is multiplied by R times the replica's share.
 
     Args:
-        nll: of this replica, scalar.
-        loss: that gave it; reductions other than Keras's mean over the batch are left alone.
-        outputs: of this replica, `[B, ...]`.
+        nll: negative log-likelihood of this replica, scalar.
+        loss: the loss that gave `nll`; only Keras's mean over the batch is weighted.
+        outputs: raw outputs of this replica, `[B, ...]`.
         rows: mean of B over the replicas.
+
+    Returns:
+        The weighted `nll`, scalar.
     """
+    # Functions and names have no `reduction`: Keras takes the mean of their values.
     if getattr(loss, "reduction", PER_EXAMPLE) != PER_EXAMPLE:
         return nll
     own = tf.cast(tf.shape(outputs)[0], tf.float32)
@@ -110,7 +121,7 @@ def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) 
 
 
 def kl_weight(model: Any, training: bool) -> tf.Tensor:
-    """`anneal(t) / N` in training, `1 / N` in evaluation, scalar; 0 without any KL.
+    """`anneal(t) / N` in training, `1 / N` in evaluation, scalar; 0 if neither N nor a KL exists.
 
     Raises:
         ValueError: if N is not known yet and a layer has a KL.
@@ -134,29 +145,31 @@ def has_kl(model: Any) -> bool:
 
 
 def kl_of(model: Any) -> tf.Tensor:
-    """KL of all layers, each counted once, unweighted, in nats; averaged over members."""
+    """KL of all layers in nats, unweighted; each layer counts once."""
     layers = layers_of(model, include_self=False)
-    # A model within has a `kl` as well, of layers that are in the list themselves.
+    # A nested BayesianModel has a `kl` too, but its layers are in this list themselves.
     owners = [v for v in layers if hasattr(v, "kl") and not isinstance(v, keras.Model)]
     return tf.add_n([layer.kl() for layer in owners]) if owners else tf.zeros(())
 
 
 def _step(model: Any) -> tf.Tensor:
-    """Number of batches trained on so far (whole updates of an accumulating optimizer)."""
+    """Number of batches trained on so far, in whole updates of an accumulating optimizer."""
     if model.optimizer is None:
         return tf.zeros((), tf.int64)
+    # An optimizer that scales the loss wraps the one that counts.
     inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     batches_per_update = getattr(inner, "gradient_accumulation_steps", None) or 1
     return tf.convert_to_tensor(inner.iterations) * batches_per_update
 
 
 def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
+    """Number of examples per replica, averaged over the replicas, float32 scalar."""
     rows = tf.cast(tf.shape(outputs)[0], tf.float32)
     return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _check_outputs(model: Any, outputs: tf.Tensor) -> None:
-    """Refuse losses and metrics of Keras, which broadcast the targets over the members."""
+    """Refuse a missing loss, and Keras's own, which broadcast the targets over the members."""
     if compiled_loss(model) is None:
         raise ValueError(
             "The model has no loss. Call compile(loss='average_nll') or compile(loss="
@@ -171,7 +184,7 @@ def _check_outputs(model: Any, outputs: tf.Tensor) -> None:
 
 
 def _check_samples_differ(model: Any) -> None:
-    """Refuse layers that draw once per member and call: all samples would be one."""
+    """Refuse layers that draw once per member and call: all samples would be equal."""
     layers = layers_of(model, include_self=False)
     shared = [v.name for v in layers if getattr(v, "sampling", None) == "member"]
     if shared:

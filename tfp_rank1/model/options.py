@@ -1,4 +1,4 @@
-"""What `BayesianModel.compile` was told: checked, frozen, and written into saved models."""
+"""What `BayesianModel.compile` was told: checked, immutable, and written into saved models."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = [
 
 Annealing = Callable[[tf.Tensor], tf.Tensor]
 
-PER_EXAMPLE = "sum_over_batch_size"  # as Keras calls the mean over a batch
-_BATCH_SIZE = 32  # of Keras's `fit`, unless another is given
+PER_EXAMPLE = "sum_over_batch_size"  # Keras's name for the mean over a batch
+_BATCH_SIZE = 32  # the default of Keras's `fit`
 _ACCURACY = "accuracy", "acc"
 
 
@@ -42,14 +42,14 @@ class Options:
     """The choices of `compile`, and what follows from them.
 
     Attributes:
-        factor_learning_rate_multiplier: the factors' steps are this many times the others'.
+        factor_learning_rate_multiplier: number by which every step of a factor is multiplied.
         member_batches: `"tiled"` or `"split"`.
         num_train_samples: samples per member and example in training.
-        loss_name: the name under which a saved model finds its loss; None for a loss of Keras or
-            one with arguments of its own.
-        evaluation_loss: what evaluation reports; None for a loss of Keras.
-        stock_names: losses and metrics of Keras, which know no members.
-        annealing: from the step to a weight of the KL in [0, 1]; None for the full weight.
+        loss_name: name under which a saved model finds its loss; None for a loss of Keras or one
+            with arguments of its own.
+        evaluation_loss: the loss that evaluation reports; None where that is a loss of Keras.
+        stock_names: names of the compiled losses and metrics of Keras, which know no members.
+        annealing: `anneal(t)`, from the step t to a number in [0, 1]; None for the full KL weight.
     """
 
     factor_learning_rate_multiplier: float = 1.0
@@ -75,14 +75,14 @@ class Options:
 
         Args:
             optimizer: the optimizer, or None.
-            loss: as `known_loss` gives it.
-            layers: of the model.
-            factor_learning_rate_multiplier: of `compile`.
-            member_batches: of `compile`.
-            num_train_samples: of `compile`.
+            loss: what `known_loss` returned.
+            layers: all layers of the model.
+            factor_learning_rate_multiplier: argument of `compile`.
+            member_batches: argument of `compile`.
+            num_train_samples: argument of `compile`.
 
         Raises:
-            ValueError: for values out of range, or that exclude each other.
+            ValueError: for values out of range, or values that exclude each other.
         """
         options = cls(
             check_multiplier(factor_learning_rate_multiplier, optimizer),
@@ -98,11 +98,21 @@ class Options:
         return self.member_batches == "split" or self.num_train_samples > 1
 
     def bound_to(self, likelihood: Likelihood, loss: Any, metrics: list[Any]) -> Options:
-        """The options once loss and metrics, compiled by Keras, have the model's likelihood."""
+        """Give loss and metrics the model's likelihood, and note what follows from them.
+
+        Args:
+            likelihood: the model's likelihood.
+            loss: what `known_loss` returned.
+            metrics: flat list of metrics, of names of Keras's metrics, and of None.
+
+        Returns:
+            These options with `loss_name`, `evaluation_loss` and `stock_names` set.
+        """
         name, evaluation, stock = None, None, []
         if isinstance(loss, NegativeLogLikelihood):
-            # The model's own object: it holds the weights of a learned noise scale.
+            # The model's own object, no copy: it holds the weights of a learned noise scale.
             loss.likelihood = likelihood
+            # A name stands for a loss with default arguments; any other is saved as an object.
             is_default = loss.reduction == PER_EXAMPLE
             name = loss.name if is_default and type(loss) is LOSS_NAMES.get(loss.name) else None
             evaluation = MixtureNLL(likelihood, reduction=loss.reduction)
@@ -118,20 +128,28 @@ class Options:
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of `compile` beside those of Keras; a loss of this package by its name."""
+        """The arguments of `compile` that are not Keras's, and the name of the loss if it has one.
+
+        The annealing is left out: a callback sets it anew for each `fit`.
+        """
         config: dict[str, Any] = {} if self.loss_name is None else {"loss": self.loss_name}
         names = "factor_learning_rate_multiplier", "member_batches", "num_train_samples"
         return config | {name: getattr(self, name) for name in names}
 
 
 def known_loss(loss: Any, likelihood: Likelihood) -> Any:
-    """A loss of this package by its name or as an object, or a Keras loss as it is.
+    """The loss to compile: an object for a name of this package, else the loss that is given.
+
+    Args:
+        loss: a name, a loss of either kind, or None.
+        likelihood: the model's likelihood.
 
     Raises:
         ValueError: for an unknown name, or a loss with another likelihood than the model's.
     """
     if isinstance(loss, str):
         return LOSS_NAMES[loss]() if loss in LOSS_NAMES else _loss_of_keras(loss)
+    # By value: a loss that was loaded with a model brings a likelihood object of its own.
     own = getattr(loss, "likelihood", None) if isinstance(loss, NegativeLogLikelihood) else None
     if own not in (None, likelihood) and not same_likelihood(own, likelihood):
         raise ValueError(
@@ -143,7 +161,7 @@ def known_loss(loss: Any, likelihood: Likelihood) -> Any:
 
 
 def _loss_of_keras(name: str) -> str:
-    """The name; an unknown one is refused with the names of this package."""
+    """The name; the error for an unknown name lists the losses of this package."""
     try:
         keras.losses.get(name)
     except ValueError as error:
@@ -155,7 +173,7 @@ def _loss_of_keras(name: str) -> str:
 
 
 def own_metrics(metrics: Any) -> Any:
-    """A structure of metrics with `"accuracy"` replaced by that of this package.
+    """A structure of metrics with `"accuracy"` replaced by `metrics.Accuracy`.
 
     Keras's accuracy would broadcast the labels over the members.
     """
@@ -168,8 +186,8 @@ def check_multiplier(multiplier: Any, optimizer: Any) -> float:
     """The factors' learning-rate multiplier as a number.
 
     Raises:
-        ValueError: unless it is finite and above 0, or where the optimizer averages weights: it
-            does so before the factors' steps are multiplied.
+        ValueError: unless it is finite and above 0; and for an optimizer with `use_ema`, which
+            averages the variables before the factors' steps are multiplied.
     """
     value = positive("factor_learning_rate_multiplier", multiplier)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -183,7 +201,7 @@ def check_multiplier(multiplier: Any, optimizer: Any) -> float:
 
 
 def _check_members_share(options: Options, loss: Any, layers: Iterable[Any]) -> None:
-    """Refuse ways to spread a batch over members and samples that do not go together."""
+    """Refuse ways of spreading a batch over members and samples that exclude each other."""
     is_split = options.member_batches == "split"
     if is_split and options.num_train_samples > 1:
         raise ValueError(
@@ -208,21 +226,23 @@ def _check_members_share(options: Options, loss: Any, layers: Iterable[Any]) -> 
 def check_split_batches(arguments: Mapping[str, Any], layers: Iterable[Any]) -> None:
     """Refuse arrays that `fit` would cut into batches which the members cannot share.
 
-    A compiled step would refuse them too, but only at the last batch, and XLA drops the message.
+    A compiled step would refuse such a batch too, but `fit` may come to it last, and XLA drops the
+    message.
 
     Args:
-        arguments: of `fit`.
-        layers: of the model.
+        arguments: the arguments of `fit`.
+        layers: all layers of the model.
 
     Raises:
-        ValueError: unless the members' number divides every batch.
+        ValueError: unless the number of members divides every batch.
     """
     x = arguments.get("x")
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    # The sizes of these batches are not known here: `TileMembers` checks each batch in the step.
     if isinstance(x, tf.data.Dataset) or replicas > 1 or arguments.get("steps_per_epoch"):
         return
     count = count_examples(x, arguments.get("validation_split", 0.0))
-    if not count:  # batches of unknown sizes
+    if not count:  # a generator, whose batches are not known here either
         return
     batch = min(arguments.get("batch_size") or _BATCH_SIZE, count)
     rows = {batch, count % batch} - {0}

@@ -1,4 +1,4 @@
-"""The functions that `fit`, `evaluate` and `predict` compile, on any number of replicas."""
+"""The functions that `fit`, `evaluate` and `predict` run, for any number of replicas."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ Step = Callable[[Any], Any]
 
 @hook_into_trainer
 class Replicas(keras.Model):
-    """What `fit`, `evaluate` and `predict` compile, on any number of replicas and workers.
+    """A Keras model that trains on any number of replicas and workers.
 
-    A base class and no collaborator, because Keras's trainer calls its own methods.
+    This is a base class and no collaborator, because Keras's trainer calls methods of the model.
 
-    Keras alone fails in some cases. With several replicas and `steps_per_execution` above 1 its
-    loop over steps holds a conditional, in which replicas cannot meet: here the steps of one
-    execution are unrolled. It averages batches of unequal replicas to learn their shape, and with
-    several workers logs along an axis that scalars have not: here it looks at one replica's
-    batch, and logs get an axis. And if a step logs fewer names than there are metrics, it takes
-    the mean of the replicas' values: here it asks the metrics, which add up what all have seen.
+    Keras alone fails in four cases:
+
+    - several replicas and `steps_per_execution` above 1: Keras's loop over steps holds a
+      conditional, in which replicas cannot meet. Here the steps of one execution are unrolled;
+    - replicas with batches of unequal size: Keras averages these batches to learn their shape. Here
+      the batch of one replica gives the shape;
+    - several workers: Keras averages logs along an axis that scalars lack. Here logs get an axis;
+    - a step that logs fewer names than there are metrics: Keras averages the replicas' values. Here
+      the metrics answer, which add up what all replicas have seen.
     """
 
     steps_per_execution: int
@@ -42,42 +45,44 @@ class Replicas(keras.Model):
     _train_in_mean = _test_in_mean = _predict_in_mean = False
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`; with slots before its first batch."""
+        """Make the train function if needed; it follows `posterior_mean()`.
+
+        Args:
+            force: True makes the function anew. Defaults to False.
+        """
         if self._mode_changes("train") or force or self.train_function is None:
             self.train_function = self._after_slots(self.make_step_function(self.train_step))
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
+        """Make the test function if needed; it follows `posterior_mean()`."""
         return super().make_test_function(self._mode_changes("test") or force)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        """As in Keras, following `posterior_mean()`."""
+        """Make the predict function if needed; it follows `posterior_mean()`."""
         return super().make_predict_function(self._mode_changes("predict") or force)
 
     def predict_step(self, data: Any) -> Any:
-        """One batch of outputs."""
+        """Outputs for one batch, in the mode that the predict function was made for."""
         return _in_mode(super().predict_step, self._predict_in_mean)(data)
 
     @property
     def optimizer_variables(self) -> list[keras.Variable]:
-        """What the optimizer trains."""
+        """The variables that the optimizer trains."""
         return self.trainable_variables
 
     def build_optimizer(self) -> None:
-        """Make its slots, unless there are some, or nothing to train yet."""
+        """Make the optimizer's slots, unless it has slots already or nothing to train yet."""
         if self.optimizer is None or self.optimizer.built or not self.optimizer_variables:
             return
         self.optimizer.build(self.optimizer_variables)
 
     def _after_slots(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A train function that finds slots in place: TF traces twice what makes variables.
-
-        They are made before the first batch and no earlier: until then a callback may choose
-        what is trained.
-        """
+        """A train function that makes the optimizer's slots before it runs."""
 
         def with_slots(iterator: Any) -> Any:
+            # Outside the trace: TensorFlow traces a function twice if it makes variables. And not
+            # before the first batch: until then a callback may choose what is trained.
             self._build_optimizer_of_built()
             return function(iterator)
 
@@ -86,26 +91,37 @@ class Replicas(keras.Model):
     def _build_optimizer_of_built(self) -> None:
         if self.optimizer is None or self.optimizer.built:
             return
+        # A layer that is not built has weights to come: then the first step makes the slots.
         if all(layer.built for layer in layers_of(self)):
             with self.distribute_strategy.scope():
                 self.build_optimizer()
 
     def _mode_changes(self, name: str) -> bool:
-        """The context is read when a function is traced: a change of it needs a new trace.
+        """Whether the mode differs from the one that a function was made for; note the new mode.
 
-        Of that function alone: a callback may predict in the other mode while `fit` is running.
+        Args:
+            name: `"train"`, `"test"` or `"predict"`.
         """
+        # A function reads the mode while it is traced. Each has a mode of its own, because a
+        # callback may predict in the other mode while `fit` is running.
         attribute, mode = f"_{name}_in_mean", scopes.mean_mode.value
         changes = getattr(self, attribute) != mode
         setattr(self, attribute, mode)
         return changes
 
     def forget_functions(self) -> None:
-        """What they hold as constants (N, annealing, mode) has changed: compile anew."""
+        """Drop the compiled functions, because N, annealing or mode, their constants, changed."""
         self.train_function = self.test_function = self.predict_function = None
 
     def make_step_function(self, step_function: Step) -> Callable[[Iterator[Any]], Any]:
-        """A function that takes the steps of one execution from an iterator of batches."""
+        """The function that Keras's trainer calls for the steps of one execution.
+
+        Args:
+            step_function: one step, from a batch to its logs.
+
+        Returns:
+            A function from an iterator of batches to the logs of the last step.
+        """
         strategy = self.distribute_strategy
         step_function = _in_mode(step_function, scopes.mean_mode.value)
         if is_in_multi_worker_mode(strategy):
@@ -113,13 +129,14 @@ class Replicas(keras.Model):
         count: int = self.steps_per_execution
         if strategy.num_replicas_in_sync == 1 or count == 1:
             return parent_hook(super(), "make_step_function")(step_function)
-        self.steps_per_execution = 1
+        self.steps_per_execution = 1  # Keras's function for one step has no loop
         try:
             one_step = parent_hook(super(), "make_step_function")(step_function)
         finally:
             self.steps_per_execution = count
 
         def several(batches: tuple[Any, ...]) -> Any:
+            # Tracing unrolls this loop. A plain iterator leads Keras to its bare step.
             for batch in batches:
                 outputs = one_step(iter([batch]))
             return outputs
@@ -130,20 +147,25 @@ class Replicas(keras.Model):
         def function(iterator: Iterator[Any]) -> Any:
             batches = tuple(itertools.islice(iterator, count))
             if not batches:
-                raise StopIteration
+                raise StopIteration  # as Keras's own function does at the end of an epoch
             return several(batches)
 
         return function
 
     def result_or_logs(self, logs: Any) -> Any:
-        """What `fit` and `evaluate` report of the metrics that a step logged."""
+        """What `fit` and `evaluate` report: the metrics' results for the names in `logs`."""
         found = self.get_metrics_result()
         if not isinstance(logs, dict) or not logs.keys() <= found.keys():
             return logs
         return {name: found[name] for name in logs}
 
     def symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Build what is not built yet, from the first batch of one replica."""
+        """Build what is not built yet, from one replica's part of the first batch.
+
+        Args:
+            iterator: Keras's iterator over an epoch. Defaults to None.
+            data_batch: a batch, in place of the iterator. Defaults to None.
+        """
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
             for _, _, batches in iterator:
@@ -153,14 +175,17 @@ class Replicas(keras.Model):
                 break
             iterator = None
         if has_strategy_of_its_own(self):
-            self._build_optimizer_of_built()  # Keras would make slots for what BALI infers, too
+            # Keras would make slots for all trainable variables, also for those that are not in
+            # `optimizer_variables`.
+            self._build_optimizer_of_built()
         parent_hook(super(), "symbolic_build")(iterator=iterator, data_batch=data_batch)
 
 
 def _in_mode(step: Step, mean: bool) -> Step:
-    """A step in the mode its function was made for: replicas are threads, without the context."""
+    """A step that runs in the mode its function was made for."""
 
     def wrapped(data: Any) -> Any:
+        # A replica is a thread of its own, in which the caller's `posterior_mean()` does not hold.
         replica = tf.distribute.get_replica_context()
         is_thread = replica is not None and replica.num_replicas_in_sync > 1
         with scopes.mean_mode.set(mean if is_thread else scopes.mean_mode.value):
@@ -170,7 +195,7 @@ def _in_mode(step: Step, mean: bool) -> Step:
 
 
 def _with_axis(step: Step) -> Step:
-    """A step whose scalar logs are vectors of one: workers average them along the first axis."""
+    """A step whose scalar logs become vectors `[1]`: workers average logs along the first axis."""
 
     def wrapped(data: Any) -> Any:
         return keras.tree.map_structure(

@@ -13,30 +13,33 @@ __all__ = ["factor_variables", "normalizations", "places_of", "slow_parts", "slo
 
 
 def factor_variables(model: keras.Model) -> list[keras.Variable]:
-    """Variables of all factors and their priors, each once."""
+    """Variables of all factors and of their priors, each once."""
     found: dict[int, keras.Variable] = {}
     for layer in layers_of(model, include_self=False):
-        if not isinstance(layer, keras.Model):  # the layers within come by themselves
+        if not isinstance(layer, keras.Model):  # its layers are in the list themselves
             found.update({id(v): v for v in getattr(layer, "factor_variables", [])})
     return list(found.values())
 
 
 def slow_weights(model: keras.Model) -> list[keras.Variable]:
-    """All other weights of a model: kernels, point biases, stock layers."""
+    """All other weights of a model: kernels, point biases, weights of stock layers."""
     factors = {id(v) for v in factor_variables(model)}
     return [v for v in model.weights if id(v) not in factors]
 
 
 def normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Batch normalizations, which change in training also where no optimizer trains them."""
+    """All batch normalizations; training changes their statistics without any optimizer."""
     layers = layers_of(model, include_self=False)
     return [v for v in layers if isinstance(v, keras.layers.BatchNormalization)]
 
 
 def slow_parts(model: Any) -> list[Any]:
-    """What is trainable now and no factor: batch normalizations, and weights of layers.
+    """The trainable parts of a model that are no factors: batch normalizations, and weights.
 
-    A learned noise of the likelihood is left out: it belongs to the data, not to the kernels.
+    A learned noise scale of the likelihood is left out: it describes the data, not the kernels.
+
+    Args:
+        model: a `BayesianModel`.
 
     Raises:
         ValueError: if there are no factors that could be trained alone.
@@ -49,10 +52,14 @@ def slow_parts(model: Any) -> list[Any]:
         )
     noise = {id(v) for v in model.likelihood.variables}
     weights = [v for v in slow_weights(model) if id(v) not in noise]
+    # Normalizations as layers, since only a frozen layer uses its moving statistics in training.
     return [v for v in [*normalizations(model), *weights] if v.trainable]
 
 
 def places_of(model: keras.Model, parts: Sequence[Any]) -> list[int]:
-    """Which of `normalizations` are among `parts`: names may repeat in nested models."""
+    """Indices in `normalizations` of the layers among `parts`, for a config.
+
+    Names would not do: layers of different nested models may share a name.
+    """
     chosen = {id(v) for v in parts}
     return [i for i, v in enumerate(normalizations(model)) if id(v) in chosen]

@@ -24,9 +24,17 @@ __all__ = [
 
 
 def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """One optimizer step on one batch; a loss or gradient that is not finite undoes all of it."""
+    """One optimizer step on one batch; a loss or gradient that is not finite undoes all of it.
+
+    Args:
+        model: a `BayesianModel`.
+        data: inputs, targets and, if there are any, sample weights.
+
+    Returns:
+        The logs by name.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    make_variables(model, x)
+    make_variables(model, x)  # first: a snapshot holds only variables that exist
     before = Snapshot(state_variables(model))
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
@@ -48,33 +56,36 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 
 
 def make_variables(model: Any, x: Any) -> None:
-    """Build the model and its optimizer: a refused batch puts back only what was there before."""
+    """Build the model and its optimizer, unless they are built."""
     if not model.built:
         model(x, training=False)
     model.build_optimizer()
 
 
 def state_variables(model: Any) -> list[keras.Variable]:
-    """What a forward pass changes, such as moving statistics; not kernels that are frozen."""
+    """Variables that a forward pass changes, such as moving statistics; no frozen kernels."""
     return [v for layer in layers_of(model) for v in own_state(layer)]
 
 
 def checked_gradients(model: Any, gradients: list[Any]) -> list[Any]:
-    """Gradients that must be finite: not those of scaled losses, from which scales are found.
+    """The gradients that must be finite; none for an optimizer that scales the loss.
 
-    An optimizer that scales the loss refuses gradients that are not finite by itself.
+    Such an optimizer skips steps with gradients that are not finite by itself, and chooses its
+    scale by them.
     """
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     return [] if is_scaled else [g for g in gradients if g is not None]
 
 
 def _apply_if(accepted: tf.Tensor, model: Any, gradients: list[Any]) -> None:
-    """The optimizer's step, if it is accepted."""
+    """Take the optimizer's step if it is accepted."""
     variables = model.trainable_variables
     if not variables:
         warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return
-    if tf.distribute.has_strategy():  # replicas cannot meet inside a conditional
+    # Replicas cannot meet inside a conditional, so their step is taken and undone. Elsewhere a
+    # conditional spares the copies of all weights and slots.
+    if tf.distribute.has_strategy():
         before = Snapshot([*variables, *model.optimizer.variables])
         apply_gradients(model, gradients, variables)
         before.restore_unless(accepted)
@@ -88,11 +99,9 @@ def _apply_if(accepted: tf.Tensor, model: Any, gradients: list[Any]) -> None:
 
 
 def apply_gradients(model: Any, gradients: list[Any], variables: list[keras.Variable]) -> None:
-    """Apply the optimizer; the factors' steps are multiplied afterwards.
-
-    Multiplying the step, not the gradient, is what a learning-rate multiplier means for Adam as
-    well, and costs O(in + out).
-    """
+    """Apply the optimizer, then multiply the steps of the factors."""
+    # Not the gradients: Adam normalizes them, so that a multiple would give the same step. The
+    # copies cost O(in + out) per layer.
     multiplier = model.options.factor_learning_rate_multiplier
     scaled = [] if multiplier == 1.0 else [v for v in model.factor_variables if v.trainable]
     before = [tf.identity(v.value) for v in scaled]
@@ -104,16 +113,16 @@ def apply_gradients(model: Any, gradients: list[Any], variables: list[keras.Vari
 def track(
     model: Any, objective: Objective, batch: tuple[Any, ...], accepted: tf.Tensor | None = None
 ) -> dict[str, tf.Tensor]:
-    """Update the metrics by a batch, but not by a refused one.
+    """Update the metrics by a batch, unless it was refused.
 
     Args:
         model: a `BayesianModel`.
-        objective: of the batch.
-        batch: inputs, targets, outputs and weights.
-        accepted: boolean scalar; None in evaluation.
+        objective: loss of the batch and its parts.
+        batch: inputs, targets, outputs and sample weights.
+        accepted: whether the step was accepted, boolean scalar. Defaults to None, for evaluation.
 
     Returns:
-        What is logged.
+        The logs by name.
     """
     x, y, outputs, sample_weight = batch
     before = None if accepted is None else Snapshot(_metric_variables(model, y, outputs))
@@ -122,13 +131,13 @@ def track(
     if before is None or accepted is None:
         return {name: v for name, v in logs.items() if name not in model.training_logs}
     before.restore_unless(accepted)
-    model.track_refusal(accepted)
+    model.track_refusal(accepted)  # after the metrics were put back, as it counts refused batches
     return {**logs, **model.get_metrics_result()}
 
 
 def _metric_variables(model: Any, y: Any, outputs: tf.Tensor) -> list[keras.Variable]:
-    """Each once, those of metrics within metrics too."""
+    """Variables of all metrics, also of metrics within metrics, each once."""
     compiled = compiled_metrics(model)
-    if compiled is not None and not compiled.built:  # until then it names none of its own
+    if compiled is not None and not compiled.built:  # it lists its metrics only once it is built
         compiled.build(y, outputs)
     return list({id(v): v for metric in model.metrics for v in metric.variables}.values())
