@@ -1,4 +1,4 @@
-"""From samples of a model's outputs to answers, and to SavedModels that give them."""
+"""From samples of a model's outputs to answers, and to SavedModels that give answers."""
 
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.export import check_exportable, export_predictive

@@ -25,10 +25,10 @@ class PosteriorPredictive(PredictiveMixture):
 
     Args:
         samples: raw outputs `[S, N, D]`.
-        likelihood: what they mean.
-        output_variance: `[S, N, D]` where `samples` are means over the last layer's weights, which
-            are integrated out in closed form (a `bali_keras.BaliModel` with a Normal likelihood).
-            Defaults to None.
+        likelihood: how raw outputs become distributions of the target.
+        output_variance: variances of the raw outputs, `[S, N, D]`, where the last layer is
+            integrated out in closed form (a `bali_keras.BaliModel` with a Normal likelihood);
+            `samples` are then means. Defaults to None.
 
     Example:
     ```python
@@ -45,15 +45,18 @@ class PosteriorPredictive(PredictiveMixture):
 
     @property
     def samples(self) -> tf.Tensor:
-        """Raw outputs `[S, N, D]`; their means where there is an `output_variance`."""
+        """Raw outputs `[S, N, D]`; with an `output_variance`, the means of the raw outputs."""
         return self._raw_outputs
 
     def sample(self, num_draws: int = 1, seed: int | None = None) -> tf.Tensor:
-        """Draws of the target, `[num_draws, N, targets]`; labels for Categorical.
+        """Draw targets from the predictive distribution.
 
         Args:
-            num_draws: at least 1. Defaults to 1.
-            seed: integer for reproducible draws. Defaults to None: new ones each call.
+            num_draws: draws per example, at least 1. Defaults to 1.
+            seed: integer for reproducible draws. Defaults to None: new draws on each call.
+
+        Returns:
+            float32 `[num_draws, N, targets]`; class labels `[num_draws, N, 1]` for Categorical.
         """
         chosen = keras.random.SeedGenerator(seed)
         return self._draw(num_draws, next_seed(chosen))
@@ -63,11 +66,11 @@ class PosteriorPredictive(PredictiveMixture):
         components = self.by_example().conditional()
         if not self.likelihood.is_categorical:
             components = tfd.Independent(components, 1)
-        weights = tf.zeros(self.outputs.shape[:2])
+        weights = tf.zeros(self.outputs.shape[:2])  # equal logits: every sample counts alike
         return tfd.MixtureSameFamily(tfd.Categorical(logits=weights), components)
 
     def moments(self) -> PredictiveMoments:
-        """What remains when the samples are dropped."""
+        """Mean, variances and entropies, without the samples."""
         has_entropy = self.likelihood.predicts_probabilities
         return PredictiveMoments(
             self.mean(),
@@ -82,7 +85,8 @@ class PosteriorPredictive(PredictiveMixture):
 class PredictiveMoments:
     """Moments of the predictive distribution, without its samples.
 
-    The methods are those of `PosteriorPredictive`; quantiles and log-probabilities need samples.
+    `model.posterior_predictive(x, reduce="moments")` gives it. The methods are those of
+    `PosteriorPredictive`; quantiles, log-probabilities and draws need samples and are missing.
     """
 
     _mean: tf.Tensor
@@ -112,15 +116,27 @@ class PredictiveMoments:
         return tf.sqrt(self.variance())
 
     def entropy(self) -> tf.Tensor:
-        """Entropy of the mixture, `[N]`, nats; classification only."""
+        """Entropy of the mixture, `[N]`, nats.
+
+        Raises:
+            ValueError: for a likelihood that predicts no probabilities.
+        """
         return self._required(self._entropy, "entropy")
 
     def expected_entropy(self) -> tf.Tensor:
-        """Mean entropy of the samples, `[N]`, nats; classification only."""
+        """Mean entropy of the samples, `[N]`, nats.
+
+        Raises:
+            ValueError: for a likelihood that predicts no probabilities.
+        """
         return self._required(self._expected_entropy, "expected_entropy")
 
     def mutual_information(self) -> tf.Tensor:
-        """`entropy - expected_entropy`, `[N]`, nats; classification only."""
+        """`entropy - expected_entropy`, `[N]`, nats; rounding errors below 0 are clipped.
+
+        Raises:
+            ValueError: for a likelihood that predicts no probabilities.
+        """
         return tf.nn.relu(self.entropy() - self.expected_entropy())
 
     def _required(self, value: tf.Tensor | None, name: str) -> tf.Tensor:
@@ -132,6 +148,7 @@ class PredictiveMoments:
         return value
 
     def __getattr__(self, name: str) -> Any:
+        # An AttributeError, not a method that raises: `hasattr` must say that it is missing.
         if name in ("quantile", "credible_interval", "log_prob", "cdf", "sample", "distribution"):
             raise AttributeError(
                 f"`{name}` needs the samples, which reduce='moments' drops. "

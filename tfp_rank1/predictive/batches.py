@@ -1,4 +1,4 @@
-"""Batches of inputs, from whatever Keras takes for them."""
+"""Batches of inputs from arrays, datasets, PyDatasets and iterators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ __all__ = ["batches_of", "check_finite"]
 
 
 def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
-    """Batches of inputs, and how many there are if that is known."""
+    """Batches of inputs, and their number if it is known.
+
+    Args:
+        x: an array, a structure of arrays, or batches, with or without targets.
+        batch_size: examples per batch, for arrays.
+
+    Returns:
+        An iterator over batches without their targets, and the number of batches or None.
+
+    Raises:
+        ValueError: for endless batches, or anything else than arrays or batches.
+    """
     if isinstance(x, tf.data.Dataset):
         count = int(x.cardinality())
         if count == tf.data.INFINITE_CARDINALITY:
@@ -45,12 +56,24 @@ def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
 
 
 def _inputs_of(batch: Any) -> Any:
+    """The inputs of a batch, which may come with targets and sample weights."""
     inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
     return keras.tree.map_structure(tf.convert_to_tensor, inputs)
 
 
 def check_finite(batch: Any, first_row: int) -> int:
-    """The index of the row after the batch; raises at the first row that is not finite."""
+    """Refuse a batch that holds NaN or infinity.
+
+    Args:
+        batch: a structure of tensors `[B, ...]`.
+        first_row: index of the batch's first row among all rows of the input.
+
+    Returns:
+        The index of the row after the batch.
+
+    Raises:
+        ValueError: with the index of the first row that is not finite.
+    """
     rows = 0
     for leaf in keras.tree.flatten(batch):
         values = np.asarray(leaf)

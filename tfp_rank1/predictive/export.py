@@ -22,24 +22,25 @@ def export_predictive(
 ) -> None:
     """Write a SavedModel with predictive endpoints.
 
-    Endpoints, for inputs `[B, ...]` with any B; a single input is named `x`, several keep the names
-    of their `keras.Input`:
+    The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
+    keep the names of their `keras.Input`.
         serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
             `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
             `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
-            Fresh samples on every call.
+            Every call draws new samples.
         samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
             rounded up to a multiple of the members. `num_samples` is an int32 scalar, `seed` an
-            int32 `[2]`: the same seed repeats the same samples; without one they are fresh.
+            int32 `[2]`: the same seed repeats the same samples; without a seed every call draws
+            new samples.
 
     No endpoint reads or writes random state, so calls may run concurrently.
 
     Args:
         model: a built model.
-        path: folder to write.
+        path: folder to write to.
         num_samples: samples of `serve`, at least 1. Defaults to 32.
-        input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: taken from
-            a Functional model; a subclassed one needs it.
+        input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: the inputs
+            of a Functional model; a subclassed model needs a signature.
 
     Raises:
         ValueError: for a subclassed model without a signature, a `num_samples` below 1, or
@@ -55,7 +56,7 @@ def export_predictive(
     """
     num_samples = whole("num_samples", num_samples)
     if isinstance(input_signature, (list, tuple)) and len(input_signature) == 1:
-        input_signature = input_signature[0]  # as keras.Model.export takes it
+        input_signature = input_signature[0]  # `keras.Model.export` takes this form
     signature = _signature_of(model) if input_signature is None else input_signature
 
     def serve(x: Any) -> dict[str, tf.Tensor]:
@@ -67,6 +68,7 @@ def export_predictive(
         seed = entropy_seed() if seed is None else seed
         return sample_outputs(model, x, tf.maximum(num_samples, 1), seed)
 
+    # Traced here, with and without a seed: `add_endpoint` itself takes a single signature.
     count, seed = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
     samples.get_concrete_function(signature, count)
     samples.get_concrete_function(signature, count, seed)
@@ -78,10 +80,13 @@ def export_predictive(
 
 
 def check_exportable(format: str) -> None:
-    """Refuse the formats that would freeze the noise, unless there is none.
+    """Refuse formats that would freeze the noise, except inside `posterior_mean()`.
+
+    Args:
+        format: as for `keras.Model.export`.
 
     Raises:
-        ValueError: outside `posterior_mean()` for any format but a SavedModel.
+        ValueError: outside `posterior_mean()` for any format but `"tf_saved_model"`.
     """
     if format != "tf_saved_model" and not scopes.mean_mode.value:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""The equally weighted mixture of what samples (or members) predict.
+"""The equally weighted mixture of the predictions of samples (or members).
 
 With samples s = 1..S of a model's outputs the predictive distribution is
 
     p(y | x) = 1/S sum_s p(y | outputs_s)
 
-Losses, metrics, `PosteriorPredictive` and exported models all compute it here.
+Losses, metrics, `PosteriorPredictive` and exported models all compute this mixture here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfp_rank1.outputs import Outputs
 
 __all__ = ["PredictiveMixture"]
 
-# Halvings of the bracket of a quantile: float32 has no more digits than this.
+# Halvings of a quantile's bracket: more than the 24 binary digits of float32.
 _BISECTIONS = 40
 
 
@@ -28,17 +28,16 @@ class PredictiveMixture:
     """Moments, entropies, quantiles and log-probabilities of a mixture over one axis.
 
     Args:
-        likelihood: how raw outputs become distributions.
+        likelihood: how raw outputs become distributions of the target.
         outputs: raw outputs with an axis of S samples, `[S, N, ..., D]` or `[N, S, ..., D]`.
         axis: the axis of the samples, 0 or 1.
-        output_variance: for a likelihood with a closed-form marginal whose last layer is integrated
-            out: `outputs` are then means, and the raw outputs of sample s are
-            N(outputs_s, output_variance_s). Same shape as `outputs`. Defaults to None: no
-            uncertainty remains once the sample is known.
+        output_variance: variances with the shape of `outputs`, where the last layer is integrated
+            out: the raw outputs of sample s are then N(outputs_s, output_variance_s). Defaults to
+            None: the raw outputs of sample s are `outputs_s`.
 
-    All results are float32 and have shape `[N, ..., targets]` or `[N, ...]`; `targets` is the
-    number of classes for `mean` and the variances of a Categorical likelihood, which are those of
-    the one-hot target. Works eagerly, in graphs and under XLA.
+    All results are float32 and have shape `[N, ..., targets]` or `[N, ...]`. For a Categorical
+    likelihood `mean` and the variances are those of the one-hot target, so that `targets` is the
+    number of classes. The methods work eagerly, in graphs and under XLA.
 
     Raises:
         ValueError: for an `output_variance` with a likelihood that has no closed form for it.
@@ -73,11 +72,11 @@ class PredictiveMixture:
 
     @property
     def outputs(self) -> tf.Tensor:
-        """Raw outputs `[N, S, ..., D]`, what the metrics of this package take as `y_pred`."""
+        """Raw outputs `[N, S, ..., D]`, which the metrics of this package take as `y_pred`."""
         return self._layout.by_example().values
 
     def by_example(self) -> PredictiveMixture:
-        """The same mixture with outputs `[N, S, ..., D]`, what the metrics compute with."""
+        """The same mixture with outputs `[N, S, ..., D]`, the layout of the metrics."""
         variance = self.output_variance
         if variance is not None:
             variance = self._layout.like(variance).by_example().values
@@ -98,11 +97,12 @@ class PredictiveMixture:
         return tf.sqrt(self.variance())
 
     def aleatoric_variance(self) -> tf.Tensor:
-        """Mean of `Var[y | weights]`: the noise in the data, which more data does not reduce."""
+        """`E_s Var[y | s]`, `[N, targets]`: noise in the data, which more data does not reduce."""
         return self._layout.average(self.likelihood.variance(self._raw_outputs))
 
     def epistemic_variance(self) -> tf.Tensor:
-        """Variance of `E[y | weights]`: what the model does not know."""
+        """`Var_s E[y | s]`, `[N, targets]`: what the model does not know."""
+        # With the last layer integrated out, weights vary within a sample as well.
         between = self._layout.variance(self.likelihood.mean(self._raw_outputs))
         within = self.output_variance
         return between if within is None else between + self._layout.average(within)
@@ -129,8 +129,8 @@ class PredictiveMixture:
     def entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Entropy of the mixture, `[N]`, nats.
 
-        Exact for Categorical and Bernoulli. A mixture of other distributions has no closed form:
-        there it is `-1/M sum_m log p(y_m)` over M draws.
+        The entropy is exact for Categorical and Bernoulli. A mixture of other distributions has no
+        closed form; its entropy is estimated by `-1/M sum_m log p(y_m)` over M draws.
 
         Args:
             num_draws: M, used where there is no closed form. Defaults to 256.
@@ -140,14 +140,19 @@ class PredictiveMixture:
         if closed_form is not None:
             return closed_form
         draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
-        # A graph loop: all draws at once would need S M N numbers, an eager loop is slow.
+        # A loop in a graph: all draws at once would need S M N numbers, an eager loop is slow.
         log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values), autograph=False)(
             draws
         )
         return -tf.reduce_mean(log_probs, axis=0)
 
     def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """`E_s H[y | s]`, `[N]`, nats; Monte Carlo where a likelihood has no entropy (Poisson)."""
+        """`E_s H[y | s]`, `[N]`, nats; estimated where a likelihood has no entropy (Poisson).
+
+        Args:
+            num_draws: draws of the estimate. Defaults to 256.
+            seed: int32 `[2]`. Defaults to None: the fixed seed (0, 1).
+        """
         try:
             return self._layout.average(self.likelihood.entropy(self._raw_outputs))
         except NotImplementedError:
@@ -159,7 +164,7 @@ class PredictiveMixture:
     def mutual_information(self) -> tf.Tensor:
         """`entropy - expected_entropy`: information about the weights in one label, `[N]`, nats.
 
-        Never negative in exact arithmetic; rounding and Monte Carlo error are clipped at 0.
+        The exact value is never negative; rounding and Monte Carlo errors below 0 are clipped.
         """
         return tf.nn.relu(self.entropy() - self.expected_entropy())
 
@@ -213,8 +218,8 @@ class PredictiveMixture:
     def quantile(self, probability: float) -> tf.Tensor:
         """The value y with `P(Y <= y) = probability`, per target, `[N, targets]`.
 
-        For counts the smallest whole number with `P(Y <= y) >= probability`. Found by bisection of
-        the mixture's CDF, between the smallest and the largest quantile of its samples.
+        For counts, y is the smallest whole number with `P(Y <= y) >= probability`. The mixture's
+        CDF is bisected between the smallest and the largest quantile of its samples.
 
         Args:
             probability: strictly between 0 and 1.
@@ -230,6 +235,7 @@ class PredictiveMixture:
                 f"Received: probability={probability}"
             )
         low, high = self._bracket(p)
+        # The answer is the upper end; the lower one must lie below any whole number that may be it.
         if self.likelihood.discrete:
             low, high = tf.floor(low) - 1.0, tf.math.ceil(high)
 
@@ -240,18 +246,21 @@ class PredictiveMixture:
             return tf.where(below, middle, low), tf.where(below, high, middle)
 
         _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_BISECTIONS)
+        # For counts the upper end comes from above to a whole number, but for rounding.
         return tf.floor(high + 1e-4) if self.likelihood.discrete else high
 
     def _bracket(self, p: float) -> tuple[tf.Tensor, tf.Tensor]:
-        """Bounds of the p-quantile: those of the samples or, without these, Cantelli's.
+        """Lower and upper bound of the p-quantile.
 
-        `mean -+ stddev sqrt((1 - p) / p)` holds for any distribution with a variance.
+        The samples' own quantiles bound it or, for a likelihood without quantiles, Cantelli's
+        inequality: the quantile of any distribution with a variance lies between
+        `mean - stddev sqrt((1 - p) / p)` and `mean + stddev sqrt(p / (1 - p))`.
         """
         try:
             return self._layout.bounds(self.conditional().quantile(p))
         except NotImplementedError:
             mean, stddev = self.mean(), self.stddev()
-        # A hair wider, so that a distribution that attains the bound is inside it.
+        # A hair wider, for distributions that attain a bound.
         low = mean - 1.01 * stddev * math.sqrt((1.0 - p) / p) - 1e-6
         high = mean + 1.01 * stddev * math.sqrt(p / (1.0 - p)) + 1e-6
         return low, high
@@ -279,7 +288,9 @@ class PredictiveMixture:
     # -- draws ----------------------------------------------------------------------------------
 
     def _draw(self, num_draws: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws `[num_draws, N, targets]`: a sample index, then the likelihood given it."""
+        """Draws `[num_draws, N, targets]`, float32."""
+        # First a sample for every draw, then the target given that sample: S times fewer draws
+        # than from all samples.
         index_seed, value_seed = tf.unstack(tf.random.split(seed, 2))
         shape = tf.shape(self.outputs)
         index = tf.random.stateless_uniform(

@@ -32,7 +32,7 @@ DEFAULT_BATCH_SIZE = 128
 
 
 class Sampleable(Protocol):
-    """What sampling and export ask of a model."""
+    """What sampling and export need of a model; a protocol, as the model imports this module."""
 
     likelihood: Likelihood
     seed_generator: keras.random.SeedGenerator
@@ -43,7 +43,7 @@ class Sampleable(Protocol):
         """Raw outputs of one pass."""
 
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Raw outputs of one pass, and their variance where it is known in closed form."""
+        """Raw outputs of one pass, and their variance where the model knows it, else None."""
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Symbolic outputs."""
@@ -58,7 +58,10 @@ def posterior_predictive(
     reduce: str | None = None,
     verbose: int = 0,
 ) -> PosteriorPredictive | PredictiveMoments:
-    """See `BayesianModel.posterior_predictive`."""
+    """Sample the posterior predictive distribution of a model.
+
+    Arguments, result and errors are those of `BayesianModel.posterior_predictive`.
+    """
     num_samples = whole("num_samples", num_samples)
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else whole("batch_size", batch_size)
     if reduce not in (None, "moments"):
@@ -71,6 +74,7 @@ def posterior_predictive(
     parts: list[Any] = []
     first_row = 0
     for index, batch in enumerate(batches):
+        # Rows that are not finite would give NaN as answers, in silence.
         first_row = check_finite(batch, first_row)
         sample = model.samplers.get(model, batch, num_samples)
         outputs, variance = sample(batch, fold_in(base, index))
@@ -89,14 +93,18 @@ def posterior_predictive(
 def sample_outputs(model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
     """Raw outputs `[S, B, D]` of enough passes for `num_samples`, a pure function of `seed`.
 
+    One pass gives K samples, with the same matrix products for all members. The passes are
+    iterations of a graph loop.
+
     Args:
         model: maps x to `[B, K, D]` or `[B, D]`.
         x: one batch of inputs.
-        num_samples: an integer, or an int32 scalar tensor in an exported graph.
+        num_samples: an integer, or an int32 scalar tensor in an exported graph. S is this number
+            rounded up to a multiple of K.
         seed: int32 `[2]`.
 
-    One pass gives K samples; the passes are iterations of a graph loop, and within one all
-    members go through the same matrix products.
+    Raises:
+        ValueError: for stateful layers, or outputs of another shape.
     """
     return _passes(model, lambda: (model(x, training=False), None), x, num_samples, seed)[0]
 
@@ -104,10 +112,10 @@ def sample_outputs(model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor)
 def sample_marginals(
     model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """As `sample_outputs`, with the last layer integrated out where the model can.
+    """Samples as `sample_outputs` gives them, with the last layer integrated out if possible.
 
     Returns:
-        Raw outputs `[S, B, D]` and None; or their means and variances.
+        Raw outputs `[S, B, D]` and None; or means and variances of the raw outputs.
     """
     return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed)
 
@@ -115,11 +123,11 @@ def sample_marginals(
 def _passes(
     model: Sampleable, one: Any, x: Any, num_samples: Any, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Join the passes `one() -> (outputs, variance or None)` into samples."""
+    """Join the passes `one() -> (outputs, variance or None)` into samples `[S, B, D]`."""
     _check_stateless(model)
     shape = check_output_shape(_shape_of_outputs(model, x))
     members = num_members(shape)
-    passes = -(-num_samples // members)
+    passes = -(-num_samples // members)  # rounded up, so that every member counts alike
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
     has_variance = False
 
@@ -127,11 +135,12 @@ def _passes(
         nonlocal has_variance
         with seed_scope(pass_seed):
             outputs, variance = one()
-        has_variance = variance is not None
+        has_variance = variance is not None  # known once `map_fn` has traced the first pass
         parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
         return as_members(tf.concat(parts, axis=-1)).values
 
     positions = shape[2:-1].as_list()
+    # The last size is None: when the loop is declared, it is open whether variances come along.
     signature = tf.TensorSpec([None, members, *positions, None], tf.float32)
     values = tf.map_fn(one_pass, seeds, fn_output_signature=signature)
     samples = join_passes(values, passes, [*positions, shape[-1] * (1 + has_variance)])
@@ -142,11 +151,12 @@ def _passes(
 
 
 def stateful_layers(layers: Iterable[Any]) -> list[str]:
-    """Names of the layers that go on in one batch where the batch before ended."""
+    """Names of the stateful layers, which go on in a batch where the batch before ended."""
     return [layer.name for layer in layers if getattr(layer, "stateful", False)]
 
 
 def _check_stateless(model: Sampleable) -> None:
+    """Refuse stateful layers: a pass would go on from where the pass before ended."""
     stateful = stateful_layers(layers_of(model))
     if stateful:
         raise ValueError(
@@ -163,10 +173,10 @@ def _shape_of_outputs(model: Sampleable, x: Any) -> Any:
 
 
 class Samplers:
-    """Compiled samplers of one model, by number of samples, mode and inputs.
+    """Compiled samplers of one model, by number of samples, mode and kind of inputs.
 
-    Each holds a traced graph. The oldest go, so that a model which is asked in ever new ways does
-    not grow without end.
+    Each sampler holds a traced graph. Samplers that were not used for longest are dropped, so that
+    a model which is asked in ever new ways does not grow without end.
     """
 
     _LIMIT = 16
@@ -178,12 +188,20 @@ class Samplers:
         return len(self._functions)
 
     def clear(self) -> None:
-        """Forget all: what they hold as constants has changed."""
+        """Drop all samplers, because a constant in their graphs has changed."""
         self._functions.clear()
 
     def get(self, model: Sampleable, x: Any, num_samples: int) -> Any:
-        """The compiled sampler `(x, seed) -> (outputs, variance)` for inputs like x."""
+        """The compiled sampler `(x, seed) -> (outputs, variance)` for inputs like x.
+
+        Args:
+            model: the model to sample.
+            x: one batch of inputs.
+            num_samples: at least 1.
+        """
+        # Any number of rows, so that a short last batch needs no graph of its own.
         specs = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
+        # As text: structures of specs may be dicts and lists, which cannot be keys.
         key = (num_samples, scopes.mean_mode.value, str(specs))
         if key not in self._functions:
             self._functions[key] = _compiled_sampler(model, specs, num_samples)
@@ -204,6 +222,6 @@ def _compiled_sampler(model: Sampleable, specs: Any, num_samples: int) -> Any:
 
 
 def _concatenate(parts: list[Any], axis: int) -> list[tf.Tensor | None]:
-    """Join the tensors of several tuples place by place; None where there are none."""
+    """Join the tensors of several tuples place by place; a place that holds None stays None."""
     columns = zip(*parts, strict=True)
     return [None if c[0] is None else tf.concat(c, axis=axis) for c in columns]
