@@ -1,4 +1,4 @@
-"""A stock Keras model as a rank-1 model, and what conversions of any kind share."""
+"""`convert` turns a stock Keras model into a rank-1 model; `bali_keras` shares its helpers."""
 
 from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter
 from tfp_rank1.conversion.raw_outputs import (

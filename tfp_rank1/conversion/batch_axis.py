@@ -13,25 +13,27 @@ __all__ = ["check_batch_axis"]
 
 
 def check_batch_axis(operation: Any) -> None:
-    """Refuse what works along the batch axis: its rows are those of all members here.
+    """Refuse an operation along the batch axis, which holds the rows of all members.
 
-    Seen are an `axis` that is the first one, axes that change places with it, and a batch of any
-    size that becomes one of a fixed size, as by a mean over all axes. An operation of `keras.ops`
-    is also tried out: no row of its results may change with the other rows and their order.
+    An operation is refused for an `axis` that is the batch axis or changes places with it, and for
+    turning a batch of any size into an axis of fixed size, as a mean over all axes does. An
+    operation of `keras.ops` is also tried out: no row of its results may depend on other rows or
+    on their order.
 
     Args:
         operation: a layer or an operation of `keras.ops`, used in a graph.
 
     Raises:
-        ValueError: naming the operation and its axis.
+        ValueError: with the operation, its axis and its shapes.
     """
     axes = _axes(operation)
     for node in calls_of(operation):
         inputs, outputs = node.input_tensors, node.output_tensors
-        # A reduction counts the axes of its input, `expand_dims` those of its output.
+        # A negative axis counts from the rank of the input in a reduction, and from the rank of
+        # the output in `expand_dims`.
         rank = max(len(t.shape) for t in [*inputs, *outputs])
         is_first = _works_on_graph(node) and any(a in (0, -rank) for a in axes)
-        # Of an input without a size of its own the output has none either.
+        # Where a batch of any size comes in, a batch of any size must go out.
         is_lost = any(_is_free(t) for t in inputs) and not all(_is_free(t) for t in outputs)
         if is_first or is_lost or _mixes_rows(operation, node):
             raise ValueError(
@@ -45,9 +47,7 @@ def check_batch_axis(operation: Any) -> None:
 def _works_on_graph(node: Any) -> bool:
     """Whether an operation's first argument, to which its `axis` refers, is a batch.
 
-    A constant table is none.
-
-    Functions that come first, as in `associative_scan`, do not count.
+    A constant table is no batch. A function that comes first, as in `associative_scan`, is skipped.
     """
     arguments = [*node.arguments.args, *node.arguments.kwargs.values()]
     values = [v for v in arguments if not callable(v)]
@@ -62,27 +62,28 @@ def _axes(operation: Any) -> tuple[int, ...]:
     return tuple(a for a in found if isinstance(a, int))
 
 
-# Sizes of a batch, and of other axes without a size, on which operations are tried out.
+# Sizes on which operations are tried out: rows of a batch, and axes without a static size.
 _ROWS, _SIZE = 3, 4
 
 
 def _mixes_rows(operation: Any, node: Any) -> bool:
-    """Whether rows of an operation without weights change with the other rows or their order.
+    """Whether a row of an operation's results depends on other rows or on their order.
 
-    Rows (a, b, c) against (c, a, d): what a and c become must be the same.
+    The operation runs on rows (a, b, c) and on rows (c, a, d): its results for a must be equal, and
+    its results for c.
     """
     if isinstance(operation, keras.layers.Layer):
-        return False  # these have no ways to mix rows but along an axis
+        return False  # a layer mixes rows along an `axis` only
     try:
         before, after = (_run(operation, node, values) for values in _two_batches(node))
-    except Exception:  # not on sizes of our choice: axes and shapes alone must do
+    except Exception:  # the operation cannot take these sizes: axes and shapes have to decide
         return False
     results = zip(before, after, node.output_tensors, strict=True)
     return not all(_same_rows(b, a) for b, a, symbolic in results if _is_free(symbolic))
 
 
 def _two_batches(node: Any) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Values for a node's tensors by their id: rows (a, b, c), and (c, a, d)."""
+    """Values for a node's tensors by the tensors' ids: rows (a, b, c), and rows (c, a, d)."""
     rng = np.random.default_rng(0)
     first, second = {}, {}
     for tensor in node.input_tensors:
@@ -94,7 +95,7 @@ def _two_batches(node: Any) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray
 
 
 def _example(tensor: Any, rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Values for `rows` rows of a batch, or as many tensors that have none."""
+    """Values for `rows` rows of a batch, or for `rows` tensors without a batch axis."""
     shape = tensor.shape[1:] if _is_free(tensor) else tensor.shape
     shape = [rows, *(_SIZE if size is None else size for size in shape)]
     if keras.backend.is_float_dtype(tensor.dtype):
@@ -103,7 +104,7 @@ def _example(tensor: Any, rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def _run(operation: Any, node: Any, values: dict[int, np.ndarray]) -> list[np.ndarray]:
-    """All results of an operation on values in place of its symbolic tensors."""
+    """All results of an operation, run on values in place of its symbolic tensors."""
     args, kwargs = keras.tree.map_structure(
         lambda v: keras.ops.convert_to_tensor(values[id(v)]) if id(v) in values else v,
         (list(node.arguments.args), dict(node.arguments.kwargs)),
@@ -112,7 +113,7 @@ def _run(operation: Any, node: Any, values: dict[int, np.ndarray]) -> list[np.nd
 
 
 def _same_rows(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the results of a and c are the same; an example may have become several rows."""
+    """Whether the results for a and for c are equal; each may consist of several rows."""
     if not len(before) or len(before) % _ROWS or before.shape != after.shape:
         return False
     (a, _, c), (c_after, a_after, _) = (v.reshape(_ROWS, -1) for v in (before, after))
@@ -120,4 +121,5 @@ def _same_rows(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def _is_free(tensor: Any) -> bool:
+    """Whether a tensor's first axis is a batch of any size."""
     return len(tensor.shape) > 0 and tensor.shape[0] is None

@@ -1,4 +1,4 @@
-"""A stock Keras model as a rank-1 model with the same kernels."""
+"""`convert`: a rank-1 model with the kernels of a stock Keras model."""
 
 from __future__ import annotations
 
@@ -67,44 +67,49 @@ def convert(
     num_train_examples: float | None = None,
     **arguments: Any,
 ) -> BayesianModel:
-    """A rank-1 `BayesianModel` with the layers and weights of a stock model.
+    """Build a rank-1 `BayesianModel` with the layers and weights of a stock model.
 
         y = activation( s_k o (W^T (x o r_k)) + b ),   r_k, s_k ~ q with mean 1
 
     Kernels are kept, biases are copied to every member, and factors start around 1: with factors
-    of exactly 1 every member computes the original function. What is frozen stays frozen, factors
-    with it: of a net with a frozen backbone unfreeze the layers whose factors are to be trained,
-    and call `freeze_slow_weights` to keep the kernels. Functional and Sequential models,
-    nested ones, shared layers, `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and
-    mixed dtype policies are understood; LoRA weights are added to their kernel. Layers without a
-    rank-1 form stay as they are and are shared by the members; `model.conversion_report` lists
-    them. Inputs are tiled and outputs are split here: the result maps `[B, ...]` to
-    `[B, K, outputs]`. Regularizers are kept; those of biases and of batch normalization by member
-    add up over the members, K times the original.
+    of exactly 1 every member computes the original function. The result tiles its inputs and
+    splits its outputs over the members: it maps `[B, ...]` to `[B, K, outputs]`.
+
+    `convert` takes Functional and Sequential models, nested models, shared layers,
+    `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and mixed dtype policies, and adds
+    LoRA weights to their kernel. Layers without a rank-1 form stay as they are and are shared by
+    the members; `model.conversion_report` lists them.
+
+    Frozen layers stay frozen, and their factors with them. To train factors in a frozen backbone,
+    unfreeze its layers before, and call `freeze_slow_weights` afterwards to keep the kernels.
+
+    Regularizers are kept. Penalties on biases and on batch normalization by member add up over the
+    members, to K times the original.
 
     Args:
         model: a built Functional or Sequential model with one output. It is not changed.
         ensemble_size: number of members K, at least 1. Defaults to 4.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. It takes raw outputs: of a last
-            layer the softmax is dropped for `"categorical"`, the sigmoid for `"bernoulli"`, the
-            exponential for `"poisson"`.
-        batch_normalization: `"member"` (default): every member has statistics, scale and offset of
-            its own, copied from the original; `"shared"`: the stock layers stay.
-        exclude: names of layers to leave as they are.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs, so
+            a last activation that it applies itself is dropped: the softmax for `"categorical"`,
+            the sigmoid for `"bernoulli"`, the exponential for `"poisson"`.
+        batch_normalization: `"member"` (default): every member has its own statistics, scale and
+            offset, copied from the original; `"shared"`: the stock layers stay.
+        exclude: names of layers to leave as they are. Defaults to none.
         num_train_examples: as for `BayesianModel`.
-        **arguments: of `tfp_rank1.layers.Rank1Mixin`, for all layers, such as `posterior`, `prior`
-            or `sampling`; with a `seed` every layer gets one of its own. Posteriors without a
+        **arguments: arguments of `tfp_rank1.layers.Rank1Mixin` for all layers, such as `posterior`,
+            `prior` or `sampling`. From a `seed` every layer gets its own. Posteriors without a
             `mean_initializer`, such as the default, `"normal"`, start at means of exactly 1 (0 if
             additive); `HalfCauchy`, `MixtureOfDeltas` and `Deterministic()` start at their own.
 
     Returns:
-        The model, with an attribute `conversion_report`, which is not saved.
+        The model. Its attribute `conversion_report` is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model or one with a `call` of its own, a sparse,
-            ragged or optional input, a Lambda layer, a quantized one, an operation along the batch
-            axis, several outputs or some that are not `[B, D]`, nothing to convert, an unknown
-            name, or a last activation that the likelihood does not apply or that cannot be dropped.
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own; for a sparse,
+            ragged or optional input; for a Lambda layer, a quantized layer, or an operation along
+            the batch axis; for several outputs, or outputs that are not `[B, D]`; for a model
+            without layers to convert; for an unknown name; or for a last activation that the
+            likelihood does not apply or that cannot be dropped.
 
     Example:
     ```python
@@ -130,14 +135,14 @@ _registered: dict[type, tuple[Converter, Transfer]] = {}
 
 
 def register_converter(stock: type, make: Converter, transfer: Transfer | None = None) -> None:
-    """Teach `convert` a layer class of one's own; the latest word on a class counts.
+    """Teach `convert` a layer class; a later call for the same class replaces an earlier one.
 
     Args:
-        stock: the class, exactly; its subclasses are other classes.
+        stock: the class of layers to convert; subclasses of it are not converted.
         make: called as `make(layer, arguments)` with the layer and the keyword arguments of
             `tfp_rank1.layers.Rank1Mixin` (`ensemble_size`, `posterior`, ...); returns a new layer.
         transfer: called as `transfer(layer, new)` once the new layer is built, to copy weights.
-            Defaults to None: kernels by their names, and the bias to every member.
+            Defaults to None: kernels are copied by their names, and the bias to every member.
 
     Example:
     ```python
@@ -148,7 +153,7 @@ def register_converter(stock: type, make: Converter, transfer: Transfer | None =
 
 
 class _Conversion:
-    """One run over a model."""
+    """One conversion: the counterpart of every layer, and how weights get there."""
 
     def __init__(
         self,
@@ -173,8 +178,9 @@ class _Conversion:
         kinds = ("member", "shared")
         self.by_member = choice("batch_normalization", batch_normalization, kinds) == "member"
         self.arguments = _around_one(arguments)
+        # By the layer's id: the layer, its counterpart, and the transfer of weights.
         self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
-        self.cells: set[int] = set()  # those of `pairs` whose weights go through their RNN
+        self.cells: set[int] = set()  # ids of cells whose weights their RNN transfers
         self.rows: list[Row] = []
         self.names: set[str] = set()
         self.last = last_operation(model)
@@ -182,7 +188,7 @@ class _Conversion:
         check_raw(self.last, self.likelihood, can_drop and is_only_use(model, self.last))
 
     def graph(self) -> tuple[Any, Any]:
-        """Inputs and outputs of the new model."""
+        """Inputs and outputs of the new model, after all weights were copied."""
         members = self.arguments["ensemble_size"]
         structure = input_structure(self.model)
         check_inputs(structure)
@@ -190,6 +196,7 @@ class _Conversion:
             lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
             structure,
         )
+        # Not `clone_model`, which makes inputs of its own: the graph has to run on tiled inputs.
         tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
         outputs = run_graph(self.model, tiled, self.convert)
         unknown = self.exclude - self.names
@@ -197,6 +204,7 @@ class _Conversion:
             raise ValueError(
                 f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
             )
+        # After the graph has run, because a new layer has weights only once it was called.
         for old, new, transfer in self.pairs.values():
             if id(old) not in self.cells:
                 transfer(old, new)
@@ -209,7 +217,7 @@ class _Conversion:
         return inputs, layers.SplitMembers(members)(keras.tree.flatten(outputs)[0])
 
     def report(self) -> ConversionReport:
-        """What became of every layer."""
+        """The report on every layer; a row with a note is a layer that was left."""
         done = tuple(row for row in self.rows if not row.note)
         return ConversionReport(done, tuple(row for row in self.rows if row.note))
 
@@ -225,12 +233,14 @@ class _Conversion:
         return self.pairs[id(layer)][1]
 
     def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
+        """A new layer, its transfer of weights, and a note if the layer was left as it is."""
         new, transfer, note = self._new(layer)
         if layer is self.last and applies(layer, self.likelihood):
             new.activation = keras.activations.linear  # the likelihood applies it
         return new, transfer, note
 
     def _new(self, layer: Any) -> tuple[Any, Transfer, str]:
+        """As `_counterpart`, but with every activation still in place."""
         kind = type(layer)
         self.names.add(layer.name)
         if kind in _registered and layer.name not in self.exclude:
@@ -267,7 +277,7 @@ class _Conversion:
         return copy(layer), same_weights, note
 
     def _nested(self, model: Any) -> Any:
-        """A model within, layer by layer; one within that comes to `convert` as well."""
+        """A nested model, converted layer by layer; models within it come to `convert` too."""
         with uncompiled(model):
             return keras.models.clone_model(model, clone_function=self.convert)
 
@@ -276,7 +286,12 @@ class _Conversion:
         return RANK1[type(layer)](**{**config, **self._own(config)})
 
     def _own(self, config: Arguments) -> Arguments:
-        """The mixin's arguments, with a seed for this layer; that of the stock layer may stay."""
+        """The mixin's arguments for one layer; without a `seed` the stock layer's seed stays.
+
+        Args:
+            config: the config of the stock layer.
+        """
+        # One seed for all layers would give them all the same noise.
         seed = self.arguments.get("seed")
         if seed is None:
             return {**self.arguments, "seed": config.get("seed")}
@@ -284,7 +299,7 @@ class _Conversion:
         return {**self.arguments, "seed": seed}
 
     def _generic_rnn(self, layer: Any) -> tuple[Any, Transfer]:
-        """`keras.layers.RNN` around converted cells, which another RNN may have as well."""
+        """`keras.layers.RNN` around converted cells, which another RNN may share."""
         cells = [self.convert(cell) for cell in cells_of(layer)]
         transfers = [self.pairs[id(cell)][2] for cell in cells_of(layer)]
         self.cells.update(id(cell) for cell in cells_of(layer))
@@ -293,7 +308,7 @@ class _Conversion:
         config["cell"] = keras.layers.StackedRNNCells(cells) if is_stacked else cells[0]
 
         def transfer(old: Any, new: Any) -> None:
-            # To the cells that `new` has: within Bidirectional they are copies of `cells`.
+            # Not to `cells`: within Bidirectional, `new` has copies of them.
             for to_cell, before, after in zip(transfers, cells_of(old), cells_of(new), strict=True):
                 to_cell(before, after)
 
@@ -304,12 +319,12 @@ class _Conversion:
         return layers.EnsembleBatchNormalization(members, **live_config(layer))
 
     def _wrapper(self, layer: Any) -> tuple[Any, Transfer, str]:
-        """TimeDistributed and Bidirectional around converted layers."""
+        """`TimeDistributed` or `Bidirectional` around converted layers."""
         config = {**layer.get_config(), "dtype": layer.dtype_policy}
         if isinstance(layer, keras.layers.TimeDistributed):
             config["layer"] = inner = self.convert(layer.layer)
             return layers.TimeDistributedRank1(**config), nothing, _note_of(inner)
-        # The wrapper makes a copy of its forward layer, so weights go there through the wrapper.
+        # The wrapper copies its forward layer, so weights must go to the copy, by the wrapper.
         forward, to_forward, _ = self._counterpart(layer.forward_layer)
         backward, to_backward, _ = self._counterpart(layer.backward_layer)
 
@@ -322,12 +337,13 @@ class _Conversion:
 
 
 def _note_of(inner: Any) -> str:
+    """The note on a wrapper: empty if a layer in it has members."""
     has_members = any(getattr(v, "ensemble_size", None) for v in layers_of(inner))
     return "" if has_members else "around a layer that was left"
 
 
 def _without_likelihood(model: Any) -> Any:
-    """The net before the likelihood that a `BayesianModel` ends in."""
+    """The graph before the likelihood of a `BayesianModel`; any other model as it is."""
     if not isinstance(model, BayesianModel) or not is_graph(model):
         return model
     operation, node, _ = producer_of(model.outputs[0])
@@ -337,7 +353,7 @@ def _without_likelihood(model: Any) -> Any:
 
 
 def _around_one(arguments: Arguments) -> Arguments:
-    """Posteriors of the factors that start where the layer is unperturbed."""
+    """The arguments, with posteriors that start where factors leave the layer unperturbed."""
     center = 0.0 if arguments.get("perturbation") == "additive" else 1.0
     given = {"posterior": "normal", **arguments}
     names = [n for n in ("posterior", "r_posterior", "s_posterior") if given.get(n) is not None]
@@ -351,7 +367,7 @@ def _around_one(arguments: Arguments) -> Arguments:
                 f"{name}={given[name]!r}",
                 stacklevel=4,
             )
-        # A point that is given as an object has its own start, around 1: its members differ.
+        # A point posterior that is given as an object has its own start, at which members differ.
         is_own = not posterior.stochastic and not is_named
         given[name] = posterior if is_own else posterior.around(center)
     return given

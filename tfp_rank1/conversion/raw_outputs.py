@@ -1,4 +1,4 @@
-"""What a stock net ends in, and what a likelihood applies itself."""
+"""The last operation of a stock net, which may be one that a likelihood applies itself."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from tfp_rank1.serialization import snake_case
 
 __all__ = ["applies", "check_raw", "function_of", "is_graph", "is_only_use", "last_operation"]
 
+# Layers that only arrange numbers, or do nothing when a model predicts.
 _PASSING = keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
+# Functions whose results are no raw outputs.
 _SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
 
 
 def is_graph(model: Any) -> bool:
-    """Whether a model is a built Functional or Sequential one."""
+    """Whether a model is Functional or Sequential, and built."""
     has_inputs = hasattr(model, "inputs") and bool(getattr(model, "inputs", None))
     return has_inputs and bool(model.built)
 
 
 def last_operation(model: keras.Model) -> Any:
-    """What makes the model's only output: a layer, or an operation such as `keras.ops.softmax`.
+    """The operation that makes the model's output: a layer, or one such as `keras.ops.softmax`.
 
-    Behind layers that only arrange its numbers.
+    Layers after it that only arrange its numbers are passed over, and nested models are entered.
+
+    Args:
+        model: a Functional or Sequential model with one output.
     """
     tensor = model.outputs[0]
     while True:
@@ -42,8 +47,8 @@ def last_operation(model: keras.Model) -> Any:
 def is_only_use(model: keras.Model, operation: Any) -> bool:
     """Whether an operation makes the outputs and nothing else, one vector per example.
 
-    A layer that is used twice, itself or the nested model that holds it, cannot lose its activation
-    at one of the places.
+    Only then can its activation be dropped: a layer that is used twice, by itself or in a nested
+    model that is used twice, would lose the activation at both places.
     """
     uses = 0
     models: list[Any] = [model]
@@ -51,6 +56,7 @@ def is_only_use(model: keras.Model, operation: Any) -> bool:
         found = [n.operation for n in nodes_of(models.pop()) if not n.is_input]
         uses += sum(f is operation for f in found)
         models += [f for f in found if isinstance(f, keras.Model)]  # once for every use
+    # A softmax at each of several positions is not the likelihood's softmax over all outputs.
     shape = calls_of(operation)[0].outputs[0].shape[1:]
     return uses == 1 and math.prod(d or 0 for d in shape) == shape[-1]
 
@@ -61,15 +67,15 @@ def applies(operation: Any, likelihood: Likelihood) -> bool:
 
 
 def check_raw(last: Any, likelihood: Likelihood, can_drop: bool) -> None:
-    """Refuse outputs that are no raw outputs: the likelihood would apply its function to them.
+    """Refuse a net whose outputs are no raw outputs, as the likelihood would squash them again.
 
     Args:
-        last: as `last_operation` finds it.
-        likelihood: what is put behind it.
-        can_drop: whether its activation, if it is that very function, will be dropped.
+        last: what `last_operation` returned.
+        likelihood: the likelihood of the converted model.
+        can_drop: whether the activation of `last` will be dropped if the likelihood applies it.
 
     Raises:
-        ValueError: naming the function.
+        ValueError: with the name of the function.
     """
     own = likelihood.link_names
     found = function_of(last)
@@ -82,12 +88,12 @@ def check_raw(last: Any, likelihood: Likelihood, can_drop: bool) -> None:
 
 
 def _is_linear(operation: Any) -> bool:
-    """Whether it is an `Activation("linear")`, as mixed precision often ends in."""
+    """Whether an operation is `Activation("linear")`, which often ends a net in mixed precision."""
     return isinstance(operation, keras.layers.Activation) and function_of(operation) == "linear"
 
 
 def function_of(operation: Any) -> str:
-    """Name of the activation that a layer ends in; else of the layer or operation itself."""
+    """Name of a layer's activation; without an activation, of the layer or operation itself."""
     if isinstance(operation, keras.layers.Wrapper):
         return function_of(operation.layer)
     activation = getattr(operation, "activation", None)

@@ -1,4 +1,4 @@
-"""What `convert` takes: models, inputs, layers and arguments."""
+"""What `convert` refuses: models, inputs, outputs, layers and arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ __all__ = [
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no graph: its layers and their order cannot be seen."""
+    """Refuse a model without a graph, and a graph that is not all that the model does.
+
+    Raises:
+        ValueError: for a subclassed or unbuilt model, or one with a `call` of its own.
+    """
     if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
         raise ValueError(
             "convert takes a built Functional or Sequential model (a Sequential begins with "
@@ -42,7 +46,11 @@ def check_model(model: Any) -> None:
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that rank-1 layers do not have, or that the model owns."""
+    """Refuse arguments that rank-1 layers do not have, that the model owns, or that cannot fit.
+
+    Raises:
+        ValueError: for unknown names, `kl_weight`, or a positive `bias_posterior`.
+    """
     known = ARGUMENTS - {"kl_weight"}
     unknown = arguments.keys() - known
     if unknown:
@@ -59,7 +67,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def check_inputs(inputs: Any) -> None:
-    """Refuse inputs that cannot be tiled over the members."""
+    """Refuse sparse, ragged and optional inputs, which cannot be tiled over the members."""
     for tensor in keras.tree.flatten(inputs):
         is_optional = getattr(producer_of(tensor)[0], "optional", False)
         is_ragged = getattr(tensor, "ragged", False)
@@ -73,7 +81,7 @@ def check_inputs(inputs: Any) -> None:
 
 
 def check_unmixed(operation: Any) -> None:
-    """Refuse a layer or operation that mixes the rows of a batch, or may."""
+    """Refuse a layer or operation that mixes the rows of a batch, or may do so."""
     check_batch_axis(operation)
     if type(operation) is keras.layers.Lambda:
         raise ValueError(
@@ -84,7 +92,7 @@ def check_unmixed(operation: Any) -> None:
 
 
 def check_unmixed_within(layer: Any) -> None:
-    """Refuse the same in a layer or model that is left as it is, and in all layers within."""
+    """Refuse whatever mixes rows in a layer or model that is left as it is, at any depth."""
     if isinstance(layer, keras.Model):
         check_model(layer)
         parts = list({id(node.operation): node.operation for node in nodes_of(layer)}.values())
@@ -117,7 +125,7 @@ def check_stock(model: keras.Model) -> None:
 
 
 def check_outputs(model: keras.Model) -> None:
-    """Refuse several outputs, and outputs that are not `[B, D]`."""
+    """Refuse several outputs, and outputs of another shape than `[B, D]`."""
     if len(model.outputs) != 1:
         raise ValueError(
             "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."

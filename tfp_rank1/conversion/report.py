@@ -12,12 +12,12 @@ class Row:
     """One layer of a converted model.
 
     Attributes:
-        name: of the layer.
-        before: class it was.
-        after: class it is now.
-        note: why it was left as it was; empty for a layer that was converted.
-        is_frozen: whether a converted layer was frozen: its factors are as well, and draw from
-            the posterior they start with.
+        name: name of the layer.
+        before: name of the class that the layer had.
+        after: name of the class that the layer has now.
+        note: why the layer was left as it was; empty for a layer that was converted.
+        is_frozen: whether a converted layer was frozen. Its factors are then frozen too, and draw
+            from the posterior that they started with.
     """
 
     name: str
@@ -37,8 +37,8 @@ class ConversionReport:
     """What `convert` did with every layer of a model.
 
     Attributes:
-        converted: layers with members of their own now.
-        left: layers whose weights, if any, all members share.
+        converted: layers that have members now.
+        left: layers that were left as they were; all members share their weights, if any.
     """
 
     converted: tuple[Row, ...]

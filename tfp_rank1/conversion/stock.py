@@ -12,7 +12,7 @@ from tfp_rank1.keras_internals import build_input_shape
 
 __all__ = ["RANK1", "copy", "live_config"]
 
-# By name: a new layer `NameRank1` is found here without an entry.
+# Found by name, so that a new layer `NameRank1` needs no entry here.
 RANK1: dict[type, type] = {
     getattr(keras.layers, name.removesuffix("Rank1")): getattr(layers, name)
     for name in layers.__all__
@@ -21,23 +21,27 @@ RANK1: dict[type, type] = {
 
 
 def live_config(layer: Any) -> dict[str, Any]:
-    """The config with live objects: what is not registered cannot be made from a description."""
+    """A layer's config, with live objects in place of their descriptions.
+
+    An object that is not registered with Keras cannot be made from its description.
+    """
     config = layer.get_config()
     suffixes = "_initializer", "_regularizer", "_constraint"
     config |= {k: getattr(layer, k, v) for k, v in config.items() if k.endswith(suffixes)}
     for name in ("activation", "recurrent_activation"):
         if name in config:
             config[name] = _copy_activation(getattr(layer, name))
-    if getattr(layer, "lora_enabled", False):  # its `kernel` is the sum with the low-rank part
+    if getattr(layer, "lora_enabled", False):  # `layer.kernel` includes the low-rank part
         config |= {"lora_rank": None, "lora_alpha": None}
     return config | {"dtype": layer.dtype_policy}
 
 
 def _copy_activation(activation: Any) -> Any:
-    """A function is itself; a layer is copied with its weights."""
+    """The activation itself if it is a function, or a copy of a layer, with its weights."""
     if not isinstance(activation, keras.layers.Layer):
         return activation
     new = copy(activation)
+    # Now: the transfer of a layer's kernels knows no weights of an activation.
     if activation.weights:
         new.build(build_input_shape(activation))
         same_weights(activation, new)
@@ -45,10 +49,10 @@ def _copy_activation(activation: Any) -> Any:
 
 
 def copy(layer: Any) -> Any:
-    """A new layer of the same configuration; weights are copied once it is built.
+    """A new layer with the config of `layer`, without its weights.
 
     Raises:
-        ValueError: if its configuration does not rebuild it.
+        ValueError: if the config does not rebuild the layer.
     """
     try:
         return type(layer).from_config(layer.get_config())

@@ -1,4 +1,4 @@
-"""What a converted layer takes over from the stock layer it was."""
+"""How a converted layer takes over the weights of its stock layer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _KERNELS = "kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel",
 
 
 def transfer_kernels(old: Any, new: Any) -> None:
-    """Copy kernels, and the bias to every member."""
+    """Copy kernels by their names, and the bias to every member."""
     for name in _KERNELS:
         if getattr(old, name, None) is not None:
             getattr(new, name).assign(getattr(old, name))
     bias = getattr(old, "bias", None)
     if bias is not None:
-        row = np.array(bias).reshape(1, -1)
+        row = np.array(bias).reshape(1, -1)  # flat, as the bias of an einsum may have more axes
         if new.bias_factor is None:
             new.bias.assign(np.broadcast_to(row, new.bias.shape))
         else:
@@ -48,9 +48,10 @@ def cells_of(layer: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """A model, and all within, as if never compiled: a clone of a compilation may fail.
+    """Inside the context a model and all models in it are as if they were never compiled.
 
-    It is made anew from its configuration, which cannot find a loss that is not registered.
+    `clone_model` compiles the clone of a compiled model from a config, which fails for a loss that
+    is not registered with Keras.
     """
     found = [v for v in layers_of(model) if getattr(v, "compiled", False)]
     for part in found:
@@ -63,20 +64,19 @@ def uncompiled(model: Any) -> Iterator[None]:
 
 
 def nothing(old: Any, new: Any) -> None:
-    """Nothing to copy, or copied by the layers within."""
+    """Copy nothing: there are no weights, or the layers within copy them."""
 
 
 def same_weights(old: Any, new: Any) -> None:
-    """Copy the weights of a layer and of all within, each as it saves and loads them itself.
-
-    So constants made of weights are made anew, and LoRA weights are merged into their kernel.
-    """
+    """Copy the weights of a layer and of all layers in it."""
+    # As each layer saves and loads itself: loading computes constants that depend on weights, and
+    # saving merges LoRA weights into their kernel.
     for before, after in zip(layers_of(old), layers_of(new), strict=True):
         store: dict[str, Any] = {}
         before.save_own_variables(store)
         if store:
             after.load_own_variables(store)
-        if hasattr(before, "save_assets"):  # vocabularies
+        if hasattr(before, "save_assets"):  # such as vocabularies, which are no weights
             with tempfile.TemporaryDirectory() as folder:
                 before.save_assets(folder)
                 after.load_assets(folder)
