@@ -41,7 +41,7 @@ from tfp_rank1.scopes import posterior_mean  # noqa: E402
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots` at its first use: it needs the packages of an extra."""
+    """Import `plots` at its first use, because it needs the packages of an extra."""
     if name == "plots":
         return importlib.import_module("tfp_rank1.plots")
     raise AttributeError(f"module 'tfp_rank1' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The one place that checks that Keras runs on TensorFlow."""
+"""The check that Keras runs on TensorFlow, made before any other import of the package."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _MESSAGE = (
 def require_tensorflow(package: str) -> None:
     """Raise an ImportError unless Keras runs on TensorFlow.
 
-    The environment variable is looked at first: with a backend that is not installed, importing
-    Keras itself would fail with a message that says nothing about this package.
-
     Args:
         package: name of the package that is being imported, for the message.
 
     Raises:
         ImportError: if the backend is not TensorFlow.
     """
+    # The environment variable first: with a backend that is not installed, importing Keras fails
+    # with a message that says nothing about this package.
     requested = os.environ.get("KERAS_BACKEND", "tensorflow")
     if requested != "tensorflow":
         raise ImportError(_MESSAGE.format(package=package, backend=requested))

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share; each refuses with what was received."""
+"""Checks of arguments that several modules share; each error says what was received."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ __all__ = ["choice", "level", "positive", "rows_not_finite", "whole"]
 
 
 def positive(name: str, value: Any) -> float:
-    """`value` as a float, refused unless finite and above zero."""
+    """`value` as a float, refused unless finite and above zero.
+
+    Args:
+        name: name of the argument, for the message.
+        value: a number, or an array with one number.
+    """
+    # A bool is an int in Python, but True is never meant as a number here.
     is_number = isinstance(value, (numbers.Real, np.ndarray)) and not isinstance(value, bool)
     number = float(value) if is_number else math.nan
     if not 0.0 < number < float("inf"):
@@ -23,7 +29,13 @@ def positive(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, refused unless a whole number of at least `least`."""
+    """`value` as an int, refused unless a whole number of at least `least`.
+
+    Args:
+        name: name of the argument, for the message.
+        value: a number; floats such as 3.0 are whole as well.
+        least: the smallest number that is allowed. Defaults to 1.
+    """
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not is_number or not float(value).is_integer() or value < least:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The one door to private names of Keras and TensorFlow, each with the reason for its use.
 
-No other module of the project names one. Where Keras renames something,
-`tests/test_keras_internals.py` says which, and this is the file to mend.
+No other module of the project uses a private name of either. When a new Keras loses one,
+`tests/test_rules.py` names it, and this is the file to mend.
 """
 
 from __future__ import annotations
@@ -59,47 +59,48 @@ __all__ = [
 
 
 def layers_of(layer: Any, include_self: bool = True) -> list[Any]:
-    """A layer and all layers within, each once; `model.layers` stops at the first level."""
+    """A layer and all layers in it, each once; `model.layers` stops at the first level."""
     return list(layer._flatten_layers(include_self=include_self))
 
 
 def own_trainable_variables(layer: Any) -> list[keras.Variable]:
-    """A layer's own weights, without those of layers within, whether frozen or not."""
+    """A layer's own weights, frozen or not, without the weights of layers in it."""
     return list(layer._trainable_variables)
 
 
 def own_state(layer: Any) -> list[keras.Variable]:
-    """What a layer changes by itself, such as moving statistics, without layers within."""
+    """Variables that a layer changes by itself, such as its moving statistics."""
+    # `layer.non_trainable_variables` also has frozen weights and the variables of layers within.
     return list(layer._non_trainable_variables)
 
 
 def own_variables(layer: Any) -> list[keras.Variable]:
-    """A layer's own variables in the order in which Keras stores them in a file."""
+    """A layer's own variables, in the order in which Keras stores them in a file."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def seed_generators_of(layer: Any) -> list[keras.random.SeedGenerator]:
-    """A layer's own generators: stock layers keep theirs under names that differ by class."""
+    """A layer's own random generators; the public attributes differ from class to class."""
     return list(layer._seed_generators)
 
 
 def build_input_shape(layer: Any) -> Any:
-    """The input shape that a layer was built with, to build a copy of it alike."""
+    """The input shape that a layer was built with, for a copy that is to be built alike."""
     return layer._build_shapes_dict["input_shape"]
 
 
 def accepts_in_call(layer: Any, argument: str) -> bool:
-    """Whether a layer's `call` takes `"training"` or `"mask"`, as Keras found out by itself."""
+    """Whether a layer's `call` takes `"training"` or `"mask"`, as Keras itself found."""
     return bool(getattr(layer, f"_call_has_{argument}_arg"))
 
 
 def stored_weight(layer: Any, name: str) -> keras.Variable:
-    """The kernel or table as stored: with LoRA, `layer.kernel` is a sum and no variable."""
+    """The variable of a kernel or an embedding table: with LoRA, `layer.kernel` is a sum."""
     return getattr(layer, f"_{name}")
 
 
 def causal_padding(layer: Any) -> Any:
-    """The padding of a causal `keras.layers.Conv1D`, for its inputs."""
+    """How a causal `keras.layers.Conv1D` pads its inputs, as `keras.ops.pad` takes it."""
     return layer._compute_causal_padding()
 
 
@@ -108,7 +109,7 @@ def lstm_carry_and_output(cell: Any, gates: Any, carry: tf.Tensor) -> tuple[tf.T
     return cell._compute_carry_and_output_fused(gates, carry)
 
 
-# Projections of `keras.layers.MultiHeadAttention`, which has no arguments to choose their class.
+# Projections of `keras.layers.MultiHeadAttention`; no argument of that layer sets their class.
 ATTENTION_PROJECTIONS = (
     "_query_dense",
     "_key_dense",
@@ -124,13 +125,17 @@ def attention_value_dim(layer: Any) -> int:
 
 
 def replace_part(layer: Any, name: str, new: Any) -> None:
-    """Put `new` in the place of a layer within, which is then no part of the layer any more."""
+    """Replace a layer within `layer`, its attribute `name`, by `new`."""
+    # Keras tracks what an attribute held before, so the weights of the old part would stay.
     layer._tracker.untrack(getattr(layer, name))
     setattr(layer, name, new)
 
 
 def set_better_direction(metric: Any, direction: str) -> None:
-    """Tell `EarlyStopping` and `ModelCheckpoint` whether `"up"` or `"down"` is better."""
+    """Tell `EarlyStopping` and `ModelCheckpoint` whether `"up"` or `"down"` is better.
+
+    Keras sets the direction of its own metrics; no public argument sets that of others.
+    """
     metric._direction = direction
 
 
@@ -139,11 +144,12 @@ def set_better_direction(metric: Any, direction: str) -> None:
 
 def input_structure(model: Any) -> Any:
     """The inputs of a Functional model, nested as they were given; None for another model."""
+    # `model.inputs` is a flat list.
     return getattr(_graph(model), "_inputs_struct", None)
 
 
 def producer_of(tensor: Any) -> tuple[Any, int, int]:
-    """What made a symbolic tensor: the operation, the index of its call, that of the output."""
+    """The operation that made a symbolic tensor, the index of its call and that of its output."""
     history = tensor._keras_history
     return history.operation, history.node_index, history.tensor_index
 
@@ -162,30 +168,31 @@ def nodes_of(model: Any) -> list[Any]:
 def run_graph(model: Any, inputs: Any, operation_fn: Callable[[Any], Any]) -> Any:
     """Run a model's graph on other inputs, every operation replaced by `operation_fn(operation)`.
 
-    `keras.models.clone_model` does the same, but makes inputs of its own.
+    `keras.models.clone_model` does the same inside, but returns a new model and not its outputs.
     """
     return _graph(model)._run_through_graph(inputs, operation_fn=operation_fn)
 
 
 def _graph(model: Any) -> Any:
-    """A Sequential holds a Functional model, which has the graph."""
+    """The model that has the graph: a Sequential holds a Functional model for it."""
     return getattr(model, "_functional", None) or model
 
 
 # -- the trainer ----------------------------------------------------------------------------------
 
-# Keras calls these by private names and has no public ones: a class decorated with
-# `hook_into_trainer` defines the public name on the right.
+# Keras's trainer calls these methods, which have private names only. A class decorated with
+# `hook_into_trainer` defines the public name on the right in place of the private one.
 _HOOKS = {
     "_make_function": "make_step_function",
     "_maybe_symbolic_build": "symbolic_build",
     "_get_metrics_result_or_logs": "result_or_logs",
 }
+# What Keras's `compile` sets before it has checked all its arguments.
 _COMPILED = "optimizer", "loss", "_compile_loss", "_compile_metrics"
 
 
 def hook_into_trainer(cls: type) -> type:
-    """Have Keras's trainer call the public methods of `cls` named in `_HOOKS`."""
+    """Make Keras's trainer call the public methods of `cls` that `_HOOKS` names."""
 
     def forward(public: str) -> Callable[..., Any]:
         def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,70 +212,73 @@ def parent_hook(parent: Any, public: str) -> Callable[..., Any]:
 
 
 def compiled_loss(model: Any) -> Callable[..., tf.Tensor] | None:
-    """What `compile` made of the loss: `(y, outputs, sample_weight) -> scalar`; None without."""
+    """The compiled loss, `(y, outputs, sample_weight) -> scalar`; None without a loss."""
     return model._compile_loss
 
 
 def compiled_metrics(model: Any) -> Any:
-    """What holds the metrics of `compile`; None before it or without any."""
+    """The metric that holds all metrics of `compile`; None before `compile` or without any."""
     return model._compile_metrics
 
 
 def forget_metrics(model: Any) -> None:
-    """Drop the metrics of the `compile` before: Keras keeps them where none are given."""
+    """Drop the metrics of an earlier `compile`: Keras keeps them if a new one has none."""
     object.__setattr__(model, "_compile_metrics", None)
 
 
 def compile_state(model: Any) -> dict[str, Any]:
-    """What Keras's `compile` sets one by one, looking at its arguments on the way."""
+    """The attributes that a `compile` may have changed when it refuses an argument."""
     return {name: vars(model)[name] for name in _COMPILED if name in vars(model)}
 
 
 def restore_compile_state(model: Any, state: dict[str, Any]) -> None:
     """Put back what `compile_state` found, after a `compile` that was refused."""
     for name, value in state.items():
-        object.__setattr__(model, name, value)  # not tracked, as in Keras
+        object.__setattr__(model, name, value)  # past Keras's tracking, as in `compile`
 
 
 def set_loss_tracker(model: Any, tracker: keras.metrics.Metric) -> None:
-    """Replace the metric that logs `loss`; as in Keras it is not tracked as a layer."""
-    # Tracked, it would be a metric once more for every call of `compile`.
+    """Replace the metric that logs `loss`."""
+    # Past Keras's tracking, which would list one more metric after every `compile`.
     object.__setattr__(model, "_loss_tracker", tracker)
 
 
 def update_loss_tracker(model: Any, loss: tf.Tensor, rows: tf.Tensor) -> None:
-    """Log one batch's loss, of so many rows."""
+    """Log the loss of one batch with `rows` examples."""
     model._loss_tracker.update_state(loss, sample_weight=rows)
 
 
 def added_loss(model: Any, loss: tf.Tensor) -> tf.Tensor:
-    """A penalty as Keras adds it to the loss: divided by the number of replicas."""
+    """A penalty as Keras adds it to the loss: a scalar, divided by the number of replicas."""
     return model._aggregate_additional_loss(loss)
 
 
 def initial_epoch(model: Any) -> int | None:
-    """The epoch that the next `fit` begins with, where a restored checkpoint set one."""
+    """The epoch that the next `fit` begins with, if a restored checkpoint set one, else None."""
     return model._initial_epoch
 
 
 def set_initial_epoch(model: Any, epoch: int | None) -> None:
-    """Have the next `fit` begin with an epoch; None: where its arguments say."""
+    """Set the epoch that the next `fit` begins with; None for the one in its arguments."""
+    # A callback has no other way: Keras reads this after `on_train_begin`.
     model._initial_epoch = epoch
 
 
 def has_strategy_of_its_own(model: Any) -> bool:
-    """Whether a model was made inside `strategy.scope()`; the public property has a default."""
+    """Whether a model was made inside `strategy.scope()`."""
+    # `model.distribute_strategy` gives a default strategy otherwise.
     return model._distribute_strategy is not None
 
 
 def is_in_multi_worker_mode(strategy: tf.distribute.Strategy) -> bool:
     """Whether several processes train together."""
+    # Without a cluster this strategy has a single worker, so its class alone does not tell.
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     return is_multi_worker and strategy.extended._in_multi_worker_mode()
 
 
 def unpickle_model(cls: type) -> Callable[..., Any]:
-    """Keras's function that reads a pickled model, bound to a class that can be imported."""
+    """Keras's function that reads a pickled model, bound to `cls`, which pickle must find."""
     return cls._unpickle_model  # type: ignore[attr-defined]
 
 
@@ -286,7 +296,8 @@ def is_made_here(tensor: tf.Tensor) -> bool:
 
 
 def missing_names() -> list[str]:
-    """The private names above that the installed Keras and TensorFlow do not have."""
+    """The private names above that the installed Keras does not have."""
+    # Looked up on objects, since constructors, `build` and `compile` set many of the names.
     inputs = keras.Input((3, 2))
     layer = keras.layers.Dense(2)
     model = keras.Model(inputs, layer(inputs))

@@ -23,11 +23,11 @@ def as_mixture(likelihood: Likelihood, outputs: tf.Tensor) -> PredictiveMixture:
 
 
 class NegativeLogLikelihood(keras.losses.Loss):
-    """Base of the two losses.
+    """Base class of the losses over members.
 
     Args:
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to None: a
-            `BayesianModel` fills in its own at `compile`.
+            `BayesianModel` fills in its own likelihood at `compile`.
         reduction: as in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: defaults to the snake-case name of the class.
     """
@@ -39,7 +39,7 @@ class NegativeLogLikelihood(keras.losses.Loss):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        # float32 as in the likelihood, whatever the global policy.
+        # The likelihood computes in float32, whatever the global policy says.
         kwargs = {"dtype": "float32", **kwargs}
         name = name or snake_case(type(self).__name__)
         super().__init__(name=name, reduction=reduction, **kwargs)
@@ -55,7 +55,7 @@ class NegativeLogLikelihood(keras.losses.Loss):
         return as_mixture(self.likelihood, y_pred)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
+        """Arguments that rebuild the loss."""
         return {**super().get_config(), "likelihood": serialize(self.likelihood)}
 
 
@@ -63,7 +63,8 @@ class NegativeLogLikelihood(keras.losses.Loss):
 class AverageNLL(NegativeLogLikelihood):
     """Mean of the members' negative log-likelihoods: `-1/K sum_k log p(y | member k)`.
 
-    The training default. With the KL averaged over members it is a valid bound on the evidence.
+    This loss is the default in training. With a KL that is averaged over the members, the sum of
+    the two is a valid bound on the evidence.
 
     Args: as for `NegativeLogLikelihood`.
 
@@ -88,8 +89,8 @@ class AverageNLL(NegativeLogLikelihood):
 class MixtureNLL(NegativeLogLikelihood):
     """Negative log-likelihood of the mixture: `-log 1/K sum_k p(y | member k)`.
 
-    What a `BayesianModel` reports in evaluation; selectable for training, where it is the tighter
-    bound (Jensen). Never above `AverageNLL`.
+    A `BayesianModel` reports this loss in evaluation. In training it gives the tighter bound: by
+    Jensen's inequality it is never above `AverageNLL`.
 
     Args: as for `NegativeLogLikelihood`.
 

@@ -5,8 +5,8 @@ Two layouts exist. A model and its metrics have the examples first, answers the 
     [B, K, ..., D]      K members of every example; [B, D] from a net without members
     [S, N, ..., D]      S samples for all examples
 
-The dots are positions (pixels, time steps), of which there may be none. `Outputs` knows where each
-axis is; nobody else transposes outputs or counts their axes.
+The dots are axes of positions (pixels, time steps); often there are none. `Outputs` knows where
+each axis is; no other module transposes outputs or counts their axes.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class Outputs:
 
     @property
     def num_outputs(self) -> int:
-        """D."""
+        """D, the number of raw outputs per example and position."""
         return int(self.values.shape[-1])
 
     @property
     def num_position_axes(self) -> int:
-        """Number of axes between examples and outputs."""
+        """Number of axes of positions, between the two leading axes and the outputs."""
         return int(self.values.shape.rank) - 3
 
     def by_example(self) -> Outputs:
-        """The same with the examples first, `[N, S, ..., D]`."""
+        """These outputs with the examples first, `[N, S, ..., D]`."""
         return self if self.sample_axis == 1 else Outputs(_swap_first_two(self.values), 1)
 
     def by_sample(self) -> Outputs:
-        """The same with the samples first, `[S, N, ..., D]`."""
+        """These outputs with the samples first, `[S, N, ..., D]`."""
         return self if self.sample_axis == 0 else Outputs(_swap_first_two(self.values), 0)
 
     def like(self, values: tf.Tensor) -> Outputs:
@@ -71,7 +71,7 @@ class Outputs:
         return tf.reduce_mean(values, axis=self.sample_axis)
 
     def variance(self, values: tf.Tensor) -> tf.Tensor:
-        """Variance over the samples of values in this layout, `[N, ...]`."""
+        """Variance over the samples (divided by S) of values in this layout, `[N, ...]`."""
         return tf.math.reduce_variance(values, axis=self.sample_axis)
 
     def logsumexp(self, values: tf.Tensor) -> tf.Tensor:
@@ -79,16 +79,16 @@ class Outputs:
         return tf.reduce_logsumexp(values, axis=self.sample_axis)
 
     def bounds(self, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Smallest and largest over the samples of values in this layout, `[N, ...]` each."""
+        """Minimum and maximum over the samples of values in this layout, `[N, ...]` each."""
         axis = self.sample_axis
         return tf.reduce_min(values, axis=axis), tf.reduce_max(values, axis=axis)
 
     def for_all_samples(self, values: tf.Tensor) -> tf.Tensor:
-        """Values `[N, ...]`, such as targets, with an axis that broadcasts over the samples."""
+        """Values `[N, ...]`, such as targets, with a new axis that broadcasts over the samples."""
         return tf.expand_dims(values, self.sample_axis)
 
     def sum_positions(self, values: tf.Tensor) -> tf.Tensor:
-        """Values `[S, N, ...]` of every position, summed by example: `[S, N]` or `[N, S]`."""
+        """Values in this layout without outputs, summed over positions: `[S, N]` or `[N, S]`."""
         positions = list(range(2, 2 + self.num_position_axes))
         return tf.reduce_sum(values, axis=positions) if positions else values
 
@@ -102,25 +102,25 @@ class Outputs:
         return flat if self.sample_axis == 0 else flat.by_example()
 
     def gather_samples(self, index: tf.Tensor) -> Outputs:
-        """Chosen samples of every example.
+        """M chosen samples of every example.
 
         Args:
-            index: int32 `[N, M]`, M sample numbers per example.
+            index: numbers of the samples, int32 `[N, M]`.
 
         Returns:
-            `[N, M, ..., D]`.
+            Outputs `[N, M, ..., D]`.
         """
         return Outputs(tf.gather(self.by_example().values, index, batch_dims=1), 1)
 
     def spread(self, points: tf.Tensor, stddev: tf.Tensor) -> Outputs:
-        """Every sample as M samples, at `values + stddev points`.
+        """Replace every sample by M samples at `values + stddev * points`.
 
         Args:
             points: `[M]`.
-            stddev: the shape of `values`.
+            stddev: tensor with the shape of `values`.
 
         Returns:
-            M S samples, first those of the first point.
+            Outputs with M S samples: first all samples at the first point, then at the second.
         """
         by_sample, width = self.by_sample().values, self.like(stddev).by_sample().values
         moved = by_sample + width * tf.reshape(points, [-1] + [1] * int(by_sample.shape.rank))
@@ -157,10 +157,11 @@ def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[
     """Outputs of P passes, `[P, B, K, ..., D]`, as samples `[P K, B, ..., D]`.
 
     Args:
-        values: of all passes.
-        num_passes: P, which a graph may learn only when it runs.
-        sizes: of the axes after the members, `(..., D)`; None where not static.
+        values: outputs of all passes.
+        num_passes: P; a tensor where a graph learns the number only when it runs.
+        sizes: sizes of the axes after the members, `(..., D)`; None where a size is not static.
     """
+    # Given by the caller: the shape of `values` comes from a loop and lacks sizes that are known.
     rank, members = 3 + len(sizes), values.shape[2]
     dynamic = tf.unstack(tf.shape(values), num=rank)
     static = [dynamic[3 + i] if size is None else size for i, size in enumerate(sizes)]
@@ -170,6 +171,7 @@ def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[
 
 def join_copies(values: tf.Tensor, num_copies: int) -> tf.Tensor:
     """Outputs of S copies of a batch, `[S B, K, ..., D]`, as members `[B, S K, ..., D]`."""
+    # A reshape forgets static sizes unless they are passed to it.
     values = as_members(values).values
     rank, members = int(values.shape.rank), values.shape[1]
     dynamic = tf.unstack(tf.shape(values), num=rank)

@@ -26,15 +26,15 @@ def reliability_diagram(
 ) -> Any:
     """Accuracy against confidence in bins of equal width.
 
-    Points on the diagonal are calibrated; below it the model is overconfident. The area of a
-    point is the share of examples in its bin, the bar one binomial standard error of its
-    accuracy: far-off points with long bars mean little.
+    Points on the diagonal are calibrated; below the diagonal the model is overconfident. The area
+    of a point shows the share of examples in its bin, the bar one binomial standard error of the
+    accuracy: a point far off with a long bar means little.
 
     Args:
         y: labels `[N]`.
-        predictive: with a Categorical or Bernoulli likelihood.
+        predictive: predictive distribution with a Categorical or Bernoulli likelihood.
         num_bins: number of bins. Defaults to 10.
-        ax: matplotlib axes; several models may share one. Defaults to new ones.
+        ax: matplotlib axes; several models may share them. Defaults to new axes.
         label: name of the model, for the legend.
 
     Returns:
@@ -46,9 +46,10 @@ def reliability_diagram(
     sums = np.asarray(calibration.sums)
     count, confidence, correct = sums[:, sums[0] > 0]
     accuracy = correct / count
-    # By the rule of succession, so that a bin without mistakes has an error as well.
+    # Laplace's rule of succession gives a bin without mistakes an error above 0 as well.
     smoothed = (correct + 1.0) / (count + 2.0)
     error = np.sqrt(smoothed * (1.0 - smoothed) / count)
+    # The diagonal once, also where several models share the axes.
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, linestyle="--")
     title = f"{label} (ECE {float(calibration.result()):.3f})".strip()
@@ -59,6 +60,7 @@ def reliability_diagram(
     ax.scatter(confidence / count, accuracy, sizes, color=color, alpha=0.8, label=title)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
     legend = ax.legend(loc="upper left", frameon=False)
+    # The areas of points differ from bin to bin; in the legend all models have one.
     for handle in legend.legend_handles:
         handle.set_sizes([40.0])
     return ax
@@ -76,7 +78,7 @@ def predictive_band(
         x: inputs `[N]` or `[N, 1]`, in increasing order.
         predictive: a `PosteriorPredictive` for these inputs, with one target.
         data: observed inputs and targets to draw as points. Defaults to None.
-        ax: matplotlib axes. Defaults to new ones.
+        ax: matplotlib axes. Defaults to new axes.
 
     Returns:
         The axes.
@@ -108,9 +110,9 @@ def ood_histogram(
 
     Args:
         inside: predictive distribution of examples like the training data.
-        outside: that of unlike ones.
+        outside: predictive distribution of examples unlike the training data.
         score: see `tfp_rank1.metrics.ood_score`. Defaults to `"entropy"`.
-        ax: matplotlib axes. Defaults to new ones.
+        ax: matplotlib axes. Defaults to new axes.
 
     Returns:
         The axes.
@@ -121,6 +123,7 @@ def ood_histogram(
     for value, color, label in zip(
         values, (_BLUE, _ORANGE), ("in distribution", "out of distribution"), strict=True
     ):
+        # Shares and no counts, because the two sets may differ in size.
         share = np.full(len(value), 1.0 / len(value))
         ax.hist(value, edges, weights=share, alpha=0.6, color=color, label=label)
     ax.set(xlabel=score.replace("_", " "), ylabel="share of examples")
@@ -135,13 +138,13 @@ def ood_roc(
     ax: Any = None,
     label: str = "",
 ) -> Any:
-    """ROC curve of telling the two apart by a score, with its area.
+    """ROC curve, with its area, of a score that detects out-of-distribution examples.
 
     Args:
         inside: predictive distribution of examples like the training data.
-        outside: that of unlike ones.
+        outside: predictive distribution of examples unlike the training data.
         score: see `tfp_rank1.metrics.ood_score`. Defaults to `"entropy"`.
-        ax: matplotlib axes; several models may share one. Defaults to new ones.
+        ax: matplotlib axes; several models may share them. Defaults to new axes.
         label: name of the model, for the legend.
 
     Returns:

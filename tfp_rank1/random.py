@@ -38,7 +38,7 @@ class SeedSource:
 
     def __init__(self, seed: tf.Tensor) -> None:
         self._seed = tf.convert_to_tensor(seed, tf.int32)
-        self._draws = 0
+        self._draws = 0  # a Python number: a traced graph holds the number of each draw
 
     def next(self) -> tf.Tensor:
         """The next seed, int32 `[2]`."""
@@ -51,9 +51,9 @@ class SeedSource:
 def seed_scope(seed: tf.Tensor) -> Iterator[None]:
     """Inside the scope every draw of every layer is a pure function of `seed`.
 
-    The n-th call of `next_seed` returns `fold_in(seed, n)` and leaves the generators' states
-    alone. A graph that is traced inside the scope therefore reads no random state at all, which
-    makes it reproducible, safe to call from several threads, and exportable.
+    The n-th call of `next_seed` follows from `fold_in(seed, n)` and leaves the generators' states
+    alone. A graph that is traced inside the scope therefore reads no random state at all, so that
+    it is reproducible, safe to call from several threads, and exportable.
 
     Args:
         seed: int32 tensor of shape `[2]`.
@@ -69,7 +69,10 @@ def seed_scope(seed: tf.Tensor) -> Iterator[None]:
 
 
 def make_seed(seed: int) -> tf.Tensor:
-    """A Python integer as a stateless seed, int32 `[2]`; distinct for all integers below 2^61."""
+    """A Python integer as a stateless seed, int32 `[2]`.
+
+    Integers of a magnitude below 2^61 give distinct seeds.
+    """
     high, low = divmod(abs(int(seed)), 2**31)
     return tf.constant([low, (2 * high + (seed < 0)) % 2**31], tf.int32)
 
@@ -91,7 +94,7 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 
 
 def shared_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
-    """As `next_seed`, but the same on every replica: for draws that go by row (`normal_rows`)."""
+    """As `next_seed`, but the same on every replica, for draws by row as in `normal_rows`."""
     source = scopes.seed_source.value
     if source is not None:
         return source.next()
@@ -105,7 +108,11 @@ def save_seed_state(generator: keras.random.SeedGenerator, store: Any) -> None:
 
 
 def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[str, Any]:
-    """Restore the generator's state, if it is there; returns what else the store holds."""
+    """Restore the generator's state if the store holds it.
+
+    Returns:
+        All other entries of the store.
+    """
     arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
     state = arrays.pop("seed_state", None)
     if state is not None:
@@ -116,16 +123,20 @@ def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[s
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
     folded = tf.concat([_integers([1], seed), [tf.cast(data, tf.int32)]], axis=0)
-    # No sign: XLA extends it otherwise, and every later seed would be another one there.
+    # Without the sign bit, which XLA would extend: all later seeds would differ there.
     return tf.bitwise.bitwise_and(folded, _INT32_MAX)
 
 
 def _integers(shape: Any, seed: tf.Tensor, skipped: tf.Tensor | None = None) -> tf.Tensor:
-    """Random int32 of all 2^32, by the counter of the Philox generator, after `skipped` blocks.
+    """Random int32 over all 2^32 values, by the Philox generator, from its block `skipped` on.
 
-    A named algorithm: what TF selects by itself is another one under XLA. The operations by
-    themselves: TF's function around them adds forty others to every graph.
+    Args:
+        shape: of the result.
+        seed: int32 `[2]`.
+        skipped: number of blocks, four integers each, to skip; uint64 scalar. Defaults to None: 0.
     """
+    # The algorithm is named, as the one that TensorFlow selects differs under XLA. These are the
+    # bare operations: TensorFlow's function around them adds forty others to every graph.
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     if skipped is not None:
         counter += tf.stack([skipped, tf.zeros_like(skipped)])
@@ -140,9 +151,9 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
 
         z = sqrt(-2 log u) (cos 2 pi v, sin 2 pi v),   u, v uniform on 2^16 midpoints of (0, 1)
 
-    A random integer makes two numbers, and whole-tensor operations do the rest: on a CPU half
-    the time of `tf.random.stateless_normal`, which is as long as the matrix product of a dense
-    layer. The largest number is 4.85 (a normal one exceeds it once in 800,000 draws).
+    One random integer makes two numbers, by operations on whole tensors. On a CPU that takes half
+    the time of `tf.random.stateless_normal`, which takes as long as the matrix product of a dense
+    layer. The largest number is 4.85 (an exact normal number exceeds it once in 800,000 draws).
 
     Args:
         shape: dimensions, static or scalar tensors.
@@ -157,10 +168,10 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
 def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Tensor) -> tf.Tensor:
     """Standard normal numbers `[rows, ...]` in which a row depends on the seed and its index only.
 
-    Rows `first_row, first_row + 1, ...` of one endless table: replicas that hold different rows
-    of a batch draw the same numbers as one device that holds them all; and eager execution,
-    graphs and XLA draw the same. By the counter of the Philox generator, which turns every
-    counter into four random integers without going through those before.
+    The result is rows `first_row, first_row + 1, ...` of one endless table. Replicas that hold
+    different rows of a batch therefore draw the same numbers as one device that holds all rows;
+    and eager execution, graphs and XLA draw the same numbers. The Philox generator makes this
+    cheap: it turns any counter into four random integers without computing earlier ones.
 
     Args:
         first_row: index of the first row in the table.
@@ -177,6 +188,7 @@ def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Ten
 def _box_muller(bits: tf.Tensor) -> tf.Tensor:
     """Normal numbers `[rows, 2 m]` from random int32 `[rows, m]`, each row by itself."""
     rows, count = tf.unstack(tf.shape(bits))
+    # The two halves of every integer are u and v. Midpoints keep the logarithm away from 0.
     halves = tf.cast(tf.reshape(tf.bitcast(bits, tf.uint16), [rows, 2, count]), tf.float32)
     radius = tf.sqrt(-2.0 * tf.math.log((halves[:, 0] + 0.5) / 2.0**16))
     angle = (halves[:, 1] + 0.5) * (2.0 * math.pi / 2.0**16)
@@ -184,11 +196,9 @@ def _box_muller(bits: tf.Tensor) -> tf.Tensor:
 
 
 def entropy_seed() -> tf.Tensor:
-    """A seed from the operating system, new on every execution, also inside a graph.
-
-    Unlike `tf.random.uniform`, the raw op ignores `tf.random.set_seed`: a server that was
-    exported from a seeded training script must not repeat itself.
-    """
+    """A seed from the operating system, int32 `[2]`, new on every execution, in graphs too."""
+    # Unlike `tf.random.uniform`, the raw operation ignores `tf.random.set_seed`: a server that was
+    # exported from a seeded training script must not repeat itself.
     return tf.raw_ops.RandomUniformInt(
         shape=[2], minval=0, maxval=tf.constant(_INT32_MAX, tf.int32), seed=0, seed2=0
     )

@@ -1,4 +1,4 @@
-"""Training recipes: what a paper's row took, as one serializable object each."""
+"""Training recipes: how each row of the paper's tables was trained, as a serializable object."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A linear rise, then a constant that is multiplied by `factor` at given steps.
+    """A learning rate that rises linearly, then falls by `factor` at given steps.
 
         rate(t) = base * min(1, (t + 1) / warmup) * factor^(number of boundaries at or before t)
 
     Args:
-        base: learning rate, above 0.
-        warmup: steps of the rise; 0 for none.
+        base: learning rate after the rise, above 0.
+        warmup: number of steps of the rise; 0 for none.
         boundaries: steps, increasing.
-        factor: at each boundary, above 0.
+        factor: number that multiplies the rate at each boundary, above 0.
     """
 
     def __init__(self, base: float, warmup: int, boundaries: list[int], factor: float) -> None:
@@ -34,14 +34,14 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.boundaries = list(boundaries)
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate at a step."""
+        """The learning rate at a step, float32 scalar."""
         t = tf.cast(step, tf.float32)
         passed = tf.reduce_sum(tf.cast(t >= tf.constant(self.boundaries, tf.float32), tf.float32))
         rise = tf.minimum(1.0, (t + 1.0) / max(self.warmup, 1))
         return self.base * rise * tf.pow(tf.cast(self.factor, tf.float32), passed)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
+        """Arguments that rebuild the schedule."""
         return {
             "base": self.base,
             "warmup": self.warmup,
@@ -50,7 +50,7 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-# Families that the paper's rows took, each with its prior; points have none.
+# Posteriors of the paper's rows, each with its prior; points have none.
 _PRIORS: dict[str, Any] = {"normal": priors.Normal, "cauchy": priors.Cauchy, "deterministic": None}
 
 
@@ -60,26 +60,29 @@ class Recipe:
 
     Attributes:
         model: name of a builder in `tfp_rank1.models`.
-        model_arguments: of the builder, beyond those below.
+        model_arguments: arguments of the builder that have no attribute here.
         posterior: `"normal"`, `"cauchy"`, or `"deterministic"` (BatchEnsemble).
         random_sign: P(+1) of the factors' means at the start; None for the posterior's default,
-            `N(1, 0.1^2)`. Signs under `N(1, prior_stddev^2)` cost tens of nats per example before
-            they turn, which takes the long annealing of the paper.
-        stddev: of the posterior at the start.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` (around 0 for additive factors), or the
-            scale of a Cauchy.
-        ensemble_size: K; None for the deterministic net.
-        batch_size: examples per step, all replicas together.
-        epochs: of training.
-        learning_rate: after the rise, for this batch size.
-        warmup_epochs: of the rise.
-        decay_epochs: where the rate is multiplied by `decay`.
-        decay: what the rate is multiplied by at each of `decay_epochs`.
+            `N(1, 0.1^2)`. Negative signs under the prior `N(1, prior_stddev^2)` cost tens of nats
+            per example until the means have turned, so they need the paper's long annealing.
+        stddev: standard deviation, or scale, of the posterior at the start.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` (around 0 for additive
+            factors), or the scale of a Cauchy prior.
+        ensemble_size: number of members K; None for the deterministic net.
+        batch_size: examples per step, over all replicas.
+        epochs: number of epochs.
+        learning_rate: learning rate after the rise, for this batch size.
+        warmup_epochs: length of the rise of the learning rate, in epochs.
+        decay_epochs: epochs at which the learning rate is multiplied by `decay`.
+        decay: number that multiplies the learning rate at each of `decay_epochs`.
         clipnorm: norm to which the gradient of each variable is clipped, or None.
-        l2: of the penalty on the other weights.
-        kl_annealing_epochs: of the KL weight's rise to 1 / N.
-        evaluation_samples: per member.
+        l2: strength of the L2 penalty on the other weights.
+        kl_annealing_epochs: length of the rise of the KL weight to 1 / N, in epochs; 0 for none.
+        evaluation_samples: samples per member in evaluation.
         kl_reduction: `"mean"`, or `"sum"` over members as in the reference code, K times heavier.
+
+    Raises:
+        ValueError: for values that cannot be written as JSON or are out of range.
 
     Example:
     ```python
@@ -110,7 +113,7 @@ class Recipe:
     kl_reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse what could not be written as JSON, or trained."""
+        """Refuse values that cannot be written as JSON, or are out of range."""
         if not isinstance(self.model_arguments, Mapping):
             raise ValueError(
                 "A recipe's model_arguments must be a dict of arguments by name. "
@@ -123,7 +126,8 @@ class Recipe:
                 f"A recipe's model_arguments must be plain numbers, texts and lists: {error}. "
                 f"Received: model_arguments={self.model_arguments}"
             ) from error
-        object.__setattr__(self, "model_arguments", plain)  # tuples as lists, as JSON has them
+        # As JSON has them, with lists for tuples: a recipe must equal the one read from its file.
+        object.__setattr__(self, "model_arguments", plain)
         for name in ("batch_size", "epochs", "evaluation_samples"):
             whole(name, getattr(self, name))
         for name in ("warmup_epochs", "kl_annealing_epochs"):
@@ -171,6 +175,11 @@ class Recipe:
         )
 
     def _posterior(self) -> posteriors.Posterior:
+        """The posterior of both factors.
+
+        Raises:
+            ValueError: for a posterior without a recipe.
+        """
         if self.posterior not in _PRIORS:
             raise ValueError(
                 "A recipe's posterior is 'normal', 'cauchy' or 'deterministic'. "
@@ -182,15 +191,15 @@ class Recipe:
 
     def _prior(self) -> priors.Prior | None:
         family = _PRIORS.get(self.posterior)
-        # Around no perturbation: 1, or 0 for additive factors.
+        # A mean of None is that of an unperturbed layer: 1, or 0 for additive factors.
         return None if family is None else family(None, self.prior_stddev)
 
     def compile(self, model: BayesianModel, steps_per_epoch: int, **kwargs: Any) -> None:
-        """Compile with SGD and its schedule.
+        """Compile a model with SGD (Nesterov momentum of 0.9) and the recipe's learning rates.
 
         Args:
-            model: as `build` makes it.
-            steps_per_epoch: of the data.
+            model: what `build` returned.
+            steps_per_epoch: number of batches in an epoch.
             **kwargs: more arguments of `BayesianModel.compile`.
         """
         schedule = StepDecay(
@@ -205,7 +214,7 @@ class Recipe:
         model.compile(optimizer, **kwargs)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """For `fit`: the annealing of the KL."""
+        """The callbacks for `fit`: the annealing of the KL, if there is one."""
         has_kl = self._prior() is not None and self.ensemble_size is not None
         if not has_kl or not self.kl_annealing_epochs:
             return []
@@ -223,7 +232,7 @@ class Recipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: for a text that is no JSON, fields that a recipe has not, or wrong values.
+            ValueError: for a text that is no JSON, unknown or missing fields, or wrong values.
         """
         try:
             content = json.loads(text)
@@ -265,7 +274,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-# The paper's rows with heavy tails take four samples per member.
+# In the paper, rows with heavy tails are evaluated with four samples per member.
 RECIPES |= {
     f"{name}_cauchy": dataclasses.replace(RECIPES[name], posterior="cauchy", evaluation_samples=4)
     for name in ("cifar10", "cifar100", "imagenet")
@@ -273,15 +282,18 @@ RECIPES |= {
 
 
 def get(name: str) -> Recipe:
-    """A recipe by name: `cifar10`, `cifar100`, `imagenet`, each of them with `_cauchy`, or
-    `mini_cifar10`, which two cores can train.
+    """A recipe by its name.
 
-    The Cauchy rows start as the paper's did, at a scale of 0.0316, where clipped draws have a
-    standard deviation of 0.6: short trainings hardly leave the start. This library's own defaults
+    The Cauchy recipes start as in the paper, at a scale of 0.0316, where clipped draws have a
+    standard deviation of 0.6: a short training hardly leaves the start. This library's own defaults
     are `dataclasses.replace(recipe, stddev=1e-4, prior_stddev=0.01, clipnorm=1.0)`.
 
+    Args:
+        name: `"cifar10"`, `"cifar100"`, `"imagenet"`, one of the three with `"_cauchy"` behind it,
+            or `"mini_cifar10"`, which two cores can train.
+
     Raises:
-        ValueError: with the names there are.
+        ValueError: for another name.
     """
     if name not in RECIPES:
         raise ValueError(f"A recipe is one of {sorted(RECIPES)}. Received: {name!r}")

@@ -1,9 +1,9 @@
-"""Every thread-local of both packages: what code further out tells layers further in.
+"""Every thread-local of both packages: what the caller of a model tells the layers in it.
 
-A layer is called by Keras, which passes no arguments of ours on. What a layer must know besides
-its inputs (whether to sample, from which seed, who weighs its KL) stands in a scope. A scope
-belongs to its thread. The replicas of `tf.distribute` are threads of their own: a function that
-runs on replicas opens the scopes it needs by itself.
+Keras calls layers and passes on no arguments of this package. What a layer must know besides its
+inputs (whether to sample, from which seed, who weights its KL) stands in a scope. A scope belongs
+to its thread. The replicas of `tf.distribute` are threads of their own: a function that runs on
+replicas opens the scopes that it needs itself.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Scope(threading.local, Generic[T]):
     """
 
     def __init__(self, default: Callable[[], T]) -> None:
+        # `threading.local` calls this again in every thread that uses the scope.
         self.value = default()
 
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[T]:
-        """Inside the context `value` holds; afterwards the value before, also after an error."""
+        """Inside the context the scope has `value`, and afterwards the value that it had before."""
         previous, self.value = self.value, value
         try:
             yield value
@@ -62,17 +63,16 @@ def _none() -> Any:
 
 # Whether layers use posterior means instead of drawing samples.
 mean_mode: Scope[bool] = Scope(bool)
-# Whether members share a batch, each with its own part: `TileMembers` then passes `[B, ...]` on,
-# of which member k has rows `k B / K` and following, and `SplitMembers` gives every row the one
-# output it has, `[B, 1, ...]`.
+# Whether members share a batch: `TileMembers` then passes `[B, ...]` on, member k takes the B / K
+# rows from row `k B / K` on, and `SplitMembers` gives every row its only output, `[B, 1, ...]`.
 split_members: Scope[bool] = Scope(bool)
-# Where seeds come from: a `random.SeedSource`, or None for the layers' own generators.
+# The source of seeds: a `random.SeedSource`, or None for the layers' own generators.
 seed_source: Scope[Any] = Scope(_none)
-# Who weighs the KL of layers: a `divergence.KLOwner`, or None for the layers' own `kl_weight`.
+# The owner of the KL weight: a `divergence.KLOwner`, or None for the layers' own `kl_weight`.
 kl_owner: Scope[Any] = Scope(_none)
 # The draws of a recurrent cell while a sequence is under way, by cell.
 held_draws: Scope[weakref.WeakKeyDictionary[Any, Any]] = Scope(weakref.WeakKeyDictionary)
-# What records the calls of layers for a training step, or None.
+# The recorder of the layers' calls for a training step, or None.
 recorder: Scope[Any] = Scope(_none)
 # The layer that returns its mean and leaves its variance here instead of drawing, or None.
 marginal: Scope[Any] = Scope(_none)
@@ -82,10 +82,11 @@ marginal: Scope[Any] = Scope(_none)
 def posterior_mean() -> Iterator[None]:
     """Inside the context every layer uses its posterior means instead of drawing samples.
 
-    The median stands in where a family has no mean (Cauchy, HalfCauchy). The methods `predict`,
+    A family without a mean (Cauchy, HalfCauchy) gives its median. The methods `predict`,
     `evaluate` and `fit` of a `BayesianModel` follow the context; a plain `keras.Model` keeps the
-    function it compiled first, so call it directly, `model(x)`. The context belongs to its thread,
-    and replicas are threads of their own: with `strategy.run` enter it in the function that runs.
+    functions that it compiled first, so call the model itself, `model(x)`. The context belongs to
+    its thread, and replicas are threads of their own: with `strategy.run`, enter the context in the
+    function that runs.
 
     Example:
     ```python

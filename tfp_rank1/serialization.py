@@ -1,4 +1,4 @@
-"""How objects are named in files and by users: registered names, lookup by string, configs."""
+"""How files and users name objects: registered names, lookup by name, configs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["Configurable", "lookup", "registered", "serialize", "snake_case"]
 
 T = TypeVar("T")
 
-# The first edition named a class after the module it stood in. Its files must load wherever the
-# class stands now, so each class also answers to these packages.
+# Earlier files name a class after the module that it stood in. They must load wherever the class
+# stands now, so each class is also known under these packages.
 _FORMER_PACKAGES = {
     "tfp_rank1": tuple(
         f"tfp_rank1.{module}"
@@ -26,9 +26,9 @@ _FORMER_PACKAGES = {
 def registered(package: str) -> Callable[[type[T]], type[T]]:
     """A decorator that registers a class with Keras as `"<package>>ClassName"`.
 
-    The package is written out because a registered name is part of every saved file: it must not
-    change when the class moves to another module. Posteriors, priors and likelihoods share class
-    names, so each of these families is a package of its own.
+    A registered name is part of every saved file, so the package is written out: it must not change
+    when the class moves to another module. Posteriors, priors and likelihoods share class names, so
+    each of these families is a package of its own.
 
     Args:
         package: `"tfp_rank1"`, `"bali_keras"`, or one of their families, `"tfp_rank1.priors"`.
@@ -50,7 +50,7 @@ def registered(package: str) -> Callable[[type[T]], type[T]]:
 
 
 def serialize(value: Any) -> Any:
-    """An object as Keras writes it into a config; None stays None."""
+    """The config that Keras writes for an object; None stays None."""
     return None if value is None else keras.saving.serialize_keras_object(value)
 
 
@@ -66,14 +66,14 @@ def lookup(identifier: Any, base: type[T], classes: Iterable[type[T]], kind: str
         identifier: an instance of `base`, one of `classes`, its name (`"log_normal"` or
             `"LogNormal"`), or its serialized config.
         base: the common base class.
-        classes: the classes that can be named.
-        kind: what is being looked up, for the message, for example `"prior"`.
+        classes: the classes that a name can stand for.
+        kind: what is looked up, for the message, for example `"prior"`.
 
     Returns:
         An instance of `base`.
 
     Raises:
-        ValueError: if the identifier names nothing known.
+        ValueError: for an unknown identifier.
     """
     if isinstance(identifier, base):
         return identifier
@@ -93,7 +93,7 @@ def lookup(identifier: Any, base: type[T], classes: Iterable[type[T]], kind: str
 
 
 class Configurable:
-    """An immutable value object: equal and printed by its config, which rebuilds it."""
+    """An immutable value object: its config rebuilds it and decides equality and `repr`."""
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments, as plain Python objects."""

@@ -1,4 +1,4 @@
-"""KLAnnealing: the weight of the KL rises during training."""
+"""KLAnnealing: the KL weight rises during training."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ class KLAnnealing(keras.callbacks.Callback):
 
         anneal(t) = start + (1 - start) * min(1, (t + 1) / steps)
 
-    t is the number of batches the optimizer has seen, so a resumed run, given the same callback,
-    goes on where it was. The schedule is computed in the compiled step and holds within
-    `steps_per_execution` as well. It ends with the `fit` it was given to; validation always has
-    the full weight, so that `val_loss` can be compared between epochs.
+    The KL weight of the model is `anneal(t) / N`. The step t is the number of batches that the
+    optimizer has seen, so that a resumed run with the same callback goes on where it stopped. The
+    schedule is computed in the compiled step and also holds within `steps_per_execution`. It ends
+    with the `fit` that it was given to. Validation always has the full KL weight, so that
+    `val_loss` can be compared between epochs.
 
     Args:
-        epochs: length of the rise in epochs; needs a known number of steps per epoch.
-        steps: length of the rise in steps; give this or `epochs`.
-        start: weight before the first step, in [0, 1]. Defaults to 0.
+        epochs: length of the rise in epochs; `fit` must know the number of steps per epoch.
+            Defaults to None: `steps` gives the length.
+        steps: length of the rise in steps. Defaults to None: `epochs` gives the length.
+        start: where the rise begins, in [0, 1]. Defaults to 0.
 
     Raises:
         ValueError: unless exactly one of `epochs` and `steps` is given and positive, or if the
@@ -51,7 +53,12 @@ class KLAnnealing(keras.callbacks.Callback):
         self.start = float(start)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Give the model its schedule."""
+        """Give the model its schedule.
+
+        Raises:
+            ValueError: for a plain `keras.Model`, a model without a KL, or an unknown number of
+                steps per epoch.
+        """
         if not hasattr(self.model, "set_annealing"):
             raise ValueError(
                 "KLAnnealing needs a tfp_rank1.BayesianModel: in a plain keras.Model the layers' "
@@ -65,6 +72,7 @@ class KLAnnealing(keras.callbacks.Callback):
             return start + (1.0 - start) * tf.minimum(progress, 1.0)
 
         self.model.set_annealing(anneal)
+        # `fit` made the train function before this hook, and `set_annealing` has dropped it.
         self.model.make_train_function(force=True)
 
     def _length(self) -> float:

@@ -22,34 +22,37 @@ _NAME = re.compile(r"epoch-(\d{6})-[0-9a-f]{16}\.npz")
 
 
 class Resume(keras.callbacks.Callback):
-    """Saves everything training depends on after every epoch, and starts from the last of it.
+    """Saves all that training depends on after every epoch, and starts from the last such epoch.
 
-    Given to `fit`, it looks for checkpoints in its folder. Without one training begins as usual;
-    otherwise weights, posteriors and statistics, the optimizer with its step (and so schedules
-    and annealing), and the state of all random generators are those of the last whole epoch,
-    and `fit` goes on with the next. A run that was killed and started again by the same script
-    ends with the same bits as one that was not, if epoch e has the same batches in both
-    (`shuffle=False`, or a dataset shuffled by a seed made from e). With several replicas or
-    workers the state is that of the first, which is all of it unless layers keep statistics of
-    their own replica (`BatchNormalization(synchronized=False)`); workers share the folder.
+    When `fit` begins, the callback looks for checkpoints in its folder. Without any, training
+    begins as usual. Otherwise the newest checkpoint restores weights, posteriors and statistics,
+    the optimizer with its step (and so schedules and annealing), and the state of all random
+    generators, and `fit` goes on with the next epoch. A run that was killed and started again by
+    the same script ends with the same bits as an undisturbed run, if epoch e has the same batches
+    in both (`shuffle=False`, or a dataset that is shuffled by a seed made from e).
 
-    Not saved is what Keras has no place for: the memory of other callbacks (`EarlyStopping` and
-    `ReduceLROnPlateau` begin to count anew, and a run that one of them ended goes on if it is
-    started again), and Keras's global generator, from which `keras.random` draws without a seed.
+    With several replicas or workers the state of the first is saved. That is the whole state unless
+    every replica keeps statistics of its own (`BatchNormalization(synchronized=False)`). Workers
+    must share the folder.
 
-    A checkpoint appears under its name only when it is complete, and the name holds a digest of
-    its content: one that was cut or damaged is passed over, with a warning, for the one before.
-    If one cannot be written, for example on a full disk, training goes on, with a warning, and
-    the earlier ones stay.
+    Two things are not saved, because Keras has no place for them: the memory of other callbacks
+    (`EarlyStopping` and `ReduceLROnPlateau` begin to count anew, and a run that one of them ended
+    goes on if it is started again), and Keras's global generator, from which `keras.random` draws
+    without a seed.
+
+    A checkpoint gets its name only when it is complete, and the name holds a digest of its content.
+    A damaged checkpoint is passed over with a warning, and the one before it is used. If a
+    checkpoint cannot be written, for example on a full disk, training goes on with a warning, and
+    earlier checkpoints stay.
 
     Args:
-        folder: of this run's checkpoints, made if it is missing.
-        keep: how many to keep, at least 1. Defaults to 2.
-        verbose: 1 (default) says from which checkpoint training goes on, 0 nothing.
+        folder: folder of this run's checkpoints; it is made if it is missing.
+        keep: number of checkpoints to keep, at least 1. Defaults to 2.
+        verbose: 1 (default) prints from which checkpoint training goes on, 0 prints nothing.
 
     Raises:
-        ValueError: for a `keep` below 1; in `fit` with a model that is not built, or whose
-            checkpoints are those of other layers, another likelihood, loss or optimizer.
+        ValueError: for a `keep` below 1. In `fit`, for a model that is not built, or a checkpoint
+            of other layers, or of another likelihood, loss or optimizer.
 
     Example:
     ```python
@@ -64,7 +67,11 @@ class Resume(keras.callbacks.Callback):
         self.verbose = verbose
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Go back to the newest checkpoint that is whole, if there is one."""
+        """Restore the newest checkpoint that is whole, if there is one.
+
+        Raises:
+            ValueError: for a model that is not built, or a checkpoint of another model.
+        """
         if not self.model.built:
             raise ValueError(
                 "Resume needs a model whose weights exist: call it on a batch, or use a Functional "
@@ -76,7 +83,7 @@ class Resume(keras.callbacks.Callback):
                     f"{path} is damaged; the checkpoint before it is used, if there is one",
                     stacklevel=2,
                 )
-                with contextlib.suppress(OSError):  # it must not count as one to keep
+                with contextlib.suppress(OSError):  # else it would count as one of `keep`
                     path.rename(path.with_name(f"{path.name}.damaged"))
                 continue
             _restore(self.model, path)
@@ -96,13 +103,14 @@ class Resume(keras.callbacks.Callback):
             print(f"Going on after epoch {epoch}, from {path}")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Let the next `fit` begin where its arguments say, also if this one is interrupted."""
+        """Let the next `fit` begin where its arguments say."""
+        # Here as well as at the end, which an interrupted `fit` does not reach.
         set_initial_epoch(self.model, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Write a checkpoint, then remove the oldest."""
         if not self.model.distribute_strategy.extended.should_checkpoint:
-            return  # another worker does
+            return  # another worker saves the same state
         try:
             content = _content(self.model)
             name = f"epoch-{epoch + 1:06d}-{_digest(content)}.npz"
@@ -122,7 +130,7 @@ class Resume(keras.callbacks.Callback):
         set_initial_epoch(self.model, None)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Epochs with their files, oldest first."""
+        """Numbers of epochs with their files, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
@@ -133,7 +141,8 @@ class Resume(keras.callbacks.Callback):
 
 
 def _saved_variables(model: keras.Model) -> list[keras.Variable]:
-    """Weights, optimizer, and states of random generators, in an order that code determines."""
+    """Weights, slots of the optimizer and states of random generators, in a fixed order."""
+    # Slots have to exist before they are restored, and Keras makes them in the first step only.
     trained = getattr(model, "optimizer_variables", model.trainable_variables)
     if model.optimizer is not None and not model.optimizer.built and trained:
         model.optimizer.build(trained)
@@ -142,20 +151,23 @@ def _saved_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def _content(model: keras.Model) -> bytes:
-    # In memory, and not HDF5, whose library ends the process if a file cannot be written.
+    # In memory, because the name of the file needs a digest of it. And not HDF5, whose library
+    # ends the process if a file cannot be written.
     buffer = io.BytesIO()
     np.savez(buffer, *map(_array, _saved_variables(model)), kind=np.array(_kind(model)))
     return buffer.getvalue()
 
 
 def _array(variable: keras.Variable) -> np.ndarray:
-    """A variable's value; types that NumPy has not, such as bfloat16, as float32, exactly."""
+    """A variable's value as an array that NumPy can store."""
+    # NumPy lacks some types, such as bfloat16; float32 holds their values exactly.
     value = keras.ops.convert_to_numpy(variable)
     return value.astype("float32") if value.dtype.kind == "V" else value
 
 
 def _kind(model: keras.Model) -> str:
-    """What a model is made of. Names of layers are left out: they differ from run to run."""
+    """The classes of a model's layers, likelihood, optimizer and loss, as one text."""
+    # No names of layers: Keras numbers them, so that they differ from run to run.
     parts = [*layers_of(model), getattr(model, "likelihood", None), model.optimizer]
     names = [type(part).__name__ for part in parts]
     loss = getattr(model, "loss", None)
@@ -163,6 +175,11 @@ def _kind(model: keras.Model) -> str:
 
 
 def _restore(model: keras.Model, path: Path) -> None:
+    """Load a checkpoint into a model.
+
+    Raises:
+        ValueError: for a checkpoint of another model; the model is then as before.
+    """
     variables = _saved_variables(model)
     with np.load(path, allow_pickle=False) as arrays:
         kind = str(arrays["kind"])
@@ -179,7 +196,7 @@ def _restore(model: keras.Model, path: Path) -> None:
 
 
 def _generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
-    """Of all layers, those of Keras too, which save no random state by themselves."""
+    """The random generators of all layers, each once; stock layers do not save theirs."""
     found: dict[int, keras.random.SeedGenerator] = {}
     for layer in layers_of(model):
         found.update({id(generator): generator for generator in seed_generators_of(layer)})
@@ -187,6 +204,7 @@ def _generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read and has the digest that its name says."""
     try:
         return _digest(path.read_bytes()) in path.name
     except OSError:
@@ -198,14 +216,14 @@ def _digest(content: bytes) -> str:
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
-    """All of a file or none: it gets its name when its content is on the disk."""
+    """Write a file as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"writing-{os.getpid()}"
     try:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename: a name must stand for all the content
         scratch.replace(folder / name)
     finally:
         scratch.unlink(missing_ok=True)

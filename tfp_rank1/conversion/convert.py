@@ -196,7 +196,7 @@ class _Conversion:
             lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
             structure,
         )
-        # Not `clone_model`, which makes inputs of its own: the graph has to run on tiled inputs.
+        # Not `clone_model`, which gives a new model: the graph has to go on from tiled inputs.
         tiled = [layers.TileMembers(members)(t) for t in keras.tree.flatten(inputs)]
         outputs = run_graph(self.model, tiled, self.convert)
         unknown = self.exclude - self.names
