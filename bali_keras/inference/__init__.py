@@ -1,1 +1,1 @@
-"""How the posteriors of all layers follow from batches."""
+"""Inference: from the batches of a fit to the posteriors of all layers."""

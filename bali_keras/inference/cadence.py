@@ -1,7 +1,7 @@
-"""How often covariances are computed: every `interval` steps, moments every `stride`.
+"""How often a fit factorises covariances (every `interval` steps) and collects moments (`stride`).
 
-Steps are cheap, factorisations are not, and the covariances change slowly. Pure functions of the
-step, the rate and the sizes.
+A step of the means is cheap, a factorisation is not, and covariances change slowly. The functions
+here are pure: they depend on the step, the rate and the sizes only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = [
     "stride",
 ]
 
-# Of the averages' memory, the most that covariances may be old. Beyond all of it the first epochs
-# of convolutional nets are unstable.
+# The largest age of a covariance, in units of the averages' memory of `1 / rho` steps. At an age
+# beyond 1 the first epochs of convolutional nets are unstable.
 MEMORY_SHARE = 0.35
 
 
 class Cost(NamedTuple):
-    """Multiplications of one layer, about.
+    """Number of multiplications that one layer takes, roughly.
 
     Attributes:
-        factorising: of one factorisation of its covariances, in units of 2 multiplications.
-        by_row: of the rest of a step, for every row of the batch.
-        by_step: of the rest of a step, whatever the batch.
+        factorising: half of the multiplications of one factorisation of the layer's covariances.
+        by_row: multiplications of the rest of a step, per row of the batch.
+        by_step: multiplications of the rest of a step that do not depend on the batch.
     """
 
     factorising: int
@@ -40,12 +40,17 @@ class Cost(NamedTuple):
 
 
 def interval(rate: tf.Tensor, every: int) -> tf.Tensor:
-    """Steps between factorisations at the present rate, int64 scalar, at most `every`.
+    """Steps between factorisations at the present rate, int64 scalar.
 
-    At most a third of the averages' memory, `1 / rho` steps: a covariance older than that belongs
-    to another net, and steps by it overshoot. Powers of two, so that the multiples of a longer
-    interval are multiples of a shorter one, and none is missed when it grows.
+    The interval is at most a third of the averages' memory of `1 / rho` steps: an older covariance
+    belongs to another net, and steps by it overshoot.
+
+    Args:
+        rate: rho of the step.
+        every: upper bound of the interval; see `period`.
     """
+    # Powers of two: every multiple of a longer interval is a multiple of a shorter one, so no
+    # factorisation is missed when the interval grows.
     powers = tf.constant([2**i for i in range(every.bit_length())], tf.int64)
     age = tf.cast(tf.floor(MEMORY_SHARE / rate), tf.int64)
     return tf.reduce_max(tf.where(powers <= age, powers, 1))
@@ -57,7 +62,11 @@ def stride(interval: tf.Tensor) -> tf.Tensor:
 
 
 def is_collecting(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf.Tensor:
-    """Whether a step collects moments: every `stride`, and all while the net changes fastest."""
+    """Whether a step collects moments: every `stride` steps, and at first in every step.
+
+    At first means the warm-up and one interval after it, when the net changes fastest. The
+    arguments are those of `is_factorising`.
+    """
     since = step - warmup_steps - 1
     return (since < interval) | tf.equal(since % stride(interval), 0)
 
@@ -74,31 +83,38 @@ def is_factorising(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> t
         interval: at least 1.
     """
     since = step - warmup_steps - 1
+    # `since & (since - 1)` is 0 for 0 and for the powers of two.
     early = tf.equal(tf.bitwise.bitwise_and(since, since - 1), 0) & (since < interval)
     return (since >= 0) & (tf.equal(since % interval, 0) | early)
 
 
 def period(costs: list[Cost], batch_size: int) -> int:
-    """Most steps between factorisations: so that they cost a fifteenth of the rest of a step.
+    """The upper bound of `interval` at which factorisations cost a fifteenth of all other work.
 
-    A factorisation runs at half the speed of a matrix product. Below a million multiplications it
-    is free. At most 20: statistics at the start change faster than that.
+    The bound is at most 20, because the first statistics of a fit change faster than that.
 
     Args:
-        costs: of every layer.
+        costs: the cost of every layer.
         batch_size: B.
     """
     factorising = sum(cost.factorising for cost in costs)
+    # Factorisations of small layers take no noticeable time.
     if factorising < 1_000_000:
         return 1
     step = batch_size * sum(cost.by_row for cost in costs) + sum(cost.by_step for cost in costs)
+    # 4, because `factorising` counts half of the multiplications, and a factorisation runs at half
+    # the speed of a matrix product.
     return max(1, min(20, round(15 * 4 * factorising / step)))
 
 
 def collecting_rate(
     step: tf.Tensor, rate: tf.Tensor, interval: tf.Tensor, warmup_steps: int
 ) -> tf.Tensor:
-    """`1 - (1 - rho)^m` where only each m-th step collects: the memory in steps is the same."""
+    """The rate of the moments' averages: `1 - (1 - rho)^m` where every m-th step collects.
+
+    With this rate the averages' memory, counted in steps, does not depend on m.
+    """
     strided = 1.0 - tf.pow(1.0 - rate, tf.cast(stride(interval), tf.float32))
+    # Up to this step `is_collecting` takes every step.
     is_first = step <= warmup_steps + interval
     return tf.where(is_first | tf.equal(stride(interval), 1), rate, strided)

@@ -1,4 +1,8 @@
-"""One batch of evaluation: the predictive distribution, its exact output layer integrated out."""
+"""One batch of evaluation, by the predictive distribution of the model.
+
+The predictive distribution of an example is a mixture over samples. An exact output layer is
+integrated out: each sample of the layers before it gives a Gaussian, not one draw.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,23 @@ from tfp_rank1.scopes import mean_mode
 
 __all__ = ["evaluate_batch"]
 
-# Points by which metrics see the Gaussians of an exact output layer.
+# Number of points that stand for each Gaussian of an exact output layer in metrics.
 NODES = 16
 
 
 def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
+    """Loss and metrics of one batch, for the mixture of `evaluation_samples` samples.
+
+    Args:
+        model: a compiled `BaliModel`.
+        data: a batch as Keras passes it to `test_step`.
+
+    Returns:
+        The logs.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     count, exact = model.options.evaluation_samples, None
+    # Losses and metrics of Keras would broadcast the targets over the samples.
     if model.options.stock_names or mean_mode.value or count == 1:
         outputs = model(x, training=False)
     else:
@@ -34,6 +47,7 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     objective = model.objective(y, outputs, sample_weight, training=False)
     evaluation = model.options.evaluation_loss
     if exact is not None and evaluation is not None:
+        # The NLL found above is that of `_equal_samples`, whose tails are cut off.
         losses = -exact.log_prob(tf.convert_to_tensor(y))
         reduce = _Reduction("nll", evaluation.reduction, dtype="float32")
         nll = reduce(losses, losses, sample_weight)
@@ -43,10 +57,14 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 
 
 def _equal_samples(samples: tf.Tensor, variance: tf.Tensor | None) -> Outputs:
-    """Samples of outputs with means and variances, which metrics weigh alike.
+    """Samples of equal weight in place of Gaussians with the given means and variances.
 
-    Each Gaussian is `NODES` points at its quantiles, of the same mean and variance: moments are
-    right, tails end at two standard deviations. The NLL is computed without them.
+    `NODES` points at the quantiles of each Gaussian have its mean and variance. So moments are
+    right, while tails end at two standard deviations.
+
+    Args:
+        samples: outputs, or their means, `[S, N, D]`.
+        variance: the shape of `samples`; None if these are already samples.
     """
     outputs = Outputs(samples, 0)
     if variance is None:
@@ -56,8 +74,7 @@ def _equal_samples(samples: tf.Tensor, variance: tf.Tensor | None) -> Outputs:
 
 
 class _Reduction(keras.losses.Loss):
-    """Reduces losses per example that are given as `y_pred`, with weights, as Keras does."""
+    """Reduces losses per example, given as `y_pred`, with sample weights as Keras does."""
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """The losses."""
         return y_pred

@@ -1,10 +1,10 @@
-"""What a layer is in its net: hidden, or the exact output layer.
+"""The role of a layer in its net: a hidden layer, or the exact output layer.
 
 The pseudo-targets of a hidden layer are its pre-activations moved along a gradient, and its noise
-covariance V comes from the Fisher information there. A linear last layer whose outputs are the
-means of a Gaussian likelihood needs neither: its targets are the labels, its V is the observation
-noise, and it can be integrated out of predictions. `HiddenLayer` and `ExactOutput` hold all that
-differs; the rest of inference asks them.
+covariance V comes from the Fisher information at these pre-activations. A linear last layer whose
+outputs are the means of a Gaussian likelihood needs neither: its targets are the labels, its V is
+the observation noise, and predictions can integrate the layer out. `HiddenLayer` and `ExactOutput`
+hold all that differs between the two roles; the rest of inference calls their methods.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ __all__ = [
 
 
 class HiddenLayer:
-    """A layer whose V is found from scores, `V^-1 = F + damping`.
+    """The role of a layer whose V is found from scores, `V^-1 = F + damping`.
 
     Attributes:
-        collects_scores: whether F is needed.
-        is_fresh: whether the layer collects and factorises in every step. Its steps are then as
-            long as they should be at any rate, and have no trust region: what makes one linear
-            layer conjugate regression.
+        collects_scores: whether the layer needs F.
+        is_fresh: whether the layer collects and factorises in every step. A step of a fresh layer
+            has the right length at any rate, so no trust region shortens it. This is what makes
+            one linear layer conjugate regression.
     """
 
     collects_scores = True
     is_fresh = False
 
     def cross_rows(self, gradients: tf.Tensor, noise: tf.Tensor, weights: Any) -> tf.Tensor:
-        """What is multiplied by the inputs, `[R, k]`: `w_r g_r`.
+        """The rows that `H'` is multiplied by, `[R, k]`; for a hidden layer `w_r g_r`.
 
         Args:
-            gradients: `w_r g_r` of every row r.
-            noise: what the forward pass drew, outputs minus mean, `[R, k]`.
-            weights: of every row, `[R]`; None for 1.
+            gradients: `w_r g_r` of every row r, `[R, k]`.
+            noise: the noise of the forward pass, outputs minus mean, `[R, k]`.
+            weights: the sample weight of every row, `[R]`; None for 1.
         """
         return gradients
 
     def column(
         self, fisher: tf.Tensor, damping: tuple[float, float]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """C with `V = C C'`, and `V^-1`, `[k, k]` both.
+        """The Cholesky factor C with `V = C C'`, and `V^-1`, `[k, k]` each.
 
         Args:
             fisher: F, `[k, k]`.
-            damping: absolute and relative part of what is added to F.
+            damping: absolute and relative part of the damping of F.
         """
         precision = damp(fisher, *damping)
         return inverse_factor(precision), precision
@@ -68,20 +68,20 @@ class HiddenLayer:
     def gradient_and_shift(
         self, cross: tf.Tensor, covariance: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`H'G` and `H'G V`, `[d, k]` both.
+        """`H'G` and `H'G V`, `[d, k]` each.
 
         Args:
-            cross: inputs times `cross_rows`, `[d, k]`.
+            cross: `H'` times `cross_rows`, `[d, k]`.
             covariance: V, `[k, k]`.
         """
         return cross, tf.matmul(cross, covariance)
 
 
 class ExactOutput(HiddenLayer):
-    """The linear output layer of a Gaussian likelihood: targets are labels, V is their noise.
+    """The role of a Gaussian likelihood's linear output layer: labels as targets, their noise as V.
 
     Args:
-        noise_variance: of every output, `[k]`.
+        noise_variance: variance of the observation noise of every output, `[k]`.
         is_fresh: whether covariances are computed in every step, as exactness needs.
     """
 
@@ -92,31 +92,34 @@ class ExactOutput(HiddenLayer):
 
     def cross_rows(self, gradients: tf.Tensor, noise: tf.Tensor, weights: Any) -> tf.Tensor:
         """`w_r (y_r - M' h_r)`, whatever noise the forward pass drew."""
+        # `V g` is the distance of the label from the sampled output; with the noise added back it
+        # is the distance from the mean.
         shift = gradients * tf.cast(self._noise_variance, gradients.dtype)
         return shift + (noise if weights is None else noise * weights[:, tf.newaxis])
 
     def column(
         self, fisher: tf.Tensor, damping: tuple[float, float]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of the observation noise, undamped."""
+        """C and `V^-1` of the observation noise, undamped."""
+        # Damping would make the regression on the labels inexact.
         variance = tf.cast(self._noise_variance, fisher.dtype)
         return tf.linalg.diag(tf.sqrt(variance)), tf.linalg.diag(1.0 / variance)
 
     def gradient_and_shift(
         self, cross: tf.Tensor, covariance: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The cross product holds whole shifts; V, which is diagonal, is divided out of them."""
-        # The covariance is 0 in the warm-up, when no step is made.
+        """As in the base class; here `cross` is `H'G V`, and the diagonal V is divided out."""
+        # V is 0 during the warm-up, in which the mean does not move.
         return tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance)), cross
 
 
 class NoiseAverage:
-    """The noise of a likelihood that has a closed form, from moving averages of residuals.
+    """The moving average by which a likelihood's noise variance is learned in closed form.
 
     Args:
-        noise: what the likelihood says about its noise.
-        prior_examples: weight of the prior on the noise, in examples, above 0.
-        weight: how much the average has seen.
+        noise: the closed form, from the likelihood.
+        prior_examples: strength of the prior on the noise, in examples, above 0.
+        weight: the total sample weight behind the average.
     """
 
     def __init__(self, noise: ClosedFormNoise, prior_examples: float, weight: Accumulation) -> None:
@@ -133,7 +136,7 @@ class NoiseAverage:
 
         Args:
             squares: `sum_n w_n E[(y_n - z_n)^2]`, `[D]`, over all replicas.
-            examples: `sum_n w_n`.
+            examples: `sum_n w_n`, scalar, over all replicas.
             num_examples: N.
             rate: rho.
         """
@@ -150,16 +153,18 @@ class NoiseAverage:
 def squared_residuals(
     noise: ClosedFormNoise, record: Record | None, targets: tf.Tensor, outputs: tf.Tensor
 ) -> tf.Tensor:
-    """`E[(y - z)^2]`, `[B, D]`, over the weights of the output layer where it is exact.
+    """`E[(y - z)^2]`, `[B, D]`, the expectation over the posterior of an exact output layer.
 
     Args:
-        noise: of the likelihood.
-        record: of the exact output layer's call; None where the outputs are only sampled.
+        noise: the likelihood's closed form.
+        record: the call of the exact output layer; None if there is no such layer, and the sampled
+            outputs stand for the expectation.
         targets: `[B, D]`.
-        outputs: of the forward pass, `[B, D]`.
+        outputs: outputs of the forward pass, `[B, D]`.
     """
     if record is None:
         return tf.square(noise.residuals(targets, tf.cast(outputs, tf.float32)))
+    # The variance of z given h is `h' L^-1 h V`, and V is the noise variance.
     spread = tf.cast(record.variance, tf.float32)[..., tf.newaxis] * noise.variance()
     return tf.square(noise.residuals(targets, tf.cast(record.mean, tf.float32))) + spread
 
@@ -168,15 +173,20 @@ def exact_layer_of(model: Any, kind: type) -> Any:
     """The linear layer whose outputs are the means of the model's Gaussian likelihood.
 
     Args:
-        model: a Functional model, which ends in its likelihood; others give None.
-        kind: class of the layers that have a posterior.
+        model: a Functional model, which ends in its likelihood. A subclassed model has no graph to
+            search, and gives None.
+        kind: the class of layers that have a posterior.
+
+    Returns:
+        The layer; None if another operation makes the outputs, or if the layer has other uses.
     """
     likelihood: Likelihood = model.likelihood
     if not likelihood.has_closed_form_marginal or not nodes_of(model):
         return None
     outputs = calls_of(likelihood)[-1].input_tensors[0]
     container, (operation, _, _) = model, producer_of(outputs)
-    while isinstance(operation, keras.Model):  # a nested net, such as a Sequential
+    # The layer may stand in nested models; each of them must be called once as well.
+    while isinstance(operation, keras.Model):
         if not _is_called_once(operation, container):
             return None
         container, (operation, _, _) = operation, producer_of(operation.outputs[0])
@@ -186,5 +196,5 @@ def exact_layer_of(model: Any, kind: type) -> Any:
 
 
 def _is_called_once(operation: Any, container: Any) -> bool:
-    """Whether a model's graph holds one call of a layer: a shared one is not only the output."""
+    """Whether a model's graph holds one call of a layer; another call of it would be hidden."""
     return sum(node.operation is operation for node in nodes_of(container)) == 1

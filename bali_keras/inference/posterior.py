@@ -1,29 +1,29 @@
 """The posterior of one layer: its variables, and how they follow the statistics.
 
-With H the layer's inputs (rows h_n, a trailing 1 for the bias), G the gradients of the
-log-likelihood at its pre-activations, and averages that forget at rate rho, S over examples and F
-over rows (an example of a convolution has several),
+H holds the layer's inputs (rows h_n, with a trailing 1 for the bias), and G the gradients of the
+log-likelihood at the layer's pre-activations. Moving averages forget at rate rho: S over examples,
+F over rows (an example of a convolution has one row per position).
 
     S <- average of h_n h_n'        F <- average of s_n s_n'        (s: see `Likelihood.scores`)
 
     V^-1 = F + damping        L = L0 + N S        N: training examples / temperature
 
-Pseudo-targets are the pre-activations moved along the gradient, `y_n = M' h_n + V g_n`. The
-posterior given targets would have the natural parameter `L M = L0 M0 + N T`, `T` the average of
-`h_n y_n'`. Its moving average, written as a step of M,
+Pseudo-targets are the pre-activations moved along the gradient, `y_n = M' h_n + V g_n`. Given
+these targets the posterior has the natural parameter `L M = L0 M0 + N T`, where T is the average
+of `h_n y_n'`. The moving average of this parameter is a step of M:
 
     M <- M + rho L^-1 [ N / B H' G V - L0 (M - M0) ]
 
-needs no memory for T and stays right while L^-1 is a few steps old: the bracket alone decides
+A step needs no memory for T and may use an L^-1 that is a few steps old. The bracket alone decides
 where M comes to rest, which is where the gradient of the log-posterior vanishes.
 
-Where an example n has several rows t (positions of a convolution), `S (x) F` knows nothing of the
-correlation between them. F is multiplied by what is missing in its trace, over random directions u
-of the inputs, if that is more than it has:
+Where an example n has several rows t, the product `S (x) F` ignores the correlation between the
+rows. F is therefore multiplied by c, unless c is below 1: the ratio of the information of all rows
+of an example together to that of its rows one by one, over random directions u of the inputs.
 
     c = E |sum_t (u'h_t) s_t|^2 / ( E sum_t (u'h_t)^2  tr F )
 
-In the first layers of a convolutional net c reaches 50, and steps without it go too far.
+In the first layers of a convolutional net c reaches 50, and steps without c are too long.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ class Prior(NamedTuple):
     """What the compiled model says about a layer's prior and noise.
 
     Attributes:
-        weight_precision: precision a priori of one weight, in units of fan-in; see
+        weight_precision: precision of one network weight a priori, in units of fan-in; see
             `BaliModel.compile`.
-        row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive it.
-        damping: absolute and relative part of what is added to F.
+        row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive L0 from
+            `weight_precision`.
+        damping: absolute and relative part of the damping of F.
     """
 
     weight_precision: float
@@ -67,8 +68,9 @@ class Step(NamedTuple):
     """A step of M at rate 1.
 
     Attributes:
-        move: `L^-1 A`, `[d, k]`, with A the bracket of the module's equation.
-        kl: `1/2 tr(V^-1 A' L^-1 A)`, scalar: KL in nats between the posteriors after and before.
+        move: `L^-1 A`, `[d, k]`, where A is the bracket of the module's equation.
+        kl: `1/2 tr(V^-1 A' L^-1 A)`, scalar: the KL in nats of the posterior after the step from
+            the one before.
     """
 
     move: tf.Tensor
@@ -76,11 +78,11 @@ class Step(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What `LayerPosterior.factorised` finds; not finite where a factorisation failed.
+    """New Cholesky factors of a layer; not finite where a factorisation failed.
 
     Attributes:
-        prior_row_precision: L0, scalar; 0 for one that is a matrix.
-        row: R with `L^-1 = R R'`, in the form of the layer's rows.
+        prior_row_precision: l with `L0 = l I`, scalar; 0 if L0 is a matrix.
+        row: R with `L^-1 = R R'`, in the form of the layer's `RowCovariance`.
         column: C with `V = C C'`, `[k, k]`.
         column_precision: `V^-1`, `[k, k]`.
     """
@@ -92,15 +94,15 @@ class Factors(NamedTuple):
 
 
 class LayerPosterior:
-    """Variables and updates of `W ~ MN(M, L^-1, V)`.
+    """The variables of one layer's posterior `W ~ MN(M, L^-1, V)`, and their updates.
 
     Args:
         layer: the Keras layer that owns the variables.
-        initial_mean: M at the start, an initializer for `[d, k]`.
-        size: `(d, k)`, the bias row included in d.
-        fan_in: inputs of one unit, the bias not counted.
-        prior_at_mean: whether the prior is centred on a stored M0; else M0 = 0.
-        dtype: of statistics and posterior, "float32" (default) or "float64".
+        initial_mean: initializer of M, `[d, k]`.
+        size: `(d, k)`; d includes the row of the bias.
+        fan_in: number of inputs of one unit, without the bias.
+        prior_at_mean: True for a prior centred on a stored M0, False for M0 = 0.
+        dtype: dtype of statistics and posterior, `"float32"` (default) or `"float64"`.
     """
 
     def __init__(
@@ -118,13 +120,14 @@ class LayerPosterior:
         def variable(name: str, shape: tuple[int, ...], start: Any = "zeros") -> keras.Variable:
             return state_variable(layer, name, shape, start, dtype)
 
-        # The order is that of saved files.
+        # Keras saves variables in the order of their creation: keep it, or old files do not load.
         self.mean = variable("mean", (d, k), initial_mean)
         self.prior_mean = variable("prior_mean", (d, k)) if prior_at_mean else None
         self.rows: RowCovariance = rows_for(layer, d, dtype)
         self.rows.add_factor(variable)
         self.column_factor = variable("column_factor", (k, k))
-        # Products that every step needs and only a factorisation changes.
+        # Products that every step needs and only a factorisation changes; `pull` is
+        # `L0 (M - M0) V^-1`.
         self.rows.add_covariance(variable)
         self.column_covariance = variable("column_covariance", (k, k))
         self.pull = variable("pull", (d, k))
@@ -138,7 +141,7 @@ class LayerPosterior:
     # -- reading --------------------------------------------------------------------------------
 
     def matrix_normal(self) -> MatrixNormal:
-        """The posterior, with zero factors before the first statistics."""
+        """The posterior; before the first factorisation both Cholesky factors are 0."""
         mean, column = map(tf.convert_to_tensor, (self.mean, self.column_factor))
         return MatrixNormal(mean, self.rows.dense_factor(), column)
 
@@ -153,13 +156,13 @@ class LayerPosterior:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that describe the posterior: its mean, and the factors of its covariances."""
+        """How many numbers describe the posterior: its mean and its two Cholesky factors."""
         d, k = self.size
         return d * k + self.rows.num_parameters + k * (k + 1) // 2
 
     @property
     def cost(self) -> Cost:
-        """What one step and one factorisation of this layer take."""
+        """The cost of one step and of one factorisation of this layer."""
         (d, k), rows = self.size, self.rows
         return Cost(
             rows.factorising_cost + k**3,
@@ -181,21 +184,28 @@ class LayerPosterior:
     # -- updating -------------------------------------------------------------------------------
 
     def collect(self, sums: BatchSums, rate: tf.Tensor, accept: tf.Tensor) -> None:
-        """Take the sums of a batch into the moving averages."""
+        """Take the sums of a batch into the moving averages.
+
+        Args:
+            sums: the sums of the batch over all replicas.
+            rate: rho of the averages.
+            accept: boolean scalar; False leaves the averages as they are.
+        """
         moments = sums.moments
         self.rows.average.update(moments.inputs, moments.examples, rate, accept)
         self.fisher.update(moments.fisher, moments.rows, rate, accept)
+        # Divided by `squares` in place of a sample weight, this average is `c tr F`.
         self.together.update(moments.together, moments.squares, rate, accept)
 
     def factorised(
         self, num_examples: tf.Tensor, prior: Prior, role: HiddenLayer | ExactOutput
     ) -> Factors:
-        """V, L0 and the factor of L^-1 of the present averages; `take` puts them in place.
+        """L0 and the Cholesky factors of L^-1 and V for the present averages; changes nothing.
 
         Args:
             num_examples: N, divided by the temperature.
-            prior: of the layer.
-            role: of the layer in the net, which says where V comes from.
+            prior: prior and damping of the layer.
+            role: the role of the layer in the net, which says where V comes from.
         """
         fisher = self._rows_together() * self.fisher.value()
         column, column_precision = role.column(fisher, prior.damping)
@@ -204,7 +214,14 @@ class LayerPosterior:
         return Factors(number, row, column, column_precision)
 
     def take(self, factors: Factors, prior: Prior, accept: tf.Tensor) -> None:
-        """Put new factors in place, with all that follows from them, if accepted."""
+        """Assign new Cholesky factors, and all that is derived from them, if accepted.
+
+        Args:
+            factors: what `factorised` returned.
+            prior: prior and damping of the layer.
+            accept: boolean scalar; False leaves everything as it is.
+        """
+        # The order matters: `prior_times` reads the new L0, and the KL reads all that precedes it.
         keep(self.prior_row_precision, factors.prior_row_precision, accept)
         self.rows.take(factors.row, accept)
         keep(self.column_factor, factors.column, accept)
@@ -214,12 +231,12 @@ class LayerPosterior:
         keep(self.kl, tf.cast(self._kl_divergence(prior), tf.float32), accept)
 
     def _rows_together(self) -> tf.Tensor:
-        """c, at least 1, scalar."""
+        """The factor c of the module's equation, at least 1, scalar."""
         trace = tf.linalg.trace(self.fisher.value())
         return tf.maximum(tf.math.divide_no_nan(self.together.value(), trace), 1.0)
 
     def _kl_divergence(self, prior: Prior) -> tf.Tensor:
-        """`KL(MN(M, L^-1, V) || MN(M0, L0^-1, V))`, scalar, nats.
+        """`KL(MN(M, L^-1, V) || MN(M0, L0^-1, V))`, scalar, in nats.
 
         1/2 [ k tr(L0 L^-1) + tr(V^-1 (M - M0)' L0 (M - M0)) - d k + k (log|L| - log|L0|) ]
         """
@@ -230,10 +247,15 @@ class LayerPosterior:
         return 0.5 * (k * trace + shift - d * k + k * volume)
 
     def _prior_of(self, prior: Prior, trace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The number l with `L0 = l I` (0 for a matrix), and L0.
+        """The number l with `L0 = l I` (0 if L0 is a matrix), and L0.
 
-        From a precision of weights: `L0^-1 (x) V` has variances `V_jj / l`, on average
-        `1 / weight_precision` for `l = weight_precision k / tr(V^-1)` (harmonic mean of V).
+        A priori a weight in column j has the variance `V_jj / l`. With p the precision that one
+        weight shall have, `l = p k / tr(V^-1)`: V is replaced by the harmonic mean of its
+        eigenvalues.
+
+        Args:
+            prior: prior and damping of the layer.
+            trace: `tr(V^-1)`, scalar.
         """
         if _is_matrix(prior.row_precision):
             return tf.zeros((), self.dtype), self._matrix(prior.row_precision)
@@ -253,21 +275,23 @@ class LayerPosterior:
         """The step of M at rate 1 for one batch.
 
         Args:
-            sums: of the batch.
+            sums: the sums of the batch over all replicas.
             num_examples: N, divided by the temperature.
-            prior: of the layer.
-            role: of the layer in the net, which says what `sums.cross` holds.
+            prior: prior and damping of the layer.
+            role: the role of the layer in the net, which says what `sums.cross` holds.
         """
+        # 0 for a batch whose sample weights are all 0.
         share = tf.cast(tf.math.divide_no_nan(num_examples, sums.examples), self.dtype)
         column_covariance = tf.convert_to_tensor(self.column_covariance)
         gradient, shift = role.gradient_and_shift(share * sums.cross, column_covariance)
         move = self.rows.apply(shift - self.prior_times(prior, self.offset()))
-        # A V^-1 without a product: its second part is as old as the last factorisation.
+        # `gradient - pull` is `A V^-1` without another matrix product. `pull` is as old as the last
+        # factorisation, so the sum may fall below 0, which no KL does.
         kl = 0.5 * tf.reduce_sum(move * (gradient - self.pull))
         return Step(move, tf.cast(tf.nn.relu(kl), tf.float32))
 
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
-        """`M <- M + rate move`."""
+        """`M <- M + rate move`, if accepted."""
         keep(self.mean, self.mean + tf.cast(rate, self.dtype) * step.move, accept)
 
     def _matrix(self, row_precision: Any) -> tf.Tensor:

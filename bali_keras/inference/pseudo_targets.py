@@ -1,9 +1,10 @@
-"""From a recorded batch to what its pseudo-targets say about a layer.
+"""Sums over a recorded batch from which a layer's posterior follows.
 
-Pseudo-targets are the outputs of the forward pass moved along the back-propagated gradient of the
+Pseudo-targets are the mean pre-activations moved along the back-propagated gradient of the
 log-likelihood, `y_n = M' h_n + V g_n` with `g_n = d log p(label_n) / d z_n`, per example and not
-divided by the batch. Only their sum `H'(Y - H M) = H' G V` is needed, and V comes later: here are
-`H' G` and the second moments of inputs and scores.
+divided by the batch size. A step needs only the sum `H'(Y - H M) = H' G V`, not the targets
+themselves. The functions here compute `H' G` and the second moments of inputs and scores;
+`LayerPosterior` multiplies by V.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tfp_rank1.random import normal_rows
 
 __all__ = ["cross_sum", "moments", "no_moments"]
 
-# Random directions of inputs by which the Fisher information of an example's rows together is told.
+# Number of random directions u that estimate c, the factor by which the rows of an example inform
+# more together than one by one; see `bali_keras.inference.posterior`.
 DIRECTIONS = 4
 
 
@@ -29,23 +31,25 @@ def cross_sum(
     role: HiddenLayer | ExactOutput,
     dtype: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`BatchSums.cross` and `BatchSums.examples` of one layer, of this replica.
+    """`BatchSums.cross` and `BatchSums.examples` of one layer, for this replica.
 
-    Several calls of a shared layer are more rows.
+    The calls of a shared layer are rows of one matrix H.
 
     Args:
-        records: one per call of the layer.
+        records: one record per call of the layer.
         gradients: `w_n g_n` per call, `[B, ..., k]`.
-        weights: `[B]`, or None for 1.
-        role: of the layer in the net.
-        dtype: of the sums.
+        weights: sample weights `[B]`; None for 1.
+        role: the role of the layer in the net.
+        dtype: dtype of the sums.
     """
     noise = _rows([r.outputs - r.mean for r in records], dtype)
     cross = role.cross_rows(_rows(gradients, dtype), noise, _row_weights(records, weights, dtype))
+    # Padding is no data, whatever gradient reaches it.
     mask = _row_weights(records, None, dtype)
     if mask is not None:
         cross = cross * mask[:, tf.newaxis]
     inputs = _rows([r.inputs for r in records], dtype)
+    # All calls of a shared layer see the same examples: one call counts them.
     return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
 
 
@@ -57,15 +61,15 @@ def moments(
     rows: RowCovariance,
     dtype: str,
 ) -> Moments:
-    """`BatchSums.moments` of one layer, of this replica.
+    """`BatchSums.moments` of one layer, for this replica.
 
     Args:
-        records: one per call of the layer.
-        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer that needs none.
-        weights: `[B]`, or None for 1.
+        records: one record per call of the layer.
+        scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer that needs no F.
+        weights: sample weights `[B]`; None for 1.
         seed: int32 `[2]`, the same on all replicas.
-        rows: of the layer.
-        dtype: of the sums.
+        rows: the layer's row covariance, which knows the form of `Moments.inputs`.
+        dtype: dtype of the sums.
     """
     inputs = _rows([r.inputs for r in records], dtype)
     weight, mask = (_row_weights(records, w, dtype) for w in (weights, None))
@@ -96,10 +100,11 @@ def _together(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`sum_n w_n |sum_t (u'h_nt) s_nt|^2` and `sum_n w_n sum_t (u'h_nt)^2` over random u.
 
-    Zeros where every example n is one row t: nothing is lost there.
+    Both are 0 if every example n has one row t: then c is 1.
     """
     if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
         return tf.zeros((), inputs.dtype), tf.zeros((), inputs.dtype)
+    # From row 0 on every replica: their sums are added, so the directions must be the same.
     directions = normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed)
     projected = tf.matmul(inputs, tf.cast(directions, inputs.dtype))
     squares = tf.reduce_sum(tf.square(projected), axis=-1)
@@ -115,7 +120,7 @@ def _together(
 
 
 def no_moments(rows: RowCovariance, columns: int, dtype: str) -> Moments:
-    """Zeros, for a step that collects none, of a layer with so many columns."""
+    """The moments of a step that collects none: zeros, for a layer with k = `columns`."""
     scalar, count = tf.zeros((), dtype), tf.zeros(())
     return Moments(
         inputs=rows.zeros(),
@@ -128,20 +133,20 @@ def no_moments(rows: RowCovariance, columns: int, dtype: str) -> Moments:
 
 
 def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-    """The sum of the weights along the first axis of a tensor; its length if they are all 1."""
+    """The sum of the weights; without weights the length of the tensor's first axis."""
     if weights is None:
         return tf.cast(tf.shape(tensor)[0], tf.float32)
     return tf.cast(tf.reduce_sum(weights), tf.float32)
 
 
 def _rows(tensors: list[tf.Tensor], dtype: str) -> tf.Tensor:
-    """Tensors `[B, ..., n]` as rows `[R, n]`."""
+    """Tensors `[B, ..., n]` as the rows of one matrix `[R, n]`."""
     flat = [tf.reshape(tf.cast(t, dtype), [-1, t.shape[-1]]) for t in tensors]
     return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
 
 
 def _row_weights(records: list[Record], weights: tf.Tensor | None, dtype: str) -> tf.Tensor | None:
-    """The weight of every row, `[R]`: that of its example, and 0 for padding; None for all 1."""
+    """The weight of every row, `[R]`: its example's sample weight, 0 for padding; None if all 1."""
     if weights is None and all(record.mask is None for record in records):
         return None
     per_call = []

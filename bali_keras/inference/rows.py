@@ -1,9 +1,9 @@
 """The row covariance of a layer: how `L = L0 + N S` is stored, factorised and applied.
 
-A layer's posterior `W ~ MN(M, L^-1, V)` has two covariances. The one of the columns, V, is a small
-dense matrix. The one of the rows, `L^-1`, is as large as the layer is wide, and its form decides
-what a step costs. Whoever needs `L` goes through the methods of `RowCovariance`; nobody else knows
-its shape.
+A layer's posterior `W ~ MN(M, L^-1, V)` has two covariances. The column covariance V is a small
+dense matrix. The row covariance `L^-1` grows with the layer's inputs, and its form decides what a
+step costs. All other code uses `L` through the methods of `RowCovariance`, and does not know its
+shape.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ TimesPrior = Callable[[tf.Tensor], tf.Tensor]
 class RowCovariance(Protocol):
     """What a form of the row covariance must be able to do.
 
-    d is the number of rows of W, k that of its columns. `add_factor`, `add_covariance` and
-    `add_average` create the variables, at three places, because files keep variables in the order
-    in which they were created.
+    W has d rows and k columns. Three methods create the variables, `add_factor`, `add_covariance`
+    and `add_average`, because saved files keep variables in the order of their creation, and
+    `LayerPosterior` creates others in between.
 
     Attributes:
         size: d.
@@ -47,10 +47,10 @@ class RowCovariance(Protocol):
     average: WeightedAverage
 
     def add_factor(self, add: AddVariable) -> None:
-        """Create R, the factor of `L^-1 = R R'`; zero until there are statistics."""
+        """Create R, the Cholesky factor of `L^-1 = R R'`; 0 before the first factorisation."""
 
     def add_covariance(self, add: AddVariable) -> None:
-        """Create what is derived from R, for products that every step needs."""
+        """Create the variables derived from R, for products that every step needs."""
 
     def add_average(self, layer: keras.layers.Layer) -> None:
         """Create `average`."""
@@ -59,23 +59,23 @@ class RowCovariance(Protocol):
         """`sum_r w_r h_r h_r'` in this form.
 
         Args:
-            inputs: rows h, `[R, d]`.
+            inputs: rows h_r, `[R, d]`.
             weighted: `w_r h_r`, `[R, d]`.
         """
 
     def zeros(self) -> tf.Tensor:
-        """A second moment of nothing."""
+        """The second moment of no rows at all."""
 
     def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        """The R of `L = L0 + N S` for the present average; not finite where that fails.
+        """R of `L = L0 + N S` for the present average; not finite if the factorisation fails.
 
         Args:
             num_examples: N, divided by the temperature.
-            prior: L0, scalar l for `l I`, or `[d, d]`.
+            prior: L0, either the scalar l of `l I` or a matrix `[d, d]`.
         """
 
     def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
-        """Put a new R in place, with all that is derived from it, if accepted."""
+        """Assign a new R, and all that is derived from R, if accepted."""
 
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         """`L^-1 B` for B `[d, n]`."""
@@ -100,26 +100,26 @@ class RowCovariance(Protocol):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in R that are not 0 by its form."""
+        """Number of entries of R that may differ from 0."""
 
     @property
     def factorising_cost(self) -> int:
-        """Multiplications of `factorised`, about half of them."""
+        """Half of the multiplications of `factorised`, roughly."""
 
     @property
     def collecting_cost(self) -> int:
-        """Multiplications of `second_moment`, and of `variance`, by row, together."""
+        """Multiplications of `second_moment` and `variance` together, per row."""
 
     def applying_cost(self, columns: int) -> int:
-        """Multiplications of `apply` to so many columns."""
+        """Multiplications of `apply` for a matrix of that many columns."""
 
 
 class DenseRows:
-    """Any row covariance: R is an upper triangular matrix `[d, d]`.
+    """An unrestricted row covariance: R is an upper triangular matrix `[d, d]`.
 
     Args:
         size: d.
-        dtype: "float32" or "float64".
+        dtype: `"float32"` or `"float64"`.
     """
 
     average: WeightedAverage
@@ -144,6 +144,8 @@ class DenseRows:
 
     def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
         data = num_examples * self.average.value()
+        # Jitter bounds the condition number of L. It changes the steps of M, but not where M comes
+        # to rest: there the bracket that L^-1 multiplies is 0.
         data = add_diagonal(data, _jitter(data) * tf.linalg.diag_part(data))
         is_number = prior.shape.rank == 0
         return inverse_factor(add_diagonal(data, prior) if is_number else data + prior)
@@ -167,6 +169,7 @@ class DenseRows:
 
     def condition(self) -> tf.Tensor:
         """`(max diag R / min diag R)^2`."""
+        # The singular values of a triangular matrix spread at least as far as its diagonal.
         diagonal = tf.linalg.diag_part(self.factor)
         ratio = tf.math.divide_no_nan(tf.reduce_max(diagonal), tf.reduce_min(diagonal))
         return tf.cast(tf.square(ratio), tf.float32)
@@ -175,6 +178,7 @@ class DenseRows:
         return tf.convert_to_tensor(self.factor)
 
     def has_statistics(self) -> tf.Tensor:
+        # R starts at 0, and every factorisation gives it a positive diagonal.
         return self.factor[0, 0] > 0.0
 
     @property
@@ -205,12 +209,11 @@ def rows_for(layer: keras.layers.Layer, size: int, dtype: str) -> RowCovariance:
 
 
 def _jitter(data: tf.Tensor) -> tf.Tensor:
-    """What rounding may take from the eigenvalues of `[d, d]`, in units of its diagonal, scalar.
+    """The rounding error of the eigenvalues of a matrix `[d, d]`, in units of its diagonal, scalar.
 
-    It is added there: it bounds the condition number, and does not enter the fixed point of M.
-    The precision of the dtype times the Frobenius norm of the correlations, which bounds the
-    largest of their eigenvalues: where many inputs say the same the smallest ones are noise of
-    that size.
+    The error is the precision of the dtype times the largest eigenvalue of the correlation matrix,
+    for which the Frobenius norm is an upper bound. Where many inputs say the same, the smallest
+    eigenvalues are noise of that size.
     """
     scale = tf.math.divide_no_nan(1.0, tf.sqrt(tf.linalg.diag_part(data)))
     correlations = data * scale[:, tf.newaxis] * scale

@@ -1,4 +1,4 @@
-"""Moving averages of per-example sums, each carrying its own weight."""
+"""Moving averages over examples, each with the total sample weight behind it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = [
     "state_variable",
 ]
 
-# `add(name, shape) -> variable`, of the layer that owns it.
+# `add(name, shape) -> variable` creates a variable in the layer that owns it.
 AddVariable = Callable[..., keras.Variable]
 
 
 class WeightedAverage:
-    """A moving average of what examples contribute, which knows how much it has seen.
+    """A moving average over examples, normalised by the sample weights it has seen.
 
         A <- (1 - rho) A + rho sum_n w_n a_n
         w <- (1 - rho) w + rho sum_n w_n            value = A / w
 
-    The weight cures the cold start (after the first batch the value is that batch's average),
-    makes a short last batch count for the examples it has, and an example of weight 2 count as
-    two. Never in half precision, where small contributions vanish.
+    The division by w cures the cold start: after the first batch the value is that batch's average.
+    A short last batch counts for the examples it has, and an example of sample weight 2 counts as
+    two. Both variables have at least single precision: in half precision small terms vanish.
 
     Args:
         layer: the Keras layer that owns the variables, `<name>_total` and `<name>_weight`.
-        name: of the average.
-        shape: of A.
-        dtype: of both, "float32" (default) or "float64".
+        name: name of the average.
+        shape: shape of A.
+        dtype: dtype of A and w, `"float32"` (default) or `"float64"`.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class WeightedAverage:
         """Take in one batch.
 
         Args:
-            total: `sum_n w_n a_n` over the batch, and over all replicas.
+            total: `sum_n w_n a_n` over the batch, on all replicas together.
             weight: `sum_n w_n`, scalar.
             rate: rho, scalar in (0, 1].
             accept: boolean scalar; False leaves the average as it is.
         """
         total, weight, rate = (tf.cast(v, self.total.dtype) for v in (total, weight, rate))
-        # Like the batch, so that a batch whose examples all have weight 0 changes nothing.
+        # A batch whose sample weights are all 0 must not make the average forget.
         rate = tf.where(weight > 0.0, rate, tf.zeros_like(rate))
         keep(self.total, (1.0 - rate) * self.total + rate * total, accept)
         keep(self.weight, (1.0 - rate) * self.weight + rate * weight, accept)
@@ -69,21 +69,28 @@ class WeightedAverage:
 
 
 class Accumulation:
-    """The weight alone of a moving average whose value is kept in another form.
+    """The total sample weight of a moving average whose value is stored in another form.
 
-    The mean of a posterior is the average of the natural parameter `H'Y`, times a matrix. Its
-    step towards the newest batch is that batch's share in the average.
+    A posterior mean, for example, is a matrix times the moving average of the natural parameter
+    `H'Y`. The mean moves towards the newest batch by that batch's share in the average.
 
     Args:
         layer: the Keras layer that owns the variable, `<name>_weight`.
-        name: of the average.
+        name: name of the average.
     """
 
     def __init__(self, layer: keras.layers.Layer, name: str) -> None:
         self.weight = state_variable(layer, f"{name}_weight", ())
 
     def share(self, weight: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-        """`rho sum w / ((1 - rho) w + rho sum w)`: rho, corrected for the cold start."""
+        """The share of a batch, scalar: rho, corrected for the cold start.
+
+            rho sum_n w_n / ((1 - rho) w + rho sum_n w_n)
+
+        Args:
+            weight: `sum_n w_n`, scalar.
+            rate: rho, scalar in (0, 1].
+        """
         return tf.math.divide_no_nan(rate * weight, (1.0 - rate) * self.weight + rate * weight)
 
     def update(self, weight: tf.Tensor, rate: tf.Tensor, accept: tf.Tensor) -> None:
@@ -96,12 +103,13 @@ class Moments(NamedTuple):
     """What one batch contributes to the covariances of one layer.
 
     Attributes:
-        inputs: `sum_n w_n h_n h_n'`, in the form of the layer's rows.
-        fisher: `sum_n w_n s_n s_n'`, `[k, k]`; s are the gradients that estimate the Fisher.
-        examples: `sum_n w_n`, scalar.
-        rows: the same over rows; an example has several (positions of a convolution).
-        together: `sum_n w_n |sum_t (u'h_nt) s_nt|^2` over rows t and random directions u.
-        squares: `sum_n w_n sum_t (u'h_nt)^2`; 0, both, where every example is one row.
+        inputs: `sum_n w_n h_n h_n'`, in the form of the layer's `RowCovariance`.
+        fisher: `sum_n w_n s_n s_n'`, `[k, k]`; s_n are scores, see `Likelihood.scores`.
+        examples: `sum_n w_n` over examples, scalar.
+        rows: `sum_n w_n` over rows; an example of a convolution has one row per position.
+        together: `sum_n w_n |sum_t (u'h_nt) s_nt|^2` over rows t and random directions u; 0 if
+            every example has one row.
+        squares: `sum_n w_n sum_t (u'h_nt)^2`; 0 if every example has one row.
     """
 
     inputs: tf.Tensor
@@ -116,10 +124,10 @@ class BatchSums(NamedTuple):
     """What one batch contributes to the natural parameters of one layer.
 
     Attributes:
-        cross: `sum_n h_n (w_n g_n)'`, `[d, k]`; g are the gradients of the log-likelihood. For the
-            output layer of a Normal likelihood `sum_n w_n h_n (y_n - M' h_n)'`.
-        examples: `sum_n w_n`, scalar.
-        moments: for the covariances; all zero in a step that does not collect them.
+        cross: `sum_n h_n (w_n g_n)'`, `[d, k]`; g_n are gradients of the log-likelihood. For an
+            exact output layer `sum_n w_n h_n (y_n - M' h_n)'`.
+        examples: `sum_n w_n` over examples, scalar.
+        moments: the sums for the covariances; 0 in a step that does not collect them.
     """
 
     cross: tf.Tensor
@@ -134,7 +142,7 @@ def state_variable(
     initializer: Any = "zeros",
     dtype: str = "float32",
 ) -> keras.Variable:
-    """A variable that no optimizer touches and no dtype policy casts."""
+    """A new variable of a layer that no optimizer trains and no dtype policy casts."""
     return layer.add_weight(
         name=name,
         shape=shape,

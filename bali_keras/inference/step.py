@@ -1,4 +1,10 @@
-"""One training step of a BaliModel: record, differentiate, update every layer."""
+"""One training step of a `BaliModel`: record, differentiate, update every layer.
+
+The forward pass records the inputs and the pre-activations of every BALI layer. One tape gives the
+gradients of the log-likelihood at these pre-activations, the scores for the Fisher information, and
+the gradients for the optimizer of all other layers. Sums over the batch, added up over replicas,
+then update the posteriors.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +44,10 @@ class Batch(NamedTuple):
 
     Attributes:
         x, y: inputs and targets.
-        sample_weight: as it was given.
-        weights: the same as float32 `[B]`; None for 1.
-        first_row: index in the global batch of the first example.
-        step: number of this step, from 1, over the life of the model.
+        sample_weight: the sample weights as `fit` received them.
+        weights: the sample weights as float32 `[B]`; None for 1.
+        first_row: index in the global batch of this replica's first example.
+        step: number of this step, counted from 1 over the life of the model.
         rate: rho of this step.
     """
 
@@ -55,34 +61,46 @@ class Batch(NamedTuple):
 
 
 def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """One update of all layers from one batch; what is not finite undoes all of it."""
+    """Update all layers by one batch; a number that is not finite undoes the whole update.
+
+    Args:
+        model: a compiled `BaliModel`.
+        data: a batch as Keras passes it to `train_step`.
+
+    Returns:
+        The logs.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    make_variables(model, x)  # Keras builds by a trial run, which must not be recorded
+    make_variables(model, x)  # Keras builds by a trial call, which must not be recorded
     before = Snapshot(_other_variables(model))
     first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
     weights = _example_weights(sample_weight)
     batch = Batch(x, y, sample_weight, weights, first_row, *_next_step(model))
     seed = shared_seed(model.seed_generator)
+    # Persistent: one forward pass gives gradients, scores and the optimizer's gradients.
     with tf.GradientTape(persistent=True) as tape:
         with Recorder(tape, fold_in(seed, 0), first_row) as recorder:
             outputs = model(x, training=True)
         _check_outputs_rank(outputs)
-        _check_used(model, recorder)  # before the KL of layers without a posterior is asked for
+        # First: a layer that took no part may not be built, and then it has no posterior to read.
+        _check_used(model, recorder)
         objective = model.objective(y, outputs, sample_weight, training=True)
         log_prob = -_sum_of_losses(model, batch, outputs)
         score = _score(model, batch, outputs, fold_in(seed, 1))
         scaled = objective.loss
         if model.optimizer is not None:
             scaled = model.optimizer.scale_loss(scaled)
-    model.find_exact_layer(recorder, outputs)
+    model.find_exact_layer(recorder, outputs)  # before `_sums`, which asks for the layers' roles
     sums = _sums(model, recorder, tape, (log_prob, score), batch, fold_in(seed, 2))
     gradients = _optimizer_gradients(model, tape, scaled)
     finite = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
     residuals = _residuals(model, recorder, batch, outputs)
     health = _infer(model, sums, batch, residuals, finite)
+    # Applied in any case and undone if refused: replicas cannot meet inside a conditional.
     if gradients:
         apply_gradients(model, gradients, model.optimizer_variables)
     before.restore_unless(health.accepted)
+    # A refused batch counts as a step, so that schedules keep to the length of the fit.
     model.counters.updates.assign(batch.step)
     model.counters.refused.assign_add(tf.cast(~health.accepted, tf.int64))
     model.track_health(batch.rate, health)
@@ -93,12 +111,12 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 
 
 def trained_layers(model: Any) -> list[keras.layers.Layer]:
-    """The BALI layers that are inferred, in the order of the model."""
+    """The BALI layers that are not frozen, in the order of the model."""
     return [layer for layer in model.bali_layers if layer.trainable]
 
 
 def _check_used(model: Any, recorder: Recorder) -> None:
-    """Refuse trained layers that took no part in the forward pass."""
+    """Refuse a forward pass without one of the trained layers."""
     layers = trained_layers(model)
     unused = [layer.name for layer in layers if layer not in recorder.records]
     if unused:
@@ -114,7 +132,8 @@ def is_nll(model: Any) -> bool:
 
 
 def role_of(model: Any, layer: keras.layers.Layer) -> HiddenLayer | ExactOutput:
-    """What a layer is in the net, under the loss that was compiled."""
+    """The role of a layer in the net, under the compiled loss."""
+    # Under a loss of Keras the labels are no observations with Gaussian noise.
     if layer is not model.exact_layer or not is_nll(model):
         return HiddenLayer()
     variance = tf.broadcast_to(model.likelihood.noise_variance(), [layer.posterior_state.size[1]])
@@ -140,13 +159,15 @@ def required_count(model: Any) -> float:
 
 
 def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
-    """`sum_n w_n loss_n`: not divided by the batch, or the prior would weigh B times more."""
+    """`sum_n w_n loss_n`, not divided by B: a mean would make the prior B times stronger."""
     loss, y = model.loss, batch.y
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if not is_nll(model):
         y = tf.convert_to_tensor(y)
+        # A function would broadcast labels `[B]` and outputs `[B, 1]` to `[B, B]`.
         y = y[:, tf.newaxis] if y.shape.rank == 1 and outputs.shape[-1] == 1 else y
+    # `call`, because calling a Keras loss averages over the batch.
     losses = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
     if losses.shape.rank == 0:
         raise ValueError(
@@ -159,9 +180,13 @@ def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
 
 
 def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
-    """A scalar whose gradients at the layers' outputs are scores; None: use the labels'."""
+    """A scalar whose gradients at the pre-activations are `sqrt(w_n) s_n`.
+
+    None for a loss of Keras: the gradients of the data's own labels are then the scores.
+    """
     if not is_nll(model):
         return None
+    # The root, because F sums the squares of scores: `w_n s_n s_n'`.
     root = 1.0 if batch.weights is None else tf.sqrt(batch.weights)
     shape = (tf.shape(outputs)[0], outputs.shape[-1])
     scores = model.likelihood.scores(outputs, normal_rows(batch.first_row, shape, seed))
@@ -178,15 +203,15 @@ def _sums(
     batch: Batch,
     seed: tf.Tensor,
 ) -> list[BatchSums]:
-    """Sums over the batch and all replicas, one per trained layer.
+    """Sums over the batch and all replicas, one `BatchSums` per trained layer.
 
     Args:
         model: a `BaliModel`.
-        recorder: holds the layers' calls.
-        tape: recorded them.
-        targets: scalars whose gradients at the layers' outputs are those of the log-likelihood,
-            and scores; None in place of the latter for the data's own labels.
-        batch: of this replica.
+        recorder: holds the layers' calls of the forward pass.
+        tape: recorded the forward pass.
+        targets: two scalars whose gradients at the pre-activations are the log-likelihood's
+            gradients, and the scores; see `_sum_of_losses` and `_score`.
+        batch: the batch of this replica.
         seed: int32 `[2]`, the same on all replicas.
     """
     layers = trained_layers(model)
@@ -210,7 +235,8 @@ def _sums(
         return {i: moments_of(i, scores) for i, scores in zip(stale, found, strict=True)}
 
     every = _factorise_every(model, layers)
-    if every <= 3 or not stale:  # then every step collects
+    # The stride of an interval up to 3 is 1: every step collects, without a conditional.
+    if every <= 3 or not stale:
         collected = collect()
     else:
         interval = _interval(model, every, batch.rate)
@@ -225,6 +251,7 @@ def _sums(
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
         cross = cross_sum(records[i], gradients[i], batch.weights, role, state.dtype)
         sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
+    # Outside of the conditional, in which replicas could not meet.
     return sum_over_replicas(sums)
 
 
@@ -254,7 +281,7 @@ def _interval(model: Any, every: int, rate: tf.Tensor) -> tf.Tensor:
 
 
 def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Number of this step, and its rate rho."""
+    """The number of this step, and rho of this step."""
     counters = model.counters
     step = tf.convert_to_tensor(counters.updates) + 1
     first, last = map(tf.convert_to_tensor, (counters.first_step, counters.last_step))
@@ -268,15 +295,24 @@ def _infer(
     residuals: tuple[tf.Tensor, tf.Tensor] | None,
     finite: tf.Tensor,
 ) -> Health:
-    """Update the noise, then all layers."""
+    """Update a learned noise, then all layers.
+
+    Args:
+        model: a `BaliModel`.
+        sums: as `_sums` returns them.
+        batch: the batch of this replica.
+        residuals: as `_residuals` returns them.
+        finite: boolean scalar; False refuses the batch.
+    """
     options, layers = model.options, trained_layers(model)
     number = required_count(model)
     count = tf.constant(float(number), tf.float32)
+    # The noise comes first: `role_of` below reads it as the V of an exact output layer.
     if residuals is not None:
         noise = model.likelihood.closed_form_noise
         average = NoiseAverage(noise, options.noise_prior, model.noise_weight)
         average.update(*residuals, count, batch.rate)
-    if not layers:
+    if not layers:  # all are frozen, and the optimizer trains what remains
         zero = tf.zeros(())
         return Health(zero, zero, finite & all_finite(residuals or [zero]))
     step, rate = batch.step, batch.rate
@@ -305,7 +341,10 @@ def _infer(
 def _residuals(
     model: Any, recorder: Recorder, batch: Batch, outputs: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor] | None:
-    """`sum w E[(y - z)^2]` and `sum w`, over all replicas; None without a learned noise."""
+    """`sum_n w_n E[(y_n - z_n)^2]`, `[D]`, and `sum_n w_n`, on all replicas together.
+
+    None for a likelihood whose noise is not learned in closed form.
+    """
     noise = model.likelihood.closed_form_noise
     if noise is None or not is_nll(model):
         return None
@@ -322,9 +361,9 @@ def _residuals(
 
 
 def _other_variables(model: Any) -> list[keras.Variable]:
-    """What a step changes beside the BALI layers: weights, moving statistics, slots, noise."""
+    """What a step changes outside of BALI layers: weights, moving statistics, slots, noise."""
     inferred = {id(v) for layer in model.bali_layers for v in layer.weights}
-    # Frozen kernels, such as a backbone's, never change: copying them would cost every step.
+    # Frozen kernels, such as those of a backbone, never change: copying them would cost every step.
     layers = layers_of(model, include_self=False)
     frozen = {id(v) for w in layers if not w.trainable for v in own_trainable_variables(w)}
     left_out = inferred | frozen | {id(v) for v in model.counters.variables}
@@ -349,7 +388,7 @@ def _optimizer_gradients(model: Any, tape: tf.GradientTape, loss: tf.Tensor) -> 
 
 
 def _example_weights(sample_weight: Any) -> tf.Tensor | None:
-    """Weights `[B]`, float32."""
+    """Sample weights as float32 `[B]`; None for 1."""
     if sample_weight is None:
         return None
     weights = tf.cast(tf.convert_to_tensor(sample_weight), tf.float32)
@@ -364,7 +403,7 @@ def _example_weights(sample_weight: Any) -> tf.Tensor | None:
 
 
 def _unweigh(gradient: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-    """`sqrt(w_n) g_n` from `w_n g_n`."""
+    """`sqrt(w_n) g_n` from `w_n g_n`; 0 where the sample weight is 0."""
     if weights is None:
         return gradient
     ones = [1] * (gradient.shape.rank - 1)
@@ -375,7 +414,7 @@ def _unweigh(gradient: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
 def _first_row(rows: tf.Tensor) -> tf.Tensor:
     """Index in the global batch of this replica's first example.
 
-    `tf.distribute` gives every replica but the last `ceil(B / replicas)` examples.
+    `tf.distribute` gives `ceil(B / replicas)` examples to every replica but the last.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:

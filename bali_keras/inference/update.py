@@ -1,4 +1,4 @@
-"""One update of all layers of a net from one batch."""
+"""One update of all BALI layers of a net from one batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Health", "LayerUpdate", "factorise", "update"]
 
 
 class LayerUpdate(NamedTuple):
-    """One layer and what the batch says about it.
+    """One layer and what a batch says about the layer.
 
     Attributes:
         state: the layer's posterior.
-        prior: its prior and damping.
-        sums: of the batch, over all replicas.
+        prior: the layer's prior and damping.
+        sums: the sums of the batch over all replicas.
         role: hidden, or the exact output layer.
     """
 
@@ -32,12 +32,12 @@ class LayerUpdate(NamedTuple):
 
 
 class Health(NamedTuple):
-    """What tells whether inference is well, scalars.
+    """Scalars by which a user sees whether inference is well.
 
     Attributes:
-        step_kl: KL between the posteriors after and before the step of the means, summed over
+        step_kl: KL of the posteriors after the step of the means from those before, summed over
             layers, in nats per training example.
-        condition: largest condition number (a lower bound) of the layers' row precisions.
+        condition: largest condition number of the layers' row precisions, as a lower bound.
         accepted: False if the batch was refused.
     """
 
@@ -56,21 +56,24 @@ def update(
     trust_region: float | None,
     finite: tf.Tensor,
 ) -> Health:
-    """Update statistics, factorisations and means of all layers; all of it or none.
+    """Update statistics, factorisations and means of all layers, or none of them.
 
-    One exception: if a factorisation fails, the averages keep the batch, while covariances and
-    means stay as they were.
+    There is one exception: if a factorisation fails, the averages keep the batch, while covariances
+    and means stay as they were.
 
     Args:
         layers: what the batch says about each layer.
         num_examples: N, divided by the temperature.
         rate: rho.
-        collecting_rate: rho of the averages of moments, larger if few steps collect them.
-        moving: boolean scalar; False only gathers statistics (warm-up).
-        factorising: boolean scalar; whether to recompute covariances.
-        trust_region: bound of `Health.step_kl` over the layers that are not fresh; their steps
-            are shortened to it. None: no bound.
+        collecting_rate: rho of the averages of moments; see `cadence.collecting_rate`.
+        moving: boolean scalar; False in the warm-up, which only gathers statistics.
+        factorising: boolean scalar; whether to recompute the covariances of all layers.
+        trust_region: upper bound of `Health.step_kl`, summed over the layers that are not fresh;
+            longer steps are shortened to it. None for no bound.
         finite: boolean scalar; False refuses the batch.
+
+    Returns:
+        The health of the update.
     """
     accept = finite & all_finite([layer.sums for layer in layers])
     for layer in layers:
@@ -80,7 +83,8 @@ def update(
     accept &= tf.cond(
         accept & factorising,
         lambda: factorise(parts, num_examples),
-        # Fresh layers factorise in every step that moves, and steps that factorise move.
+        # Fresh layers factorise in every step that moves the means. A step that factorises all
+        # layers moves the means too.
         lambda: tf.cond(
             accept & moving, lambda: factorise(fresh, num_examples), lambda: tf.constant(True)
         ),
@@ -95,6 +99,8 @@ def update(
     for layer, step, share in zip(layers, steps, shares, strict=True):
         length = share if layer.role.is_fresh else share * scale
         layer.state.move(step, length, accept & moving)
+        # In the warm-up too: the share of the first batch is 1, and a step of that length, by the
+        # statistics of a few examples, would destroy the initial weights of the net.
         layer.state.targets.update(layer.sums.examples, rate, accept)
         step_kl += tf.square(length) * step.kl / num_examples
     condition = tf.reduce_max(tf.stack([layer.state.rows.condition() for layer in layers]))
@@ -105,14 +111,14 @@ def factorise(
     layers: Iterable[tuple[LayerPosterior, Prior, HiddenLayer | ExactOutput]],
     num_examples: tf.Tensor,
 ) -> tf.Tensor:
-    """New covariances for all layers or, if one factorisation fails, for none.
+    """Compute new covariances for all layers or, if one factorisation fails, for none.
 
     Args:
-        layers: posterior, prior and role of each.
+        layers: posterior, prior and role of each layer.
         num_examples: N, divided by the temperature.
 
     Returns:
-        Boolean scalar: whether all succeeded.
+        Whether all factorisations succeeded, boolean scalar.
     """
     layers = list(layers)
     found = [state.factorised(num_examples, prior, role) for state, prior, role in layers]
@@ -129,7 +135,10 @@ def _scale(
     num_examples: tf.Tensor,
     trust_region: float | None,
 ) -> tf.Tensor:
-    """`min(1, sqrt(bound / KL))`: the KL of a step grows with the square of its length."""
+    """The factor that shortens steps to the trust region: `min(1, sqrt(bound / KL))`, scalar.
+
+    The KL of a step grows with the square of the step's length.
+    """
     bounded = [
         tf.square(share) * step.kl / num_examples
         for layer, step, share in zip(layers, steps, shares, strict=True)
