@@ -5,9 +5,9 @@
 W `[d, k]`, mean M `[d, k]`, row precision L `[d, d]`, column covariance V `[k, k]`. As a vector,
 rows of W one after the other, W is normal with covariance `L^-1 (x) V` (Kronecker product).
 
-Everything goes through two upper triangular factors, `L^-1 = R R'` and `V = A A'`, so that
-variances cannot become negative and samples and marginals are matrix products. All functions keep
-the dtype they are given, float32 or float64.
+All functions work on two upper triangular Cholesky factors, `L^-1 = R R'` and `V = C C'`: no
+variance can become negative, and samples and marginals are matrix products. All functions keep the
+dtype of their arguments, float32 or float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-# Triangular matrices of at most this size are inverted in one piece.
+# Largest size of a triangular matrix that is inverted in one piece.
 SMALL = 256
 
 
@@ -37,12 +37,12 @@ class NaturalParameters(NamedTuple):
 
 
 class MatrixNormal(NamedTuple):
-    """A matrix normal by its mean and the factors of its two covariances.
+    """A matrix normal by its mean and the Cholesky factors of its two covariances.
 
     Attributes:
         mean: M, `[d, k]`.
         row_factor: R with `L^-1 = R R'`, `[d, d]`, upper triangular.
-        column_factor: A with `V = A A'`, `[k, k]`, upper triangular.
+        column_factor: C with `V = C C'`, `[k, k]`, upper triangular.
 
     Example:
     ```python
@@ -90,7 +90,7 @@ class MatrixNormal(NamedTuple):
     # -- answers --------------------------------------------------------------------------------
 
     def sample(self, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-        """`M + R E A'` with standard normal E, `[num_samples, d, k]`.
+        """`M + R E C'` with standard normal E, `[num_samples, d, k]`.
 
         Args:
             num_samples: at least 1.
@@ -101,7 +101,7 @@ class MatrixNormal(NamedTuple):
         return self.perturb(noise)
 
     def perturb(self, noise: tf.Tensor) -> tf.Tensor:
-        """`M + R E A'` for given standard normal E `[..., d, k]`."""
+        """`M + R E C'` for given standard normal E `[..., d, k]`."""
         right = tf.matmul(noise, tf.cast(self.column_factor, noise.dtype), transpose_b=True)
         return self.mean + tf.matmul(self.row_factor, right)
 
@@ -112,7 +112,7 @@ class MatrixNormal(NamedTuple):
     def log_prob(self, w: tf.Tensor) -> tf.Tensor:
         """`log p(W)` of `[..., d, k]`, `[...]`, nats.
 
-        -1/2 [ |R^-1 (W - M) A'^-1|^2 + d k log 2 pi + k log|L^-1| + d log|V| ]
+        -1/2 [ |R^-1 (W - M) C'^-1|^2 + d k log 2 pi + k log|L^-1| + d log|V| ]
         """
         d, k = self._size()
         quadratic = tf.reduce_sum(tf.square(self._whiten(w - self.mean)), axis=[-2, -1])
@@ -140,7 +140,7 @@ class MatrixNormal(NamedTuple):
         return d, k
 
     def _whiten(self, x: tf.Tensor) -> tf.Tensor:
-        """`A^-1 (R^-1 X)'` of `[..., d, k]`: standard normal entries if X + M is a sample."""
+        """`C^-1 (R^-1 X)'` of `[..., d, k]`: standard normal entries if X + M is a sample."""
         left = upper_solve(self.row_factor, x)
         return upper_solve(self.column_factor, tf.linalg.matrix_transpose(left))
 
@@ -153,9 +153,9 @@ class MatrixNormal(NamedTuple):
 def product(a: NaturalParameters, b: NaturalParameters) -> NaturalParameters:
     """The normalized product of two matrix normals with one column covariance.
 
-    Row precisions and linear terms add; that is what a Bayesian update is. With different column
-    covariances a product is not a matrix normal: `a`'s is taken, and the caller sees to it that
-    `b` has the same.
+    Row precisions and linear terms add, which is a Bayesian update. The product of matrix normals
+    with different column covariances is no matrix normal: the result has the column covariance of
+    `a`, and the caller must give `b` the same.
     """
     return NaturalParameters(
         a.row_precision + b.row_precision, a.linear + b.linear, a.column_precision
@@ -184,14 +184,14 @@ def add_diagonal(matrix: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
     """R, upper triangular, with `X^-1 = R R'`.
 
-    With D the inverse root of X's diagonal, `D X D = C C'` (Cholesky) and `R = D C'^-1`: rows of
+    With D the inverse root of X's diagonal, `D X D = B B'` (Cholesky) and `R = D B'^-1`: rows of
     very different scales, such as unscaled features, cost no precision.
 
     Args:
         matrix: X `[n, n]`, symmetric positive definite, n statically known.
 
     Returns:
-        R; NaN if X is not positive definite: TensorFlow raises nothing there.
+        R, `[n, n]`. If X is not positive definite, R is NaN and TensorFlow raises no error.
     """
     scale = tf.math.rsqrt(tf.linalg.diag_part(matrix))
     cholesky = tf.linalg.cholesky(matrix * scale[:, tf.newaxis] * scale)
@@ -199,13 +199,13 @@ def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
 
 
 def _lower_inverse(lower: tf.Tensor) -> tf.Tensor:
-    """`C^-1` of lower triangular C, by halves: most of it is matrix products.
+    """`B^-1` of lower triangular B, by halves: most of the work is then matrix products.
 
-        C = [C1  0]      C^-1 = [      C1^-1            0  ]
-            [B  C2]             [-C2^-1 B C1^-1    C2^-1]
+        B = [B1  0]      B^-1 = [      B1^-1            0  ]
+            [E  B2]             [-B2^-1 E B1^-1    B2^-1]
 
-    The Cholesky factorisation itself is not done so: what is left of an ill-conditioned matrix
-    after its first half would not be positive definite in float32.
+    The Cholesky factorisation itself does not go by halves: in float32 the Schur complement of an
+    ill-conditioned matrix may not be positive definite.
     """
     size = lower.shape[0]
     if size <= SMALL:
@@ -218,7 +218,7 @@ def _lower_inverse(lower: tf.Tensor) -> tf.Tensor:
 
 
 def covariance(factor: tf.Tensor) -> tf.Tensor:
-    """`R R'` of upper triangular R `[n, n]`, by halves: half of the product is saved."""
+    """`R R'` of upper triangular R `[n, n]`, by halves: this saves half of the matrix product."""
     half = factor.shape[0] // 2
     upper, corner, last = factor[:half], factor[:half, half:], factor[half:, half:]
     right = tf.matmul(corner, last, transpose_b=True)
@@ -249,7 +249,8 @@ def precision(factor: tf.Tensor) -> tf.Tensor:
 def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
     """`h' R R' h` of rows h `[..., d]` and R upper triangular, `[...]`.
 
-    Half of R's columns meet only half of its rows: a quarter of the product is saved.
+    The first half of R's columns is 0 in the second half of its rows: this saves a quarter of the
+    matrix product.
     """
     half = row_factor.shape[0] // 2
     left = tf.matmul(h[..., :half], row_factor[:half, :half])

@@ -1,4 +1,4 @@
-"""Records what goes into and comes out of every BALI layer in one forward pass."""
+"""Records the inputs and pre-activations of every BALI layer in one forward pass."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Record", "Recorder", "current_recorder"]
 
 
 class Record(NamedTuple):
-    """One call of one layer on a batch; rows may be laid out over several axes.
+    """One call of one layer on a batch, whose rows may have several axes.
 
     Attributes:
         inputs: H with its trailing 1, `[B, ..., d]`.
         mean: `H M`, `[B, ..., k]`.
-        outputs: the pre-activations that went on, mean plus noise, `[B, ..., k]`.
+        outputs: the sampled pre-activations, mean plus noise, `[B, ..., k]`.
         variance: `h' L^-1 h`, `[B, ...]`.
-        mask: `[B, ...]`, 0 for rows that are padding and no data; None where all are data.
+        mask: `[B, ...]`, 1 for rows that are data and 0 for padding; None if all rows are data.
     """
 
     inputs: tf.Tensor
@@ -35,9 +35,12 @@ class Recorder:
     """A context in which BALI layers record their calls and draw their noise by row.
 
     Args:
-        tape: the active `tf.GradientTape`; every recorded pre-activation is watched.
-        seed: int32 `[2]` of the step, the same on all replicas.
-        first_row: index in the global batch of the first example of this replica.
+        tape: the active `tf.GradientTape`, which watches every recorded pre-activation.
+        seed: seed of the step, int32 `[2]`, the same on all replicas.
+        first_row: index in the global batch of this replica's first example. Defaults to 0.
+
+    Attributes:
+        records: the calls of every layer, in their order.
 
     Example:
     ```python
@@ -62,19 +65,27 @@ class Recorder:
         self._scope.__exit__(*exception)
 
     def noise(self, shape: tuple[Any, ...]) -> tf.Tensor:
-        """Standard normal numbers `[B, ...]`; an example's depend on its place in the batch."""
+        """Standard normal numbers for one call of a layer.
+
+        The numbers of an example depend on the seed and on the example's row in the global batch,
+        so any number of replicas draws the same.
+
+        Args:
+            shape: `(B, ...)`.
+        """
+        # Another seed for every call: two layers of one width must not share their noise.
         self._draws += 1
         return normal_rows(self._first_row, shape, fold_in(self._seed, self._draws))
 
     def watch(self, outputs: tf.Tensor) -> None:
-        """Make gradients with respect to pre-activations available."""
+        """Have the tape watch pre-activations, for gradients with respect to them."""
         self._tape.watch(outputs)
 
     def record(self, layer: keras.layers.Layer, record: Record) -> None:
-        """Add one call."""
+        """Add one call of a layer."""
         self.records.setdefault(layer, []).append(record)
 
 
 def current_recorder() -> Recorder | None:
-    """The recorder of the innermost active context of this thread."""
+    """The recorder of the innermost active context in this thread; None outside of any."""
     return recorder_scope.value

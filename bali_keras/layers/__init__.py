@@ -1,4 +1,4 @@
-"""Keras layers with matrix-normal posteriors."""
+"""Keras layers whose weights have matrix-normal posteriors."""
 
 from bali_keras.layers.base import BaliLayer
 from bali_keras.layers.conv import Conv1DBali, Conv2DBali, Conv3DBali

@@ -1,4 +1,4 @@
-"""The base of all BALI layers: from rows of inputs to sampled pre-activations."""
+"""`BaliLayer`, the base of all BALI layers: from rows of inputs to sampled pre-activations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["BaliLayer", "Marginal"]
 
 
 class Marginal:
-    """Inside the context one layer returns its mean and leaves `h' L^-1 h` here, drawing nothing.
+    """A context in which one layer returns its mean, draws nothing, and stores `h' L^-1 h` here.
 
     Args:
         layer: the layer.
 
     Attributes:
-        variance: `h' L^-1 h` of the layer's last call, `[B]`.
+        variance: `h' L^-1 h` of the layer's last call, `[B]`; None before it.
     """
 
     def __init__(self, layer: BaliLayer) -> None:
@@ -47,30 +47,34 @@ class BaliLayer(keras.layers.Layer):
 
         W ~ MN(M, L^-1, V)        z_n | h_n ~ N(M' h_n, (h_n' L^-1 h_n) V)
 
-    Rows h of H are the layer's inputs (patches for a convolution) with a trailing 1 for the
+    A row h of H is one input of the layer (a patch for a convolution) with a trailing 1 for the
     bias, which is the last row of W. A `BaliModel` infers the posterior; the layer has no weights
-    for an optimizer. Outside of one it predicts, with samples or, inside
-    `tfp_rank1.posterior_mean()`, with the mean.
+    for an optimizer. In a plain `keras.Model` the layer only predicts: with samples or, inside
+    `tfp_rank1.posterior_mean()`, with its mean.
 
-    In training every row draws its own pre-activations from their marginal (the local
-    reparameterization): exact for rows that are examples, and of less variance than a draw of
-    weights. Before the first statistics the layer is a point, its initial weights.
+    In training every row draws its own pre-activations from their marginal distribution (the local
+    reparameterization). Such draws are exact where every example is one row, and have less variance
+    than draws of W. Before the first factorisation the posterior is a point at the initial weights.
 
     Args:
         activation: as in Keras. Defaults to None, linear.
         use_bias: whether h has a trailing 1. Defaults to True.
-        kernel_initializer: where the mean of the kernel starts. Defaults to `"he_normal"`.
-        bias_initializer: where the mean of the bias starts. Defaults to `"zeros"`.
+        kernel_initializer: initializer of the kernel's mean. Defaults to `"he_normal"`.
+        bias_initializer: initializer of the bias's mean. Defaults to `"zeros"`.
         sampling: how prediction draws: `"example"` as in training, `"weights"` one matrix W per
             call, shared by the batch. Defaults to None: `"example"` where an example is one row,
-            else `"weights"`, because rows of one example (positions of a convolution) share W.
-        prior_at_mean: whether the prior is centred on a stored M0 (`bali_keras.convert` sets it)
-            in place of 0. Defaults to False.
-        statistics_dtype: of statistics, factorisations and posterior, `"float32"` or `"float64"`
-            (inputs of huge offsets, a million inputs that say the same). Defaults to None:
-            float64 in a layer that computes in it, else float32, also in mixed precision.
+            else `"weights"`, because the rows of an example (positions of a convolution) share W.
+        prior_at_mean: True for a prior centred on a stored M0, which `bali_keras.convert` sets;
+            False for a prior centred on 0. Defaults to False.
+        statistics_dtype: dtype of statistics, factorisations and posterior, `"float32"` or
+            `"float64"`. Choose float64 for inputs with huge offsets, or for very many inputs that
+            say the same. Defaults to None: float64 in a layer that computes in float64, else
+            float32, also in mixed precision.
         seed: integer for reproducible draws in prediction. Defaults to None.
         **kwargs: as for `keras.layers.Layer`.
+
+    Raises:
+        ValueError: for an unknown `sampling` or `statistics_dtype`.
 
     Source: Kurle, Klushyn & Herbrich (2024).
     """
@@ -111,7 +115,7 @@ class BaliLayer(keras.layers.Layer):
     # -- what a subclass provides ---------------------------------------------------------------
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Inputs as rows `[B, ..., fan_in]`, the bias not included."""
+        """Inputs as rows `[B, ..., fan_in]`, without the trailing 1 for the bias."""
         raise NotImplementedError
 
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
@@ -121,7 +125,12 @@ class BaliLayer(keras.layers.Layer):
     # -- building -------------------------------------------------------------------------------
 
     def _build_posterior(self, kernel_shape: tuple[int, ...], num_inputs: int) -> None:
-        """Create the posterior of a kernel whose first `num_inputs` axes are summed over."""
+        """Create the posterior of a kernel.
+
+        Args:
+            kernel_shape: shape of the kernel, the axes that are summed over first.
+            num_inputs: number of axes that are summed over.
+        """
         self.kernel_shape = tuple(kernel_shape)
         fan_in = math.prod(kernel_shape[:num_inputs])
         units = math.prod(kernel_shape[num_inputs:])
@@ -147,13 +156,13 @@ class BaliLayer(keras.layers.Layer):
     def call(
         self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool | None = None
     ) -> tf.Tensor:
-        """Activation of sampled pre-activations.
+        """The activation of sampled pre-activations.
 
         Args:
-            inputs: as the layer says.
-            mask: boolean `[B, ...]`, for a layer with `supports_masking`: rows that are False
-                are padding, and do not count as data. Keras passes it on from layer to layer.
-            training: whether a `BaliModel` trains.
+            inputs: see the docstring of the layer.
+            mask: boolean `[B, ...]`, for a layer with `supports_masking`. Rows where the mask is
+                False are padding and do not count as data. Keras passes masks from layer to layer.
+            training: True is refused outside of a `BaliModel`, which alone trains the layer.
         """
         recorder = current_recorder()
         if recorder is not None:
@@ -169,7 +178,7 @@ class BaliLayer(keras.layers.Layer):
 
     def _homogeneous(self, inputs: tf.Tensor) -> tf.Tensor:
         """Rows h `[B, ..., d]`, with the trailing 1 if there is a bias."""
-        h = self._rows(ops.cast(inputs, self.compute_dtype))  # Keras casts floats only
+        h = self._rows(ops.cast(inputs, self.compute_dtype))  # Keras itself casts floats only
         if not self.use_bias:
             return h
         return ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
@@ -178,14 +187,14 @@ class BaliLayer(keras.layers.Layer):
         return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
 
     def _record(self, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Pre-activations in training, with noise by row, known to the recorder."""
+        """Pre-activations in training, each row with its own noise; the recorder keeps the call."""
         mean = self._mean(h)
         variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
         z = tf.identity(mean)
         if not mean_mode.value:
             variance = self._row_variance(h)
             z = self._add_noise(mean, variance, recorder.noise(_sizes(mean)))
-        if self.trainable:
+        if self.trainable:  # a frozen layer samples as well, but nothing is inferred from its calls
             recorder.watch(z)
             recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, h)))
         return z
@@ -212,12 +221,12 @@ class BaliLayer(keras.layers.Layer):
         return (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights"
 
     def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
-        # No gradient: the variance's pull on the layers below costs a product per layer and
+        # No gradient: through the variance it would cost each layer a matrix product, and it
         # changed no result.
         return tf.stop_gradient(self.posterior_state.rows.variance(h))
 
     def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """`mean + sqrt(variance) A e`."""
+        """`mean + sqrt(variance) C e` with `V = C C'`."""
         factor = tf.cast(tf.convert_to_tensor(self.posterior_state.column_factor), mean.dtype)
         noise = ops.matmul(tf.cast(noise, mean.dtype), ops.transpose(factor))
         return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
@@ -235,7 +244,7 @@ class BaliLayer(keras.layers.Layer):
 
     @property
     def kernel(self) -> tf.Tensor:
-        """Posterior mean of the kernel, in the stock layer's shape."""
+        """The posterior mean of the kernel, in the stock layer's shape."""
         mean = tf.convert_to_tensor(self.posterior_state.mean)
         kernel = mean[:-1] if self.use_bias else mean
         return tf.reshape(kernel, self.kernel_shape)
@@ -246,19 +255,19 @@ class BaliLayer(keras.layers.Layer):
 
     @property
     def bias(self) -> tf.Tensor | None:
-        """Posterior mean of the bias, `[k]`; None without one."""
+        """The posterior mean of the bias, `[k]`; None for a layer without a bias."""
         return tf.convert_to_tensor(self.posterior_state.mean)[-1] if self.use_bias else None
 
     def kl(self) -> tf.Tensor:
-        """KL of the posterior from the prior when it was last computed, scalar, nats."""
+        """KL of the posterior from the prior at the last factorisation, scalar, in nats."""
         return tf.convert_to_tensor(self.posterior_state.kl)
 
     @property
     def posterior(self) -> tfd.MatrixNormalLinearOperator:
-        """`W ~ MN(M, L^-1, V)` over the kernel as a matrix, its last row the bias.
+        """`W ~ MN(M, L^-1, V)`, where W is the kernel as a matrix, with the bias as its last row.
 
         Raises:
-            ValueError: before the first statistics.
+            ValueError: before the first factorisation.
         """
         if not bool(self.posterior_state.has_statistics()):
             raise ValueError(
@@ -270,7 +279,6 @@ class BaliLayer(keras.layers.Layer):
     # -- persistence ----------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {
             **super().get_config(),
             "activation": keras.activations.serialize(self.activation),
@@ -284,26 +292,26 @@ class BaliLayer(keras.layers.Layer):
         }
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the posterior, its statistics, and the random state."""
+        """Save the posterior, its statistics and the state of the seed generator."""
         super().save_own_variables(store)
         save_seed_state(self.seed_generator, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what `save_own_variables` wrote."""
         super().load_own_variables(load_seed_state(self.seed_generator, store))
 
 
 def _graph_of(tensor: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """The graph that a tensor was made in, for what depends on nothing else.
+    """A context for operations that belong into the graph in which a tensor was made.
 
-    In a loop over samples the model's inputs come from outside: what the first layer computes of
-    them, its mean and `h' L^-1 h`, is computed there, once for all samples.
+    In a loop over samples the model's inputs come from outside of the loop. The first layer's mean
+    and `h' L^-1 h` depend on these inputs alone: outside of the loop they are computed once for all
+    samples.
     """
     return contextlib.nullcontext() if is_made_here(tensor) else tensor.graph.as_default()
 
 
 def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
-    """A mask of the first axes of `rows [B, ..., d]` as float32 `[B, ...]`."""
+    """A boolean mask as float32 `[B, ...]`, broadcast to one number per row of `[B, ..., d]`."""
     if mask is None:
         return None
     shape = tf.shape(rows)[:-1]
@@ -318,6 +326,6 @@ def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
 
 
 def _sizes(tensor: tf.Tensor) -> tuple[Any, ...]:
-    """Static dimensions where known, scalar tensors elsewhere."""
+    """The shape of a tensor: integers where it is static, scalar tensors elsewhere."""
     dynamic = tf.unstack(tf.shape(tensor))
     return tuple(dynamic[i] if n is None else n for i, n in enumerate(tensor.shape))

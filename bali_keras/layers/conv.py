@@ -15,7 +15,7 @@ from tfp_rank1.serialization import registered
 
 
 class _ConvBali(BaliLayer):
-    """The part that does not depend on the number of spatial axes."""
+    """Base of the convolutions; a subclass gives the number of spatial axes and the stock layer."""
 
     spatial_rank: int
     stock: Any
@@ -37,7 +37,7 @@ class _ConvBali(BaliLayer):
             )
         super().__init__(**kwargs)
         self.filters = whole("filters", filters)
-        # The stock layer reads the arguments as Keras does, and refuses what Keras refuses.
+        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
         self._arguments = (filters, kernel_size, strides, padding, data_format, dilation_rate)
         stock = self._stock()
         self.kernel_size, self.strides = stock.kernel_size, stock.strides
@@ -72,7 +72,6 @@ class _ConvBali(BaliLayer):
         return self._stock().compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {
             **super().get_config(),
             "filters": self.filters,

@@ -23,8 +23,8 @@ class DenseBali(BaliLayer):
             `bias_initializer`, `sampling`, `prior_at_mean`, `seed`.
 
     Call arguments:
-        inputs: `[B, ..., d]`; axes between hold rows of one example, such as time steps.
-        mask: boolean `[B, ...]` (Keras passes it on): padded rows do not count as data.
+        inputs: `[B, ..., d]`; the axes between hold the rows of one example, such as time steps.
+        mask: boolean `[B, ...]`, which Keras passes on; padded rows do not count as data.
 
     Returns:
         `[B, ..., units]`.
@@ -62,5 +62,4 @@ class DenseBali(BaliLayer):
         return (*input_shape[:-1], self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {**super().get_config(), "units": self.units}

@@ -18,18 +18,18 @@ from tfp_rank1.serialization import registered
 class EinsumDenseBali(BaliLayer):
     """`keras.layers.EinsumDense` with a matrix-normal posterior over its kernel.
 
-    The kernel's axes that are summed over are the rows of W, those that appear in the output its
-    columns. A kernel axis that is in inputs and outputs alike (a kernel per head or position) has
-    no such form and is refused.
+    The kernel axes that are summed over make the rows of W, the kernel axes of the output make its
+    columns. A kernel axis that both inputs and output have (a kernel per head or position) fits
+    neither and is refused.
 
     Args:
         equation: as in the stock layer, for example `"abc,cd->abd"` or `"...x,xy->...y"`.
         output_shape: as in the stock layer, without the batch axis.
-        bias_axes: all output axes of the kernel, in any order (or None: no bias).
-        **kwargs: as for `BaliLayer`, but for `use_bias`.
+        bias_axes: all output axes of the kernel, in any order. Defaults to None: no bias.
+        **kwargs: as for `BaliLayer`, without `use_bias`.
 
     Raises:
-        ValueError: for an equation or bias axes of another form.
+        ValueError: for an equation or bias axes that a matrix W cannot represent.
 
     Example:
     ```python
@@ -42,14 +42,14 @@ class EinsumDenseBali(BaliLayer):
     def __init__(
         self, equation: str, output_shape: Any, bias_axes: str | None = None, **kwargs: Any
     ) -> None:
-        kwargs.pop("use_bias", None)  # of a config; it follows from bias_axes
+        kwargs.pop("use_bias", None)  # it follows from `bias_axes`
         super().__init__(use_bias=bias_axes is not None, **kwargs)
         self.equation, self.bias_axes = equation, bias_axes
         self.partial_output_shape = output_shape
-        self.kernel_axes()
+        self.kernel_axes()  # refuses an equation at once, not when the layer is built
 
     def _stock(self) -> keras.layers.EinsumDense:
-        """The stock layer reads the equation as Keras does, and refuses what Keras refuses."""
+        """A stock layer, which reads the equation as Keras does and refuses what Keras refuses."""
         shape = self.partial_output_shape
         return keras.layers.EinsumDense(self.equation, shape, bias_axes=self.bias_axes)
 
@@ -61,13 +61,13 @@ class EinsumDenseBali(BaliLayer):
         summed, kept = self.kernel_axes()
         self._input_shape_of_rows = [sizes[a] for a in summed]
         self._output_shape_of_rows = [sizes[a] for a in kept]
-        # The kernel in the stock layer's order of axes is a transpose of rows x columns.
+        # Rows before columns, whatever the stock kernel's order; `kernel` transposes back.
         self._build_posterior(
             tuple(sizes[a] for a in summed) + tuple(sizes[a] for a in kept), len(summed)
         )
 
     def kernel_axes(self) -> tuple[str, str]:
-        """The kernel's axes that are summed over, and those that are kept.
+        """The kernel axes that are summed over, and the kernel axes of the output, as letters.
 
         Raises:
             ValueError: for an equation or bias axes that W cannot represent.
@@ -107,7 +107,7 @@ class EinsumDenseBali(BaliLayer):
 
     @property
     def kernel(self) -> tf.Tensor:
-        """Posterior mean of the kernel, in the stock layer's order of axes."""
+        """The posterior mean of the kernel, in the stock layer's order of axes."""
         return tf.transpose(super().kernel, self._order())
 
     def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -117,7 +117,7 @@ class EinsumDenseBali(BaliLayer):
         return super().as_matrix(tf.transpose(kernel, inverse))
 
     def _order(self) -> list[int]:
-        """Where the stock kernel's axes are among those summed over, then those kept."""
+        """For each axis of the stock kernel its place among summed axes, then output axes."""
         own = "".join(self.kernel_axes())
         return [own.index(a) for a in letters(self.equation)[1]]
 
@@ -126,7 +126,6 @@ class EinsumDenseBali(BaliLayer):
         return self._stock().compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         config = super().get_config()
         del config["use_bias"]
         return {

@@ -16,16 +16,17 @@ def extract_patches(
 ) -> tf.Tensor:
     """The inputs under the kernel at every position, `[B, *positions, prod(kernel_size) * C]`.
 
-    A convolution is the matrix product of its patches and the kernel, reshaped to
-    `[prod(kernel_size) * C, filters]`. One strided slice per element of the kernel.
+    A convolution is the matrix product of these patches and the kernel, reshaped to
+    `[prod(kernel_size) * C, filters]`. The patches are one strided slice per kernel element.
 
     Args:
-        x: `[B, *spatial, C]`.
-        kernel_size: extent of the kernel per axis.
-        strides: per axis.
-        dilation_rate: per axis.
-        padding: `"valid"`, `"same"`, or for one axis `"causal"`.
+        x: inputs `[B, *spatial, C]`.
+        kernel_size: size of the kernel along each spatial axis.
+        strides: distance of neighbouring positions along each axis.
+        dilation_rate: distance of neighbouring kernel elements along each axis.
+        padding: `"valid"`, `"same"`, or for one spatial axis `"causal"`.
     """
+    # Static sizes where they are known: positions of known number keep the output shape static.
     sizes = tf.unstack(tf.shape(x)[1:-1])
     sizes = [sizes[i] if n is None else n for i, n in enumerate(x.shape[1:-1])]
     extents = [d * (k - 1) + 1 for k, d in zip(kernel_size, dilation_rate, strict=True)]
@@ -53,7 +54,14 @@ def extract_patches(
 def pad(
     size: int | tf.Tensor, extent: int, stride: int, padding: str
 ) -> tuple[int | tf.Tensor, int | tf.Tensor]:
-    """Zeros before and after an axis, as TensorFlow pads."""
+    """Number of zeros before and after one axis, as TensorFlow's convolutions pad.
+
+    Args:
+        size: size of the axis.
+        extent: size of the kernel along the axis, with the gaps of its dilation.
+        stride: stride along the axis.
+        padding: as in `extract_patches`.
+    """
     if padding == "causal":
         return extent - 1, 0
     if padding == "valid":
@@ -61,4 +69,5 @@ def pad(
     count = -(-size // stride)
     total = (count - 1) * stride + extent - size
     total = max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)
+    # Of an odd number of zeros, one more stands after the axis than before it.
     return total // 2, total - total // 2
