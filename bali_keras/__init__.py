@@ -1,4 +1,4 @@
-"""BALI, Bayesian layerwise inference, for Keras 3: exact posteriors layer by layer, no optimizer.
+"""BALI, Bayesian layerwise inference, for Keras 3: exact posteriors by layer, without an optimizer.
 
     import bali_keras as bk, keras, tfp_rank1 as r1
 
@@ -8,15 +8,17 @@
     model.compile()
     model.fit(x, y, batch_size=64, epochs=100)
 
-The package builds on the general parts of `tfp_rank1` (model, likelihoods, predictive
+`bali_keras` builds on the general parts of `tfp_rank1` (model, likelihoods, predictive
 distribution, metrics, export) and never on its layers.
 
 Source: Kurle, Klushyn & Herbrich (2024), "Learning Neural Networks via Bayesian Layerwise
 Inference".
 """
 
+# `tfp_rank1` refuses a Keras that does not run on TensorFlow. The error must name the package that
+# the user imported.
 try:
-    import tfp_rank1  # checks that Keras runs on TensorFlow
+    import tfp_rank1
 except ImportError as error:
     raise ImportError(f"bali_keras needs tfp_rank1, which cannot be imported: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A stock Keras model as a BALI model that starts at, or around, its kernels."""
+"""Conversion of a trained stock model into a `BaliModel` that starts at its kernels."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from tfp_rank1.conversion import (
 
 __all__ = ["convert"]
 
+# Constructor arguments that a BALI layer takes over from the stock layer. Initializers are not
+# among them: `_start_at` overwrites the mean.
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
 _ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
     keras.layers.Dense: (DenseBali, ("units", "use_bias")),
@@ -47,26 +49,31 @@ def convert(
 ) -> BaliModel:
     """A `BaliModel` with the layers and weights of a trained stock model.
 
-    Dense, Conv1D, Conv2D, Conv3D and EinsumDense layers become BALI layers whose posterior mean
-    starts at the kernels. `fit` then gives a posterior around them, within an epoch of a large set;
-    of a small one it takes about a thousand steps, in which a learned noise is found as well.
-    All other layers keep their weights and are frozen (batch normalization then uses its moving
-    statistics); set `trainable = True` and compile with an optimizer to train them. So are layers
-    that have no BALI form, grouped convolutions and einsum kernels with an axis per position; and
-    layers that are frozen already, such as a backbone, stay as they are.
+    Dense, Conv1D, Conv2D, Conv3D and EinsumDense layers become BALI layers whose posterior means
+    start at the kernels. `fit` then infers the posteriors around these means. A large data set
+    takes an epoch; a small one takes about a thousand steps, which also find a learned noise.
+
+    All other layers keep their weights and are frozen; a frozen batch normalization uses its
+    moving statistics. Grouped convolutions, and einsum kernels with an axis per position, have no
+    BALI form and are frozen too. To train a frozen layer, set `trainable = True` and compile with
+    an optimizer. Layers that are frozen in the stock model, such as a backbone, are not converted.
 
     Args:
-        model: a built Functional or Sequential model, nested ones included. It is not changed.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. It takes raw outputs: of a last
-            layer the softmax is dropped for `"categorical"`, the sigmoid for `"bernoulli"`, the
-            exponential for `"poisson"`.
-        prior_at_kernels: True (default) centres the priors on the kernels, which keeps weights
-            that the data say nothing about where they are; False centres them on 0.
+        model: a built Functional or Sequential model; nested models are converted too. The model
+            itself is not changed.
+        likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs,
+            so the last layer loses the softmax for `"categorical"`, the sigmoid for
+            `"bernoulli"`, and the exponential for `"poisson"`.
+        prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
+            say nothing about stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.
 
+    Returns:
+        The new model, not compiled.
+
     Raises:
-        ValueError: for a subclassed or unbuilt model, one without any trainable layer to convert,
-            or one whose last activation is not what the likelihood applies to raw outputs.
+        ValueError: for a subclassed or unbuilt model, a model without a trainable layer to
+            convert, or a last activation other than the one that the likelihood applies itself.
 
     Example:
     ```python
@@ -96,6 +103,7 @@ def convert(
             pairs[id(layer)] = layer, new
         return pairs[id(layer)][1]
 
+    # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
         net = keras.models.clone_model(model, clone_function=clone, recursive=True)
     converted = 0
@@ -118,7 +126,7 @@ def convert(
 
 
 def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
-    """The BALI counterpart of a layer; None if it has none."""
+    """The BALI counterpart of a stock layer; None for a layer that is not converted."""
     found = _ARGUMENTS.get(type(layer))
     if found is None or getattr(layer, "groups", 1) != 1 or not layer.trainable:
         return None
@@ -138,7 +146,7 @@ def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
 
 
 def _start_at(new: BaliLayer, old: Any) -> None:
-    """Set the mean, and a stored prior mean, to the kernel and bias of a stock layer."""
+    """Set the posterior mean, and a stored prior mean, to the stock layer's kernel and bias."""
     kernel = tf.convert_to_tensor(old.kernel)
     mean = new.as_matrix(kernel)
     if new.use_bias:

@@ -1,4 +1,4 @@
-"""What the examples of a fit weigh, and whether their inputs are finite."""
+"""The number N of training examples by their sample weights, and a check of their inputs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from tfp_rank1.checks import rows_not_finite
 
 
 def weight_of(arguments: dict[str, Any], count: int) -> float:
-    """Total weight of the training examples of `fit`: N, with every example's weight.
+    """N for a weighted `fit`: the total sample weight of the training examples.
 
     Args:
-        arguments: of `keras.Model.fit`.
-        count: number of training examples; of arrays the first so many are used.
+        arguments: the arguments of `keras.Model.fit`, by name.
+        count: number of training examples, without those for validation.
+
+    Returns:
+        The sum of the sample weights, times the class weights; `count` if there are none.
 
     Raises:
-        ValueError: for weights that are negative, not finite, or all 0.
+        ValueError: for sample weights that are negative, not finite, or all 0.
     """
     x, class_weight = arguments.get("x"), arguments.get("class_weight")
     weights = np.ones(count)
@@ -32,9 +35,11 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
             )
         weights = _dataset_weights(x, weights)
     if arguments.get("sample_weight") is not None:
+        # Keras validates on the last examples, so the first `count` are those it trains on.
         given = np.asarray(arguments["sample_weight"], "float64")
         weights = given.reshape(len(given), -1)[:count, 0]
     if class_weight is not None:
+        # As Keras does: one-hot labels by their largest entry, and 1 for a class without a weight.
         labels = np.asarray(arguments["y"])
         one_hot = labels.ndim == 2 and labels.shape[1] > 1
         labels = labels.argmax(axis=1) if one_hot else labels.reshape(-1)
@@ -50,7 +55,7 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
 
 
 def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarray:
-    """The third component of a dataset, in one pass; ones if it has none."""
+    """The sample weights of a dataset, from one pass over it; `weights` if it has none."""
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) < 3 or spec[2] is None:
         return weights
@@ -58,10 +63,13 @@ def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarra
 
 
 def check_finite_arrays(x: Any) -> None:
-    """Refuse arrays of inputs with NaN or infinity: `fit` would refuse their batches one by one.
+    """Refuse arrays of inputs with NaN or infinity, whose batches `fit` would refuse one by one.
+
+    Args:
+        x: the inputs of `fit`; everything but NumPy arrays passes unchecked.
 
     Raises:
-        ValueError: with the first row that is not finite.
+        ValueError: with the number of rows that are not finite, and the first of them.
     """
     for leaf in keras.tree.flatten(x):
         bad = rows_not_finite(leaf) if isinstance(leaf, np.ndarray) else np.zeros(0, bool)

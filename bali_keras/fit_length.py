@@ -1,4 +1,4 @@
-"""What `BaliModel.fit` adds to its callbacks: the length of the fit, and covariances at its end."""
+"""Callbacks of `BaliModel.fit`: the length of the fit, and covariances at its end."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["FactoriseAtEnd", "FitLength"]
 
 
 class FactoriseAtEnd(keras.callbacks.Callback):
-    """Brings the covariances up to date at the end, also of a fit that ended in the warm-up."""
+    """Brings the covariances up to date at the end of a fit, also of one within the warm-up."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._bali = model
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Factorise."""
+        # Before the first step there are no statistics to factorise.
         if int(self._bali.counters.updates.numpy()) > 0:
             self._bali.factorise()
 
 
 class FitLength(FactoriseAtEnd):
-    """Tells the model which steps belong to the present fit, and the user what was refused."""
+    """Tells the model the first and last step of the fit, and the user how many were refused."""
 
     def __init__(self, model: Any, initial_epoch: int) -> None:
         super().__init__(model)
@@ -37,7 +37,6 @@ class FitLength(FactoriseAtEnd):
         return int(self._bali.counters.updates.numpy()), self._bali.refused_updates
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Set the first and last step."""
         model, steps = self._bali, self.params.get("steps")
         self._before = self._counts()
         if steps is None:
@@ -49,13 +48,14 @@ class FitLength(FactoriseAtEnd):
                     "forgetting=0.02. Received: data of unknown length"
                 )
             return
-        epoch = initial_epoch(model) or self._first_epoch  # of a restored checkpoint
+        # As in Keras, the epoch of a restored checkpoint overrides the argument of `fit`.
+        epoch = initial_epoch(model) or self._first_epoch
+        # The step at which epoch 0 began: a resumed fit goes on along the same schedule.
         first = int(model.counters.updates.numpy()) + 1 - epoch * steps
         model.counters.first_step.assign(first)
         model.counters.last_step.assign(first + self.params["epochs"] * steps - 1)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Factorise, and warn of batches whose update was refused."""
         super().on_train_end(logs)
         batches, refused = (
             now - old for now, old in zip(self._counts(), self._before, strict=True)

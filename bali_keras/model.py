@@ -1,4 +1,4 @@
-"""BaliModel: a Keras model whose train step needs no optimizer."""
+"""`BaliModel`: a Keras model whose train step needs no optimizer."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from tfp_rank1.serialization import registered
 
 __all__ = ["BaliModel"]
 
+# Names under which `fit` logs the health of inference, in the order of `track_health`.
 _HEALTH = ("rate", "step_kl", "condition")
 
 
 class Counters:
-    """Numbers of steps, which are saved with the model.
+    """Counters of steps, int64 variables that are saved with the model.
 
     Attributes:
-        updates: steps over the life of the model.
-        refused: those of them whose update was refused.
+        updates: number of steps over the life of the model, refused ones included.
+        refused: number of steps whose update was refused.
         first_step: number of the first step of the present `fit`.
-        last_step: number of its last step; 0 while its length is unknown.
+        last_step: number of the last step of the present `fit`; 0 while the length is unknown.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        # The order is that of saved files.
+        # Keras saves variables in the order of their creation: keep it, or old files do not load.
         names = "updates", "refused", "first_step", "last_step"
         self.variables = [
             model.add_weight(
@@ -62,33 +63,34 @@ class BaliModel(BayesianModel):
 
     Each step moves the pre-activations of every layer along the back-propagated gradient of the
     log-likelihood, `y_n = M' h_n + V g_n`, and updates the layer's exact posterior given these
-    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.inference.posterior`. Layers of other
-    kinds are trained by `optimizer` in the same step. With one linear layer and a Normal likelihood
-    of known noise this is conjugate Bayesian linear regression, exactly.
+    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.inference.posterior`. The same step trains
+    layers of other kinds by `optimizer`. With one linear layer and a Normal likelihood of known
+    noise, inference is conjugate Bayesian linear regression, exactly.
 
     `fit` logs what `BayesianModel` logs (`kl` in nats per example, over the BALI layers) and
 
         rate        rho of the step
-        step_kl     KL between the posteriors after and before the step of the means, nats per
+        step_kl     KL of the posteriors after the step of the means from those before, in nats per
                     training example; the trust region bounds it
-        condition   largest condition number of the layers' row precisions (a lower bound)
+        condition   largest condition number of the layers' row precisions, as a lower bound
         refused     fraction of the epoch's batches whose update was refused because a number was
-                    not finite; everything is then as before the batch
+                    not finite; a refused batch leaves the model as it was
 
     Args:
         *args, **kwargs: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or
             a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs `[B, D]`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. The scale of `Normal()` is
             learned in closed form.
-        num_train_examples: N. Defaults to None: every `fit` counts its data by their
-            `sample_weight` and `class_weight`. Give it for a stream that comes in several fits.
+        num_train_examples: N. Defaults to None: every `fit` counts its own examples, each by its
+            `sample_weight` and `class_weight`. Give N for a stream that comes in several fits.
 
-    `predict` and calls of the model draw one sample of the weights: every call another. Use
-    `posterior_predictive`, or `with tfp_rank1.posterior_mean():`. Scale inputs and targets: priors
-    are meant for targets of unit size, and in float32, the default of a layer's
-    `statistics_dtype`, inputs whose mean is thousands of times their spread lose the spread. A
-    `sample_weight` of 2 counts as seeing the example twice; the Fisher information of hidden
-    layers is sampled, and so equal on average.
+    `predict`, like every call of the model, draws one new sample of the network weights. For
+    answers use `posterior_predictive`, or predict inside `tfp_rank1.posterior_mean()`.
+
+    Scale inputs and targets. The priors are meant for targets of unit size. In float32, the default
+    of a layer's `statistics_dtype`, inputs whose mean is thousands of times their spread lose the
+    spread. A `sample_weight` of 2 counts as seeing the example twice: exactly in an exact output
+    layer, and on average in hidden layers, whose Fisher information is sampled.
 
     Example:
     ```python
@@ -110,7 +112,8 @@ class BaliModel(BayesianModel):
         super().__init__(*args, **kwargs)
         self.options = Settings()
         self.batch_size: int | None = None  # of the present `fit`
-        # Keras saves attributes by name and in alphabetical order: files know this one.
+        # Keras saves layers under the names of attributes, in alphabetical order: in files the
+        # output layer stands under this name.
         self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
         self.counters = Counters(self)
         self.noise_weight = Accumulation(self, "noise")
@@ -123,12 +126,12 @@ class BaliModel(BayesianModel):
 
     @property
     def exact_layer(self) -> BaliLayer | None:
-        """The linear output layer of a Normal likelihood, whose targets are the labels, if any."""
+        """The linear output layer of a Gaussian likelihood, with labels as targets; or None."""
         return self._exact_layer
 
     @property
     def refused_updates(self) -> int:
-        """Batches, over the life of the model, whose update was refused."""
+        """Number of batches whose update was refused, over the life of the model."""
         return int(self.counters.refused.numpy())
 
     # -- compile --------------------------------------------------------------------------------
@@ -153,36 +156,39 @@ class BaliModel(BayesianModel):
         """Configure inference. The defaults are meant for regression and classification alike.
 
         Args:
-            optimizer: for the weights that are not BALI layers'. Defaults to None: there are none.
-            loss: `"average_nll"` (default), or any loss of Keras, whose value per example is taken
-                for a negative log-likelihood in nats. With a loss of Keras F is the empirical
-                Fisher information (from the data's labels), else the true one.
+            optimizer: trains the weights outside of BALI layers. Defaults to None, for a model
+                without such weights.
+            loss: `"average_nll"` (default), or any loss of Keras. The value of a Keras loss for an
+                example is taken for a negative log-likelihood in nats, and F is the empirical
+                Fisher information, from the data's labels; with `"average_nll"` F is the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
                 `Linear(0.07, 0.001)` over each `fit`.
-            damping: what is added to the Fisher information, `V^-1 = F + (a + r tr(F) / k) I`:
-                `a`, or `(a, r)`. Bounds V. (F is that of the rows of an example together; see
-                `bali_keras.posterior`.) Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for a
-                hundred examples to 0.02 for 60,000, and `r = 0.001`.
-            prior_precision: p, above 0. A weight has the precision `p fan_in` a priori, so that
+            damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
+                F is the Fisher information of all rows of an example together, see
+                `bali_keras.inference.posterior`. Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for
+                a hundred examples to 0.02 for 60,000, and `r = 0.001`.
+            prior_precision: p, above 0. A network weight has the precision `p fan_in` a priori, so
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
                 layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: 0.02 for discrete
                 targets (classes, counts), 0.06 for continuous ones.
             prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
-                matrix `[d, d]` (the bias is the last row), or a dict of either by layer name.
-                Defaults to None.
-            temperature: T; N is divided by it. Above 1 widens the posterior. Defaults to 1.
-            warmup_steps: steps of the model's life that only gather statistics. Defaults to 10.
-            trust_region: bound of `step_kl`, nats per training example, by which a step of the
-                hidden layers is shortened; None for none. Defaults to 0.05.
+                matrix `[d, d]` whose last row is that of the bias, or a dict of either by layer
+                name. Defaults to None.
+            temperature: T, above 0; inference divides N by T. A T above 1 widens the posterior.
+                Defaults to 1.
+            warmup_steps: number of first steps in the model's life that only gather statistics.
+                Defaults to 10.
+            trust_region: upper bound of `step_kl`, in nats per training example; longer steps of
+                the hidden layers are shortened to it. None for no bound. Defaults to 0.05.
             factorise_every: steps between two factorisations of the covariances. Defaults to None:
-                1 for small layers, else so that they cost about a fifteenth of the rest, but at
-                most a third of the averages' memory of `1 / rho` steps; and always at the end of
-                `fit`. The output layer of a Normal likelihood is then factorised in every step,
-                as its exactness needs.
+                1 for small layers; else as many as make factorisations cost a fifteenth of all
+                other work, but at most a third of the averages' memory of `1 / rho` steps. With
+                None an exact output layer is factorised in every step, as its exactness needs.
+                `fit` ends with a factorisation in any case.
             noise_prior: strength of the prior on a learned noise scale, in examples whose
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.
-            evaluation_samples: samples of the predictive in `evaluate` and validation. Defaults
-                to 8; 1 for losses and metrics of Keras.
+            evaluation_samples: samples of the predictive distribution in `evaluate` and validation.
+                Defaults to 8. Losses and metrics of Keras always see 1.
             **kwargs: as for `BayesianModel.compile` (`metrics`, `run_eagerly`, `jit_compile`, ...).
 
         Raises:
@@ -201,7 +207,7 @@ class BaliModel(BayesianModel):
             evaluation_samples=evaluation_samples,
         )
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
-            loss = loss[0]  # as Keras allows for one output
+            loss = loss[0]  # Keras allows a list for one output
         multiplier = _take_multiplier(kwargs, optimizer)
         loss = known_loss(loss, self.likelihood)
         is_nll = isinstance(loss, NegativeLogLikelihood)
@@ -217,19 +223,20 @@ class BaliModel(BayesianModel):
     # -- fit and evaluate -----------------------------------------------------------------------
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Infer; as `keras.Model.fit`, after finding N and looking at array targets.
+        """Infer the posteriors; as `keras.Model.fit`, after finding N and checking arrays.
 
-        A forgetting schedule over the length of the fit counts from epoch 0, so that a fit that
-        is resumed with `initial_epoch` goes on where it stopped.
+        A forgetting schedule over the length of the fit counts from epoch 0, so a fit that is
+        resumed with `initial_epoch` goes on where it stopped.
 
         Raises:
-            ValueError: if N is neither given nor found, if the schedule needs the number of
-                steps and it cannot be told, or targets lie outside the support.
+            ValueError: if N is neither given nor found, if the schedule needs a number of steps
+                that is unknown, if inputs are not finite, or if targets lie outside the support.
         """
         bound = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
         batch_size = _batch_size(x, arguments["batch_size"])
+        # The compiled step holds the period of factorisations, which depends on the batch size.
         if batch_size != self.batch_size:
             self.batch_size = batch_size
             self.forget_functions()
@@ -241,8 +248,9 @@ class BaliModel(BayesianModel):
                 "Received: a CallbackList"
             )
         own_list = list(given) if isinstance(given, (list, tuple)) else [given]
-        # The last: others may go back to a checkpoint before, or to the best weights after; and
-        # what they see at the end is up to date.
+        # `FitLength` comes last: when training begins, `Resume` may restore a checkpoint before it,
+        # and when training ends, `EarlyStopping` the best weights. `FactoriseAtEnd` comes first, so
+        # that all other callbacks see covariances that are up to date.
         arguments["callbacks"] = [FactoriseAtEnd(self), *own_list, length]
         self.options.check_names(self.bali_layers)
         check_finite_arrays(x)
@@ -250,15 +258,15 @@ class BaliModel(BayesianModel):
         return super().fit(**arguments)
 
     def count_examples(self, arguments: dict[str, Any]) -> float | None:
-        """N: the training examples of `fit`, each with its weight."""
+        """N: the total sample weight of the training examples of `fit`; None if unknown."""
         count = super().count_examples(arguments)
         return count and weight_of(arguments, int(count))
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras, with a forgetting schedule that needs no length.
+        """As in Keras, for a forgetting schedule that needs no length.
 
         Raises:
-            ValueError: for a schedule over the length of a `fit`.
+            ValueError: for a schedule over the length of a `fit`, such as the default.
         """
         if self.options.forgetting.needs_length:
             raise ValueError(
@@ -269,10 +277,13 @@ class BaliModel(BayesianModel):
         return super().train_on_batch(*args, **kwargs)
 
     def factorise(self) -> bool:
-        """Recompute the covariances from the present statistics; `fit` ends with it.
+        """Recompute all covariances from the present statistics, as the end of `fit` does.
 
         Returns:
-            False if a factorisation failed; all are then as before.
+            True; or False if a factorisation failed, which leaves all covariances as they were.
+
+        Raises:
+            ValueError: if N is not known.
         """
         count = required_count(self)
         layers = [
@@ -286,7 +297,7 @@ class BaliModel(BayesianModel):
         return bool(factorise(layers, tf.constant(count / self.options.temperature, tf.float32)))
 
     def set_annealing(self, annealing: Annealing | None) -> None:
-        """Refused: the posteriors of BALI layers come from no loss whose KL could be weighted.
+        """Refuse an annealing: the posteriors of BALI layers come from no loss with a KL weight.
 
         Raises:
             ValueError: for any annealing.
@@ -299,63 +310,70 @@ class BaliModel(BayesianModel):
             )
 
     def warn_of_refused(self, shares: list[float]) -> None:
-        """`FitLength` has counted the batches, and says so."""
+        """Do nothing: `FitLength` counts the refused batches and warns."""
 
     # -- one batch ------------------------------------------------------------------------------
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One update of all layers from one batch."""
+        """Update all layers by one batch."""
         return train_batch(self, data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Loss and metrics of one batch, of `evaluation_samples` samples' mixture."""
+        """Loss and metrics of one batch, for the mixture of `evaluation_samples` samples."""
         return evaluate_batch(self, data)
 
     def objective(
         self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
     ) -> Objective:
-        """As `BayesianModel.objective`; the KL counts the BALI layers."""
+        """As `BayesianModel.objective`, with the KL of the BALI layers."""
         plain = super().objective(y, outputs, sample_weight, training)
+        # NLL and metrics need no N; only the KL is weighted by 1 / N.
         if self.num_train_examples is None:
             return plain
         kl = tf.add_n([tf.zeros(()), *(v.kl() for v in self.bali_layers if v.built)])
         weight = 1.0 / tf.constant(float(self.num_train_examples), tf.float32)
+        # Every replica adds the KL of the whole net, and Keras adds up the replicas' losses.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
         return plain._replace(loss=loss, kl=plain.kl + kl, kl_weight=weight)
 
     @property
     def optimizer_variables(self) -> list[keras.Variable]:
-        """Trainable weights that are not inferred: those the optimizer trains."""
+        """The variables that the optimizer trains: no BALI posterior, no noise in closed form."""
         noise = self.likelihood.closed_form_noise
         learned = [] if noise is None else noise.variables
         return [v for v in self.trainable_variables if not any(v is w for w in learned)]
 
     def find_exact_layer(self, recorder: Recorder, outputs: tf.Tensor) -> None:
-        """Find the layer whose outputs are the model's own, in a subclassed model."""
+        """Find the exact output layer of a subclassed model, which has no graph to search.
+
+        Args:
+            recorder: holds the layers' calls of a forward pass.
+            outputs: raw outputs of the same forward pass.
+        """
         if self._exact_layer is not None or not self.likelihood.has_closed_form_marginal:
             return
         for layer, records in recorder.records.items():
             if len(records) == 1 and records[0].outputs is outputs:
                 self._exact_layer = layer
-                self.samplers.clear()  # those of before draw the layer's outputs
+                self.samplers.clear()  # graphs traced before still sample this layer
 
     def track_health(self, rate: tf.Tensor, health: Health) -> None:
-        """Log whether inference is well."""
+        """Log the rate of a step and the health of its update."""
         for name, value in zip(_HEALTH, (rate, health.step_kl, health.condition), strict=True):
             self._health[name].update_state(value)
 
     # -- answers --------------------------------------------------------------------------------
 
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Outputs of one pass; the output layer of a Normal likelihood is integrated out.
+        """Outputs of one pass, with an exact output layer integrated out.
 
         Args:
             x: one batch of inputs.
 
         Returns:
-            Mean and variance of the outputs, `[B, D]`, given the sample of the layers before; or
-            sampled outputs and None.
+            Mean and variance of the outputs, `[B, D]` each, given one sample of all other layers.
+            Without an exact output layer, sampled outputs and None.
         """
         layer = self._exact_layer
         if layer is None or mean_mode.value:
@@ -368,7 +386,13 @@ class BaliModel(BayesianModel):
 
 
 def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
-    """Take out what only `BayesianModel.compile` names; of it, the multiplier alone can be set."""
+    """Remove arguments that only `BayesianModel.compile` names, and return the multiplier of rates.
+
+    The config of a saved `BaliModel` holds all of these arguments, with their defaults.
+
+    Raises:
+        ValueError: for an argument that only nets with members can use.
+    """
     for name, default in {"member_batches": "tiled", "num_train_samples": 1}.items():
         found = arguments.pop(name, default)
         if found != default:
@@ -381,7 +405,7 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
 
 
 def _batch_size(x: Any, batch_size: int | None) -> int:
-    """Examples per step, for the cost of a step; 32 where it cannot be told."""
+    """Number of examples per step, on which a step's cost depends; 32 where it is unknown."""
     if isinstance(x, tf.data.Dataset):
         static = keras.tree.flatten(x.element_spec)[0].shape
         return int(static[0]) if len(static) and static[0] is not None else 32

@@ -1,10 +1,10 @@
 """Forgetting schedules: how fast the moving averages of a BALI layer forget.
 
-A schedule gives the rate rho of every step,
+A schedule gives the rate rho of every step:
 
     S <- (1 - rho) S + rho S_batch
 
-so an average remembers about `1 / rho` batches.
+An average then remembers about `1 / rho` batches.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tfp_rank1.serialization import Configurable, registered
 
 
 class Progress(NamedTuple):
-    """Where training stands.
+    """Where training stands, as int64 scalars.
 
     Attributes:
-        step: number of the step that is being made, from 1, over the life of the model.
+        step: number of the present step, counted from 1 over the life of the model.
         first: number of the first step of the present `fit`.
-        last: number of its last step; 0 while its length is unknown.
+        last: number of the last step of the present `fit`; 0 while the length is unknown.
     """
 
     step: tf.Tensor
@@ -36,48 +36,66 @@ class Progress(NamedTuple):
 class Schedule(Configurable):
     """Base class of the schedules; a subclass maps `Progress` to a rate in (0, 1].
 
-    The rate is not checked: above 1 statistics become negative and batches are refused. Register
-    a class of your own, `keras.saving.register_keras_serializable`, or a saved model does not
-    find it.
+    The rate is not checked. Above 1 the statistics become negative, and batches are refused. A
+    subclass needs `keras.saving.register_keras_serializable`, or saved models do not load.
+
+    Attributes:
+        needs_length: whether the schedule must know how many steps `fit` makes.
+
+    Example:
+    ```python
+    @keras.saving.register_keras_serializable("my_project")
+    class Halving(bali_keras.schedules.Schedule):
+        def __call__(self, progress):
+            return 0.1 * 0.5 ** (tf.cast(progress.step, tf.float32) / 1000.0)
+    ```
     """
 
-    # Whether the schedule must know how many steps `fit` will make.
     needs_length: bool = False
 
     def __call__(self, progress: Progress) -> tf.Tensor:
-        """The rate, float32 scalar."""
+        """The rate rho of the present step, float32 scalar."""
         raise NotImplementedError
 
 
 @registered("bali_keras.schedules")
 class Constant(Schedule):
-    """`rho = rate`: what adapts to a stream whose source drifts.
+    """`rho = rate` in every step, for a stream whose source drifts.
 
     Args:
         rate: in (0, 1]. At 1 every step forgets all earlier batches.
+
+    Raises:
+        ValueError: for a rate outside of (0, 1].
     """
 
     def __init__(self, rate: float) -> None:
         self.rate = check_rate("rate", rate)
 
     def __call__(self, progress: Progress) -> tf.Tensor:
-        """The rate, float32 scalar."""
         return tf.constant(self.rate, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {"rate": self.rate}
 
 
 @registered("bali_keras.schedules")
 class Linear(Schedule):
-    """`rho` falls on a line from `start` to `end`, and stays there.
+    """`rho` falls on a line from `start` to `end`, and stays at `end`.
 
     Args:
         start: rate of the first step, in (0, 1]. Defaults to 0.07.
         end: rate of the last step, in (0, start]. Defaults to 0.001.
         steps: length of the line in steps, from the first step of the model's life. Defaults to
-            None: the line is as long as the present `fit`, and every `fit` starts it anew.
+            None: the line is as long as the present `fit`, and every `fit` begins a new line.
+
+    Raises:
+        ValueError: for rates outside of (0, 1], or an `end` above `start`.
+
+    Example:
+    ```python
+    model.compile(forgetting=bali_keras.schedules.Linear(0.05, 0.002))
+    ```
     """
 
     def __init__(self, start: float = 0.07, end: float = 0.001, steps: int | None = None) -> None:
@@ -90,7 +108,6 @@ class Linear(Schedule):
         self.needs_length = steps is None
 
     def __call__(self, progress: Progress) -> tf.Tensor:
-        """The rate, float32 scalar."""
         if self.steps is None:
             done, length = progress.step - progress.first, progress.last - progress.first
         else:
@@ -99,24 +116,23 @@ class Linear(Schedule):
         return self.start + (self.end - self.start) * tf.clip_by_value(fraction, 0.0, 1.0)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {"start": self.start, "end": self.end, "steps": self.steps}
 
 
 @registered("bali_keras.schedules")
 class Averaging(Schedule):
-    """`rho = 1 / t` at step t: every example seen so far weighs the same, nothing is forgotten.
+    """`rho = 1 / t` at step t: all examples seen so far count alike, and none is forgotten.
 
-    N scales the average to a posterior. Over several calls of `fit` it is that of the last call
-    unless it is given: pass `num_train_examples=` to the model, or assign it as the stream grows.
+    N scales the averages to a posterior. Every `fit` sets N to the number of its own examples. For
+    a stream over several calls of `fit` pass `num_train_examples=` to the model, or assign it as
+    the stream grows.
 
-    For one linear layer with known noise, and `warmup_steps=0`, one pass over the data in any
-    split into batches gives the posterior of all data at once (unless `factorise_every` is given:
-    then the covariances of some steps are old).
+    With one linear layer of known noise and `warmup_steps=0`, one pass over the data gives the
+    posterior of all data at once, however the data are split into batches. A `factorise_every`
+    above 1 makes the result inexact, because the covariances of some steps are then old.
     """
 
     def __call__(self, progress: Progress) -> tf.Tensor:
-        """The rate, float32 scalar."""
         return 1.0 / tf.cast(tf.maximum(progress.step, 1), tf.float32)
 
 
@@ -130,7 +146,7 @@ def get(forgetting: Any) -> Schedule:
         forgetting = keras.saving.deserialize_keras_object(forgetting)
     if isinstance(forgetting, Schedule):
         return forgetting
-    if isinstance(forgetting, numbers.Real) and forgetting is not True:
+    if isinstance(forgetting, numbers.Real) and forgetting is not True:  # True counts as a Real
         return Constant(check_rate("forgetting", float(forgetting)))
     raise ValueError(
         "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "
@@ -139,7 +155,7 @@ def get(forgetting: Any) -> Schedule:
 
 
 def check_rate(name: str, value: float) -> float:
-    """`value` as a float, refused unless in (0, 1]."""
+    """`value` as a float; refused unless it is in (0, 1]."""
     if not 0.0 < float(value) <= 1.0:
         raise ValueError(f"Argument `{name}` must be in (0, 1]. Received: {name}={value}")
     return float(value)

@@ -1,4 +1,4 @@
-"""What `BaliModel.compile` configures."""
+"""The options of `BaliModel.compile`: their defaults, their checks, and their saved form."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from tfp_rank1.serialization import serialize
 
 __all__ = ["Settings"]
 
+# A falling rate, because constant rates of 0.05 and more became unstable in long runs.
 _FORGETTING = schedules.Linear(0.07, 0.001)
-# The fewer the examples, the less their Fisher information can be trusted: 0.1 for a hundred
-# examples, 0.02 for 60,000.
+# As a net fits, F vanishes in some directions, and V grows without bound there unless V^-1 has an
+# absolute lower bound. The bound falls with N, because the Fisher information of few examples is
+# less certain: it is 0.1 for a hundred examples, 0.02 for 60,000.
 DAMPING_SCALE, DAMPING_POWER, RELATIVE_DAMPING = 0.3, -0.25, 0.001
-# Classes and counts, and continuous targets; one number each for every set tried.
+# For classes and counts, and for continuous targets: one number each for all data sets tried.
 PRIOR_PRECISION_DISCRETE, PRIOR_PRECISION_CONTINUOUS = 0.02, 0.06
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-    """Arguments of `BaliModel.compile`, checked, with their defaults: the only place that has them.
+    """The checked arguments of `BaliModel.compile`; all their defaults stand here.
 
     Attributes:
-        forgetting: rate of the moving averages.
-        damping: absolute and relative part of what is added to the Fisher information; None to
-            find it from N.
-        prior_precision: of one weight, in units of fan-in; None to find it from the likelihood.
-        prior_row_precision: L0, a number or a matrix, or a dict of these by layer; None to find
-            it from `prior_precision`.
-        temperature: N is divided by it.
-        warmup_steps: steps that only gather statistics.
-        trust_region: bound of `step_kl`; None for none.
-        factorise_every: steps between two factorisations; None to find it from the costs.
-        noise_prior: examples that the prior on a learned noise counts for.
-        evaluation_samples: samples of the predictive in evaluation.
+        forgetting: schedule of the moving averages' rate.
+        damping: absolute and relative part of the damping of F; None to derive it from N.
+        prior_precision: precision of one network weight a priori, in units of fan-in; None to
+            derive it from the likelihood.
+        prior_row_precision: L0 as a number or a matrix, or a dict of these by layer name; None to
+            derive L0 from `prior_precision`.
+        temperature: T; inference divides N by T.
+        warmup_steps: number of first steps that only gather statistics.
+        trust_region: upper bound of `step_kl`; None for no bound.
+        factorise_every: steps between two factorisations; None to derive it from their cost.
+        noise_prior: strength of the prior on a learned noise, in examples.
+        evaluation_samples: samples of the predictive distribution in evaluation.
     """
 
     forgetting: schedules.Schedule = _FORGETTING
@@ -51,6 +53,7 @@ class Settings(Options):
     prior_precision: float | None = None
     prior_row_precision: Any = None
     temperature: float = 1.0
+    # Statistics of the first small batch alone would destroy the initial weights of the net.
     warmup_steps: int = 10
     trust_region: float | None = 0.05
     factorise_every: int | None = None
@@ -62,7 +65,7 @@ class Settings(Options):
         """Settings from the arguments of `compile`.
 
         Raises:
-            ValueError: naming the argument, what it must be, and what it is.
+            ValueError: for a value out of range; the message names the argument.
         """
         values = dict(arguments)
         values["forgetting"] = schedules.get(values["forgetting"])
@@ -79,10 +82,13 @@ class Settings(Options):
         return cls(**values)
 
     def check_names(self, layers: list[keras.layers.Layer]) -> None:
-        """Refuse a `prior_row_precision` for a layer that is not there.
+        """Refuse a `prior_row_precision` for a layer that the model does not have.
+
+        Args:
+            layers: the BALI layers of the model.
 
         Raises:
-            ValueError: with the names that are.
+            ValueError: with the names of the model's layers.
         """
         names = [layer.name for layer in layers]
         given = self.prior_row_precision
@@ -95,7 +101,13 @@ class Settings(Options):
     def prior_of(
         self, layer: keras.layers.Layer, num_examples: float, likelihood: Likelihood
     ) -> Prior:
-        """The prior and damping of one layer, for N examples."""
+        """The prior and damping of one layer.
+
+        Args:
+            layer: the layer.
+            num_examples: N.
+            likelihood: the model's likelihood, on which the default prior depends.
+        """
         row = self.prior_row_precision
         if isinstance(row, Mapping):
             row = row.get(layer.name)
@@ -108,7 +120,6 @@ class Settings(Options):
         return Prior(precision, row, damping)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of `compile`, serializable."""
         own = {f.name for f in dataclasses.fields(self)} - {
             f.name for f in dataclasses.fields(Options)
         }
@@ -138,7 +149,7 @@ def _row_precision(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return {name: _row_precision(v) for name, v in value.items()}
-    is_text = isinstance(value, str)  # which NumPy would parse
+    is_text = isinstance(value, str)  # NumPy would parse a text as a number
     array = np.asarray(np.nan if is_text else value, "float64")
     if array.ndim == 0:
         return positive("prior_row_precision", float(array))
