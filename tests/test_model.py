@@ -185,67 +185,83 @@ def test_learned_noise_is_a_weight_of_the_model(regression_model, tmp_path):
     assert not isinstance(loaded.layers[-1], r1.likelihoods.Likelihood)
 
 
-def model_errors():
+def stock(**kwargs):
+    """A model of stock layers; without a `likelihood` there is none."""
+    inputs = keras.Input((4,))
+    return r1.BayesianModel(inputs, keras.layers.Dense(3)(inputs), **kwargs)
+
+
+def two_outputs():
     inputs = keras.Input((4,))
     outputs = keras.layers.Dense(3)(inputs)
+    return r1.BayesianModel(inputs, [outputs, outputs], likelihood="normal")
+
+
+def compiled(*args, **kwargs):
     model = small_classifier(num_train_examples=8)
-    x = np.ones((4, 64), "float32")
-    return [
-        (lambda: r1.BayesianModel(inputs, outputs), "needs a likelihood"),
-        (
-            lambda: r1.BayesianModel(inputs, outputs, likelihood="gamma"),
-            "Unknown likelihood: expected one of .*'categorical'.*'gamma'",
-        ),
-        (
-            lambda: r1.BayesianModel(inputs, [outputs, outputs], likelihood="normal"),
-            "has one output tensor",
-        ),
-        (
-            lambda: r1.BayesianModel(
-                inputs, outputs, likelihood="normal", num_train_examples=0
-            ),
-            "`num_train_examples` must be a finite number above 0",
-        ),
-        (lambda: model.compile("sgd", r1.losses.AverageNLL("normal")), "different likelihoods"),
-        (
-            lambda: model.compile("sgd", factor_learning_rate_multiplier=0.0),
-            "`factor_learning_rate_multiplier` must be a finite number above 0",
-        ),
-        (
-            lambda: model.compile("sgd", factor_learning_rate_multiplier="a"),
-            "`factor_learning_rate_multiplier` must be a finite number above 0",
-        ),
-        (
-            lambda: (model.compile("sgd"), model.fit(x, np.full(4, 10), verbose=0)),
-            r"labels must be whole numbers in \[0, 10\). Received: min=10, max=10",
-        ),
-        (
-            lambda: (model.compile("sgd"), model.fit(x, np.full(4, np.nan), verbose=0)),
-            "Received: min=nan, max=nan, 4 values not finite",
-        ),
-        (
-            lambda: (model.compile("sgd"), model.fit(x, np.zeros((4, 10)), verbose=0)),
-            r"targets must have shape \[batch, 1\] or \[batch\].*\(None, 10\)|\(4, 10\)",
-        ),
-        (lambda: model.compile("sgd", "avg_nll"), r"Unknown loss: .*'average_nll'.*'avg_nll'"),
-        (
-            lambda: (model.compile("sgd", loss=None), model.fit(x, np.zeros(4), verbose=0)),
-            "The model has no loss",
-        ),
-        (lambda: (model.compile("sgd"), model.fit(x, verbose=0)), "needs targets"),
-        (
-            lambda: (model.compile("sgd"), model.fit(x[:0], np.zeros(0), verbose=0)),
-            r"at least one example. Received: x of shape \[\(0, 64\)\]",
-        ),
-        (lambda: r1.callbacks.KLAnnealing(), "exactly one of `epochs` and `steps`"),
-        (lambda: r1.callbacks.KLAnnealing(epochs=1, start=2.0), r"`start` must lie in \[0, 1\]"),
-        (lambda: model.export("model.onnx", format="onnx"), "would freeze the samples"),
-    ]  # fmt: skip
+    model.compile("sgd", *args, **kwargs)
+    return model
 
 
-@pytest.mark.parametrize("index", range(16))
-def test_errors_say_what_to_do(index):
-    make, message = model_errors()[index]
+def fitted(y, rows=4, **kwargs):
+    """Trained on so many rows, where `y` is their targets, if any."""
+    return compiled(**kwargs).fit(np.ones((rows, 64), "float32"), y, verbose=0)
+
+
+ERRORS = {
+    "no likelihood": (stock, "needs a likelihood"),
+    "unknown likelihood": (
+        lambda: stock(likelihood="gamma"),
+        "Unknown likelihood: expected one of .*'categorical'.*'gamma'",
+    ),
+    "two outputs": (two_outputs, "has one output tensor"),
+    "no examples": (
+        lambda: stock(likelihood="normal", num_train_examples=0),
+        "`num_train_examples` must be a finite number above 0",
+    ),
+    "another likelihood": (
+        lambda: compiled(r1.losses.AverageNLL("normal")), "different likelihoods",
+    ),
+    "multiplier of 0": (
+        lambda: compiled(factor_learning_rate_multiplier=0.0),
+        "`factor_learning_rate_multiplier` must be a finite number above 0",
+    ),
+    "multiplier of letters": (
+        lambda: compiled(factor_learning_rate_multiplier="a"),
+        "`factor_learning_rate_multiplier` must be a finite number above 0",
+    ),
+    "label out of range": (
+        lambda: fitted(np.full(4, 10)),
+        r"labels must be whole numbers in \[0, 10\). Received: min=10, max=10",
+    ),
+    "labels of nan": (
+        lambda: fitted(np.full(4, np.nan)), "Received: min=nan, max=nan, 4 values not finite",
+    ),
+    "one-hot labels": (
+        lambda: fitted(np.zeros((4, 10))),
+        r"targets must have shape \[batch, 1\] or \[batch\].*(\(None, 10\)|\(4, 10\))",
+    ),
+    "unknown loss": (lambda: compiled("avg_nll"), r"Unknown loss: .*'average_nll'.*'avg_nll'"),
+    "no loss": (lambda: fitted(np.zeros(4), loss=None), "The model has no loss"),
+    "no targets": (lambda: fitted(None), "needs targets"),
+    "no rows": (
+        lambda: fitted(np.zeros(0), rows=0),
+        r"at least one example. Received: x of shape \[\(0, 64\)\]",
+    ),
+    "annealing without a length": (
+        r1.callbacks.KLAnnealing, "exactly one of `epochs` and `steps`",
+    ),
+    "annealing from above 1": (
+        lambda: r1.callbacks.KLAnnealing(epochs=1, start=2.0), r"`start` must lie in \[0, 1\]",
+    ),
+    "frozen samples": (
+        lambda: small_classifier().export("model.onnx", format="onnx"), "would freeze the samples",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_say_what_to_do(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -347,14 +363,18 @@ def test_posterior_mean_governs_single_batches(digits):
     x, y = digits[0][:8], digits[1][:8]
     model = small_classifier(num_train_examples=8)
     model.compile("sgd")
-    for call in (model.predict_on_batch, lambda x: model.test_on_batch(x, y)):
-        assert not np.array_equal(call(x), call(x))
+
+    def scores(x):
+        model.reset_metrics()  # which would go on with the batch before
+        return model.test_on_batch(x, y)
+
+    for call in (model.predict_on_batch, scores):
+        first, second = call(x), call(x)
+        assert not np.array_equal(first, second)
         with r1.posterior_mean():
-            first = call(x)
-            model.reset_metrics()
-            second = call(x)
-        if call == model.predict_on_batch:
-            np.testing.assert_array_equal(first, second)
+            mean = call(x)
+            np.testing.assert_array_equal(mean, call(x))
+        assert not np.array_equal(call(x), mean)
 
 
 def test_pickle_and_uncompiled_files(digits, tmp_path):
