@@ -52,23 +52,29 @@ def test_safe_mode_is_enough(saved):
         np.testing.assert_array_equal(model(x), keras.models.load_model(saved)(x))
 
 
-def hostile(marker):
-    """Serialized objects that would make a file if they were called."""
-    command = f"touch {marker}"
-    return [
-        {"module": "os", "class_name": "system", "config": {"command": command}},
-        {"module": "os", "class_name": "function", "config": "system"},
-        {"module": "subprocess", "class_name": "Popen", "config": {"args": ["touch", str(marker)]}},
-        {"module": "builtins", "class_name": "eval", "config": {"source": command}},
-        {"class_name": "__lambda__", "config": {"value": "4wAAAA==", "defaults": None}},
-    ]  # fmt: skip
+# Serialized objects that would run `touch marker`, by the place of the marker, if they were called.
+HOSTILE = {
+    "system": lambda marker: {
+        "module": "os", "class_name": "system", "config": {"command": f"touch {marker}"},
+    },
+    "function": lambda marker: {"module": "os", "class_name": "function", "config": "system"},
+    "process": lambda marker: {
+        "module": "subprocess", "class_name": "Popen", "config": {"args": ["touch", str(marker)]},
+    },
+    "eval": lambda marker: {
+        "module": "builtins", "class_name": "eval", "config": {"source": f"touch {marker}"},
+    },
+    "lambda": lambda marker: {
+        "class_name": "__lambda__", "config": {"value": "4wAAAA==", "defaults": None},
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(5))
-def test_hostile_objects_are_refused(index, saved, tmp_path):
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_objects_are_refused(hostile, saved, tmp_path):
     """In the place of every object of a saved model, and wherever a config is taken."""
     marker = tmp_path / "marker"
-    bad = hostile(marker)[index]
+    bad = hostile(marker)
     takers = (
         r1.priors.get, r1.posteriors.get, r1.likelihoods.get, bk.schedules.get,
         lambda config: r1.layers.DenseRank1(2, ensemble_size=2, prior=config),
