@@ -1,7 +1,4 @@
-"""BaliModel: nets of all kinds, persistence, export, health."""
-
-import subprocess
-import sys
+"""BaliModel: nets of all kinds, persistence, health."""
 
 import keras
 import numpy as np
@@ -73,29 +70,6 @@ def test_save_load_and_resume_is_to_go_on(tmp_path, digits):
     for ours, theirs in zip(go_on(loaded), go_on(model), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_a_clean_process_answers(classifier, digits, tmp_path):
-    model, _ = classifier
-    model.export_predictive(str(tmp_path / "served"), num_samples=8)
-    np.save(tmp_path / "x.npy", digits[2][:5])
-    code = (
-        "import sys, numpy as np, tensorflow as tf\n"
-        f"m = tf.saved_model.load({str(tmp_path / 'served')!r})\n"
-        f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
-        "out = m.serve(x)\n"
-        "assert not [n for n in sys.modules if n.split('.')[0] in "
-        "('bali_keras', 'tfp_rank1', 'tensorflow_probability')]\n"
-        "np.testing.assert_allclose(out['probs'].numpy().sum(1), 1.0, rtol=1e-5)\n"
-        "print(m.samples(x, 3).shape.as_list())\n"
-        f"np.save({str(tmp_path / 'probs.npy')!r}, out['probs'])\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert run.stdout.strip() == "[3, 5, 10]"
-    here = model.posterior_predictive(digits[2][:5], num_samples=64).mean()
-    np.testing.assert_allclose(np.load(tmp_path / "probs.npy"), here, atol=0.35)
 
 
 def test_sequential_and_subclassed_nets_find_their_output_layer():

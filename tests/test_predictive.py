@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from bali_case import net
 from conftest import small_classifier
 
 import tfp_rank1 as r1
@@ -161,71 +162,115 @@ def test_empty_input_is_refused(digits, digits_model):
         digits_model.posterior_predictive(digits[2][:0])
 
 
+@pytest.fixture(scope="module")
+def bali_model(digits):
+    """A BALI net after two epochs on the digits; tests must not train it further."""
+    keras.utils.set_random_seed(1)
+    model = net(64, (32,), 10, "categorical", "relu")
+    model.compile()
+    model.fit(digits[0], digits[1], batch_size=64, epochs=2, verbose=0)
+    return model
+
+
 CLIENT = """
 import json, sys
 sys.modules["tfp_rank1"] = sys.modules["bali_keras"] = None
 sys.modules["tensorflow_probability"] = sys.modules["tf_keras"] = None
 import numpy as np, tensorflow as tf
-served = tf.saved_model.load(sys.argv[1])
-x = tf.constant(np.load(sys.argv[2]))
-seed = tf.constant([1, 2])
-a, b = (served.samples(x, 6).numpy() for _ in range(2))
-c, d = (served.samples(x, 7, seed).numpy() for _ in range(2))
-answers = {k: v.numpy().tolist() for k, v in served.serve(x).items()}
-print(json.dumps({
-    "answers": answers,
-    "signature": {
-        k: list(v.shape)
-        for k, v in served.signatures["serving_default"].structured_outputs.items()
-    },
-    "shape": c.shape,
-    "differ": not np.array_equal(a, b),
-    "repeat": np.array_equal(c, d),
-    "one": {k: list(v.shape) for k, v in served.serve(x[:1]).items()},
-}))
+
+def ask(folder, seed):
+    served = tf.saved_model.load(folder + "/served")
+    x = tf.constant(np.load(folder + "/x.npy"))
+    a, b = (served.samples(x, 6).numpy() for _ in range(2))
+    c, d = (served.samples(x, 7, seed).numpy() for _ in range(2))
+    return {
+        "answers": {k: v.numpy().tolist() for k, v in served.serve(x).items()},
+        "signature": {
+            k: list(v.shape)
+            for k, v in served.signatures["serving_default"].structured_outputs.items()
+        },
+        "shape": a.shape,
+        "differ": not np.array_equal(a, b),
+        "repeat": np.array_equal(c, d),
+        "samples": c.tolist(),
+        "one": {k: list(v.shape) for k, v in served.serve(x[:1]).items()},
+    }
+
+seed = tf.constant(json.loads(sys.argv[1]))
+print(json.dumps({folder: ask(folder, seed) for folder in sys.argv[2:]}))
 """
+SEED = 3
 
 
-def ask_client(path, x, tmp_path):
-    """What a process without this package and without TFP gets."""
-    np.save(tmp_path / "x.npy", x)
+@pytest.fixture(scope="module")
+def exported(digits, digits_model, bali_model, regression_model, tmp_path_factory):
+    """Models, inputs, and what one process without our packages and TFP gets of each, by name."""
+    folder = tmp_path_factory.mktemp("exported")
+    line = np.linspace(-1, 1, 9, dtype="float32")[:, np.newaxis]
+    cases = {
+        "classifier": (digits_model, digits[2][:30], 64),
+        "bali": (bali_model, digits[2][:30], 512),
+        "regressor": (regression_model, line, 256),
+    }
+    for name, (model, x, num_samples) in cases.items():
+        model.export_predictive(str(folder / name / "served"), num_samples=num_samples)
+        np.save(folder / name / "x.npy", x)
+    seed = r1.random.fold_in(r1.random.make_seed(SEED), 0)  # that of the first batch
     result = subprocess.run(
-        [sys.executable, "-c", CLIENT, str(path), str(tmp_path / "x.npy")],
+        [sys.executable, "-c", CLIENT, json.dumps(np.array(seed).tolist()), *cases],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    told = json.loads(result.stdout.splitlines()[-1])
+    return {name: (*cases[name][:2], told[name]) for name in cases}
 
 
-def test_exported_classifier_answers_in_a_clean_process(digits, digits_model, tmp_path):
-    x = digits[2][:30]
-    digits_model.export_predictive(str(tmp_path / "served"), num_samples=64)
-    told = ask_client(tmp_path / "served", x, tmp_path)
+@pytest.mark.parametrize("name", ["classifier", "bali", "regressor"])
+def test_exported_samples_are_those_of_the_model(name, exported):
+    """In a clean process, with a seed; without one they are new every time."""
+    model, x, told = exported[name]
     assert told["differ"]
     assert told["repeat"]
-    assert told["shape"] == [8, 30, 10]
-    assert told["one"] == {"probs": [1, 10], "entropy": [1], "mutual_information": [1]}
-    assert set(told["signature"]) == {"probs", "entropy", "mutual_information"}
-    p = digits_model.posterior_predictive(x, num_samples=512)
+    expected = model.posterior_predictive(x, num_samples=7, seed=SEED).samples
+    np.testing.assert_allclose(told["samples"], expected, rtol=1e-5, atol=1e-5)
+    assert told["shape"] == [6, *expected.shape[1:]]
+
+
+def test_exported_classifiers_answer_in_a_clean_process(exported):
+    for name in ("classifier", "bali"):
+        _, x, told = exported[name]
+        assert told["one"] == {"probs": [1, 10], "entropy": [1], "mutual_information": [1]}
+        assert set(told["signature"]) == {"probs", "entropy", "mutual_information"}
+        np.testing.assert_allclose(np.sum(told["answers"]["probs"], axis=1), 1.0, rtol=1e-5)
+        assert np.shape(told["answers"]["mutual_information"]) == (len(x),)
+    model, x, told = exported["classifier"]
+    p = model.posterior_predictive(x, num_samples=512)
     error = np.asarray(tf.math.reduce_std(tf.nn.softmax(p.samples), axis=0)) * np.sqrt(1 / 64)
     assert np.all(np.abs(told["answers"]["probs"] - p.mean()) < 5 * error + 1e-4)
     np.testing.assert_allclose(told["answers"]["entropy"], p.entropy(), atol=0.15)
 
 
-@pytest.mark.slow
-def test_exported_regressor_answers_in_a_clean_process(regression_model, tmp_path):
-    x = np.linspace(-1, 1, 9, dtype="float32")[:, np.newaxis]
-    regression_model.export_predictive(str(tmp_path / "served"), num_samples=256)
-    told = ask_client(tmp_path / "served", x, tmp_path)["answers"]
-    p = regression_model.posterior_predictive(x, num_samples=2048)
+def test_an_exported_bali_classifier_answers_in_a_clean_process(exported):
+    """Its probabilities have few samples far from the mean, for which Bernstein's bound holds."""
+    model, x, told = exported["bali"]
+    p = model.posterior_predictive(x, num_samples=4096)
+    variance = np.asarray(tf.math.reduce_variance(tf.nn.softmax(p.samples), axis=0))
+    z = 16 / 512  # of 512 samples, one in e^16 / 2 means is further away
+    bound = z / 3 + np.sqrt((z / 3) ** 2 + 2 * z * variance)
+    assert np.all(np.abs(told["answers"]["probs"] - p.mean()) < bound)
+
+
+def test_an_exported_regressor_answers_in_a_clean_process(exported):
+    model, x, told = exported["regressor"]
+    p, answers = model.posterior_predictive(x, num_samples=2048), told["answers"]
     error = np.asarray(tf.sqrt(p.epistemic_variance() / 256))
-    assert np.all(np.abs(told["mean"] - p.mean()) < 5 * error + 1e-4)
-    np.testing.assert_allclose(told["variance"], p.variance(), rtol=0.3)
-    np.testing.assert_allclose(told["aleatoric_variance"], p.aleatoric_variance(), rtol=1e-4)
+    assert np.all(np.abs(answers["mean"] - p.mean()) < 5 * error + 1e-4)
+    np.testing.assert_allclose(answers["variance"], p.variance(), rtol=0.3)
+    np.testing.assert_allclose(answers["aleatoric_variance"], p.aleatoric_variance(), rtol=1e-4)
 
 
 def test_export_of_a_seeded_process_does_not_repeat_itself(digits, digits_model, tmp_path):
