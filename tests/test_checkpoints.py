@@ -82,10 +82,8 @@ def test_an_interrupted_training_on_two_replicas_goes_on(method, strategy, tmp_p
     check_equal(state(train(method, tmp_path / "parts", strategy=strategy)), expected)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, CASE, "mixed", *map(str, arguments)], timeout=300
-    ).returncode
+def start(*arguments):
+    return subprocess.Popen([sys.executable, CASE, "mixed", *map(str, arguments)])
 
 
 # Killed in the first epoch, while a checkpoint is written, and in the middle of the last epoch.
@@ -94,13 +92,15 @@ POINTS = (0, 1), (1, -1), (EPOCHS - 1, 3)
 
 @pytest.mark.parametrize("points", [POINTS[1:2], pytest.param(POINTS, marks=pytest.mark.slow)])
 def test_a_killed_process_goes_on(points, tmp_path):
-    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
-    assert run(tmp_path / "whole", whole) == 0
-    for point in points:
-        assert run(tmp_path / "parts", parts, *point) == -9
-    assert run(tmp_path / "parts", parts) == 0
-    found, expected = np.load(parts), np.load(whole)
-    check_equal([found[k] for k in expected], [expected[k] for k in expected])
+    """And ends with the bits of this process, where nothing disturbs the training."""
+    folder, file = tmp_path / "parts", tmp_path / "parts.npz"
+    killed = start(folder, file, *points[0])
+    expected = state(train("mixed", tmp_path / "whole"))  # beside it
+    assert killed.wait(timeout=300) == -9
+    for point in points[1:]:
+        assert start(folder, file, *point).wait(timeout=300) == -9
+    assert start(folder, file).wait(timeout=300) == 0
+    check_equal(list(np.load(file).values()), expected)
 
 
 @pytest.mark.slow
