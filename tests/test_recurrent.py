@@ -135,7 +135,8 @@ def test_bidirectional_with_masks_and_dropout(cls, tmp_path):
     model = r1.BayesianModel(tokens, outputs, likelihood="bernoulli")
     x = np.array([[1, 2, 3, 0, 0], [4, 5, 1, 2, 3], [2, 0, 0, 0, 0], [3, 3, 1, 0, 0]])
     y = np.array([[0.0], [1.0], [0.0], [1.0]])
-    model.compile(keras.optimizers.SGD(1e-3))
+    # Such nets are traced in `test_models`, these within `posterior_predictive` below.
+    model.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)
     history = model.fit(x, y, batch_size=2, epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     layers = [v for v in model._flatten_layers() if isinstance(v, L.Rank1Mixin)]
