@@ -93,7 +93,7 @@ def test_sequential_and_subclassed_nets_find_their_output_layer():
     )
     means = []
     for model in (net(), wrapped, nested, Net()):
-        model.compile(forgetting=1.0, warmup_steps=0, prior_row_precision=3.0)
+        model.compile(forgetting=1.0, warmup_steps=0, prior_row_precision=3.0, run_eagerly=True)
         model.fit(x, y, batch_size=len(x), verbose=0)
         means.append(model.bali_layers[0].posterior.mean())
         p = model.posterior_predictive(x, num_samples=1)
@@ -139,7 +139,7 @@ def test_a_shared_layer_counts_its_rows():
 def test_a_total_weight_that_is_no_whole_number_is_saved(tmp_path):
     x, y = linear_data()
     model = net(likelihood="normal")
-    model.compile()
+    model.compile(run_eagerly=True)
     model.fit(x, y, sample_weight=np.full(len(x), 0.33), verbose=0)
     assert model.num_train_examples == pytest.approx(0.33 * len(x))
     model.save(tmp_path / "model.keras")
@@ -194,12 +194,13 @@ def test_n_is_the_weight_of_the_examples():
     x, y = linear_data()
     weights = np.full(60, 2.0, "float32")
     model = net()
-    model.compile()
+    model.compile(run_eagerly=True)
     model.fit(tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(20), verbose=0)
     assert model.num_train_examples == 120
     labels = np.eye(3)[np.arange(60) % 3]
     classifier = net(outputs=3, likelihood="categorical")
-    classifier.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    classifier.compile(loss=loss, run_eagerly=True)
     classifier.fit(x, labels, class_weight={0: 1.0, 1: 10.0}, verbose=0)
     assert classifier.num_train_examples == 20 + 200 + 20
 
@@ -234,25 +235,25 @@ def test_defaults_follow_the_data():
     )
 
 
-@pytest.mark.parametrize("times", [1.0, 20.0])
-def test_evaluation_integrates_the_output_layer_out(times):
+def test_evaluation_integrates_the_output_layer_out():
     """`val_nll` is that of the closed form, also where the weights' uncertainty dominates."""
-    x, y = linear_data(rows=12, outputs=1)
+    inputs, y = linear_data(rows=12, outputs=1)
     model = net(outputs=1)
     model.compile(warmup_steps=0, forgetting=1.0, metrics=[r1.metrics.RootMeanSquaredError()])
-    model.fit(x, y, batch_size=12, verbose=0)
-    x, weights = times * x, np.linspace(0.5, 2.0, 12)
-    exact = model.posterior_predictive(x, num_samples=1)
-    found = model.evaluate(x, y, return_dict=True, verbose=0)
-    assert found["nll"] == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-4)
-    weighted = model.evaluate(x, y, sample_weight=weights, return_dict=True, verbose=0)
-    expected = -float(np.mean(weights * exact.log_prob(y)))
-    assert weighted["nll"] == pytest.approx(expected, rel=1e-4)
-    error = np.sqrt(np.mean((exact.mean() - y) ** 2))
-    assert found["rmse"] == pytest.approx(error, rel=1e-4)
-    metric = r1.metrics.PredictiveNLL()  # which takes the closed form as it is
-    metric.update_state(y, exact)
-    assert float(metric.result()) == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-5)
+    model.fit(inputs, y, batch_size=12, verbose=0)
+    weights = np.linspace(0.5, 2.0, 12)
+    for x in (inputs, 20.0 * inputs):
+        exact = model.posterior_predictive(x, num_samples=1)
+        found = model.evaluate(x, y, return_dict=True, verbose=0)
+        assert found["nll"] == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-4)
+        weighted = model.evaluate(x, y, sample_weight=weights, return_dict=True, verbose=0)
+        expected = -float(np.mean(weights * exact.log_prob(y)))
+        assert weighted["nll"] == pytest.approx(expected, rel=1e-4)
+        error = np.sqrt(np.mean((exact.mean() - y) ** 2))
+        assert found["rmse"] == pytest.approx(error, rel=1e-4)
+        metric = r1.metrics.PredictiveNLL()  # which takes the closed form as it is
+        metric.update_state(y, exact)
+        assert float(metric.result()) == pytest.approx(-float(np.mean(exact.log_prob(y))), rel=1e-5)
 
 
 def test_padding_is_no_data():

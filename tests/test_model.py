@@ -84,7 +84,7 @@ def datasets(x, y):
 def test_fit_finds_n(kind, n):
     x, y = np.ones((50, 64), "float32"), np.zeros(50)
     model = small_classifier()
-    model.compile("sgd")
+    model.compile("sgd", run_eagerly=True)
     history = model.fit(*datasets(x, y)[kind], verbose=0).history
     assert model.num_train_examples == n
     np.testing.assert_allclose(history["kl_weight"][0], 1 / n, rtol=1e-5)
@@ -350,7 +350,7 @@ def test_loading_never_replaces_a_known_n(digits, tmp_path):
     x, y = digits[0][:16], digits[1][:16]
     small, large = small_classifier(), small_classifier()
     for model, copies in ((small, 1), (large, 4)):
-        model.compile("sgd")
+        model.compile("sgd", run_eagerly=True)
         model.fit(np.tile(x, (copies, 1)), np.tile(y, copies), verbose=0)
     small.save_weights(tmp_path / "small.weights.h5")
     large.load_weights(tmp_path / "small.weights.h5")
@@ -391,7 +391,8 @@ def test_pickle_and_uncompiled_files(digits, tmp_path):
 def test_early_stopping_knows_the_direction(digits):
     x, y = digits[0][:32], digits[1][:32]
     model = small_classifier()
-    model.compile("sgd", metrics=["accuracy", r1.metrics.ExpectedCalibrationError()])
+    metrics = ["accuracy", r1.metrics.ExpectedCalibrationError()]
+    model.compile("sgd", metrics=metrics, run_eagerly=True)
     stops = [
         keras.callbacks.EarlyStopping(name, patience=5)
         for name in ("val_accuracy", "val_ece", "val_loss")

@@ -58,7 +58,7 @@ def test_several_samples_are_averaged_or_mixed(loss):
     """The loss over S samples equals that of S passes put together."""
     model = classifier()
     x, y = batch()
-    model.compile("sgd", loss=loss, num_train_samples=3)
+    model.compile("sgd", loss=loss, num_train_samples=3, run_eagerly=True)
     seed = r1.random.make_seed(2)
     with r1.random.seed_scope(seed):
         outputs = model.training_outputs(x)
@@ -157,23 +157,20 @@ def test_compiling_again_adds_no_metric_and_keeps_none():
         assert len(model.evaluate(x, y, verbose=0)) == len(evaluated)
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [
+def test_a_refused_compile_changes_nothing():
+    model = classifier()
+    model.compile("sgd", factor_learning_rate_multiplier=0.5)
+    before, optimizer = model.get_compile_config(), model.optimizer
+    for refused in (
         {"loss": "mixture_nll", "member_batches": "split"},
         {"factor_learning_rate_multiplier": 50.0, "member_batches": "halved"},
         {"num_train_samples": 2, "loss": "no such loss"},
         {"num_train_samples": 2, "metrics": 3},
-    ],
-)
-def test_a_refused_compile_changes_nothing(refused):
-    model = classifier()
-    model.compile("sgd", factor_learning_rate_multiplier=0.5)
-    before, optimizer = model.get_compile_config(), model.optimizer
-    with pytest.raises(ValueError, match="Received"):
-        model.compile("adam", **refused)
-    assert model.get_compile_config() == before
-    assert model.optimizer is optimizer
+    ):
+        with pytest.raises(ValueError, match="Received"):
+            model.compile("adam", **refused)
+        assert model.get_compile_config() == before
+        assert model.optimizer is optimizer
     assert np.isfinite(model.fit(*batch(), verbose=0).history["loss"][0])
 
 
