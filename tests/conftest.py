@@ -1,5 +1,6 @@
 """Two logical CPUs for every test process, fixed seeds, and shared real data."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +18,13 @@ tf.config.set_logical_device_configuration(
 )
 
 import tfp_rank1 as r1  # noqa: E402  after the devices are set
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays, and graphs are large: collected seldom, both cost less."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def check_equal(found, expected):
