@@ -10,6 +10,8 @@ import pytest
 
 import bali_keras
 import tfp_rank1 as r1
+from tfp_rank1.layers.docstrings import fill_docstring
+from tfp_rank1.layers.rank1 import ARGUMENTS
 
 MODULES = [
     *(r1, r1.layers, r1.metrics, r1.posteriors, r1.priors, r1.likelihoods, r1.losses, r1.models),
@@ -40,6 +42,50 @@ def test_public_names_are_documented(module):
                     parts[f"{name}.{attribute}"] = getattr(member, attribute)
         bare += [where for where, part in parts.items() if not inspect.getdoc(part)]
     assert not bare
+
+
+def rank1_layers():
+    """Layers with factors; `TimeDistributedRank1` only has a layer with factors within."""
+    classes = {name: getattr(r1.layers, name) for name in r1.layers.__all__}
+    return {
+        name: cls
+        for name, cls in classes.items()
+        if name.endswith("Rank1") and cls is not r1.layers.TimeDistributedRank1
+    }
+
+
+def test_rank1_layers_have_every_section():
+    """Sections that a class writes and sections from the template; no placeholder is left."""
+    for name, cls in rank1_layers().items():
+        text = inspect.getdoc(cls)
+        assert "{{" not in text, name
+        assert all(len(line) <= 100 for line in text.splitlines()), name
+        for section in ("Args", "Input shape", "Output shape", "Raises", "Example", "Source"):
+            assert len(re.findall(f"^{section}:", text, flags=re.MULTILINE)) == 1, (name, section)
+        assert " o " in text, name  # an equation with factors
+        assert f"`keras.layers.{name.removesuffix('Rank1')}`" in text, name
+        assert all(f"`{argument}`" in text for argument in ARGUMENTS), name
+
+
+def test_the_docstring_template():
+    class DenseRank1:
+        """A layer.
+
+        Args:
+            {{rank1_arguments}}
+                More of it.
+        """
+
+    lines = fill_docstring(DenseRank1).__doc__.splitlines()
+    assert lines[:3] == ["A layer.", "", "Args:"]
+    assert lines[3].startswith("    **kwargs: every argument of `keras.layers.Dense`")
+    assert lines[4].startswith("        `tfp_rank1.layers.Rank1Mixin`")
+    assert lines[-1] == "        More of it."
+    DenseRank1.__doc__ = None  # as under python -OO
+    assert fill_docstring(DenseRank1).__doc__ is None
+    DenseRank1.__doc__ = "{{unknown}}"
+    with pytest.raises(KeyError, match="unknown"):
+        fill_docstring(DenseRank1)
 
 
 def small_resnet():

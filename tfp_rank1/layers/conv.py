@@ -1,4 +1,4 @@
-"""Conv1DRank1, Conv2DRank1 and Conv3DRank1."""
+"""Convolutions whose kernels are perturbed by rank-1 matrices, in one to three dimensions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1.keras_internals import causal_padding
+from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.serialization import registered
 
 
 class ConvRank1(Rank1Mixin):
-    """The rank-independent part: r scales input channels, s scales output channels."""
+    """The part that convolutions of all dimensions share: r on input, s on output channels."""
 
     @property
     def _channel_axis(self) -> int:
@@ -31,40 +32,26 @@ class ConvRank1(Rank1Mixin):
         return self._finish(self._convolve(x), seed, self._channel_axis)
 
     def _convolve(self, x: tf.Tensor) -> tf.Tensor:
+        # The stock `call` would also add a bias, of one row for all members, and the activation.
         return self.convolution_op(x, self.kernel)  # type: ignore[attr-defined]
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
     """A 1-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
 
-    r_k scales the input channels and s_k the filters, the same at every position.
+    {{convolution}}
 
-    Args:
-        filters: number of output channels.
-        kernel_size: length of the window.
-        **kwargs: every argument of `keras.layers.Conv1D` (strides, padding also `"causal"`,
-            dilation_rate, groups, data_format, ...), and those of `tfp_rank1.layers.Rank1Mixin`.
+    Example: `Conv1DRank1(32, 3, padding="causal", dilation_rate=2, ensemble_size=4)`
 
-    Input shape: `[K*B, steps, channels]`, or `[K*B, channels, steps]` if channels come first.
-
-    Output shape: that of the stock layer.
-
-    Raises:
-        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
-            KL from the prior is infinite.
-
-    Example:
-    ```python
-    Conv1DRank1(32, 3, padding="causal", dilation_rate=2, ensemble_size=4)
-    ```
-
-    Source: Dusenberry et al. (2020).
+    {{source}}
     """
 
     def _convolve(self, x: tf.Tensor) -> tf.Tensor:
+        # The stock layer pads causally in `call`, not in `convolution_op`.
         padding = self.padding
         if padding == "causal":
             x, padding = ops.pad(x, causal_padding(self)), "valid"
@@ -79,60 +66,30 @@ class Conv1DRank1(ConvRank1, keras.layers.Conv1D):
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class Conv2DRank1(ConvRank1, keras.layers.Conv2D):
     """A 2-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
 
-    r_k scales the input channels and s_k the filters, the same at every pixel.
+    {{convolution}}
 
-    Args:
-        filters: number of output channels.
-        kernel_size: height and width of the window.
-        **kwargs: every argument of `keras.layers.Conv2D`, and those of
-            `tfp_rank1.layers.Rank1Mixin`.
+    Example: `Conv2DRank1(64, 3, padding="same", use_bias=False, ensemble_size=4)`
 
-    Input shape: `[K*B, height, width, channels]`, or `[K*B, channels, height, width]`.
-
-    Output shape: that of the stock layer.
-
-    Raises:
-        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
-            KL from the prior is infinite.
-
-    Example:
-    ```python
-    Conv2DRank1(64, 3, padding="same", use_bias=False, ensemble_size=4)
-    ```
-
-    Source: Dusenberry et al. (2020).
+    {{source}}
     """
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class Conv3DRank1(ConvRank1, keras.layers.Conv3D):
     """A 3-D convolution whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o conv(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
 
-    Args:
-        filters: number of output channels.
-        kernel_size: depth, height and width of the window.
-        **kwargs: every argument of `keras.layers.Conv3D`, and those of
-            `tfp_rank1.layers.Rank1Mixin`.
+    {{convolution}}
 
-    Input shape: `[K*B, depth, height, width, channels]`, or with channels first.
+    Example: `Conv3DRank1(16, 3, strides=2, ensemble_size=4)`
 
-    Output shape: that of the stock layer.
-
-    Raises:
-        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
-            KL from the prior is infinite.
-
-    Example:
-    ```python
-    Conv3DRank1(16, 3, strides=2, ensemble_size=4)
-    ```
-
-    Source: Dusenberry et al. (2020).
+    {{source}}
     """

@@ -1,4 +1,4 @@
-"""DenseRank1."""
+"""A dense layer whose kernel is perturbed by rank-1 matrices."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.serialization import registered
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class DenseRank1(Rank1Mixin, keras.layers.Dense):
     """A dense layer whose kernel is perturbed by random rank-1 matrices, one per member.
 
         y = activation( s_k o (W^T (x o r_k)) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
 
-    Beyond the stock layer it has O(in + out) parameters per member and needs O(rows (in + out))
-    memory.
+    Each member adds O(in + out) parameters to those of the stock layer. Factors and draws take
+    O(rows (in + out)) memory: no kernel of a member is ever formed.
 
     Args:
-        units: size of the outputs.
-        **kwargs: every argument of `keras.layers.Dense`, and those of
-            `tfp_rank1.layers.Rank1Mixin`: `ensemble_size`, `posterior`, `prior`, ...
+        units: number of outputs.
+        {{rank1_arguments}}
 
-    Input shape: `[K*B, ..., in]`, member-major; any rank of at least 2.
+    Input shape: `[K*B, ..., in]`, member-major, of rank 2 or more.
 
     Output shape: `[K*B, ..., units]`.
 
-    Raises:
-        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
-            KL from the prior is infinite.
+    {{raises}}
 
     Example:
     ```python
@@ -43,8 +42,7 @@ class DenseRank1(Rank1Mixin, keras.layers.Dense):
     outputs = SplitMembers(4)(x)                                         # [B, 4, 10]
     ```
 
-    Source: Dusenberry et al. (2020), "Efficient and Scalable Bayesian Neural Nets with Rank-1
-    Factors".
+    {{source}}
     """
 
     def build(self, input_shape: Any) -> None:

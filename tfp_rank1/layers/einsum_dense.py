@@ -1,4 +1,4 @@
-"""EinsumDenseRank1."""
+"""An einsum layer whose kernel is perturbed by rank-1 matrices."""
 
 from __future__ import annotations
 
@@ -10,40 +10,38 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1.einsum_axes import expand, letters
+from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.serialization import registered
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
-    """`keras.layers.EinsumDense` whose kernel is perturbed by random rank-1 matrices.
+    """An einsum of inputs and a kernel that is perturbed by random rank-1 matrices.
 
         y = activation( s_k o einsum(x o r_k, W) + b_k ),   r_k ~ q(r_k), s_k ~ q(s_k)
 
-    r_k has an entry for every combination of the kernel's axes that are in the inputs, s_k for
-    those in the outputs: in `"abc,cde->abde"` r_k runs over c and s_k over d and e together. An
-    axis of the kernel that is in both (a kernel per position) is in r_k and s_k.
+    r_k runs over the axes that the kernel shares with the inputs, s_k over the axes that the
+    kernel shares with the outputs: in `"abc,cde->abde"` r_k has an entry for every c, and s_k for
+    every pair of d and e. An axis that all three have (a kernel per position) is in r_k and s_k.
 
     Args:
         equation: as in the stock layer, for example `"abc,cd->abd"` or `"...x,xy->...y"`.
         output_shape: as in the stock layer, without the batch axis.
-        **kwargs: every argument of `keras.layers.EinsumDense`, and those of
-            `tfp_rank1.layers.Rank1Mixin`. The bias has one row per member, over `bias_axes`.
+        {{rank1_arguments}}
+            The bias has one row per member, over `bias_axes`.
 
     Input shape: `[K*B, ...]`, member-major; the first axis of the equation is the batch.
 
-    Output shape: that of the stock layer.
+    {{output_shape}}
 
-    Raises:
-        ValueError: if K does not divide the batch, if the kernel holds the batch axis, for unknown
-            names, or for a posterior whose KL from the prior is infinite.
+    {{raises}}
+        ValueError: if the batch is not the first axis of inputs and outputs, or is in the kernel.
 
-    Example:
-    ```python
-    EinsumDenseRank1("abc,cde->abde", (None, 4, 16), bias_axes="de", ensemble_size=4)
-    ```
+    Example: `EinsumDenseRank1("abc,cde->abde", (None, 4, 16), bias_axes="de", ensemble_size=4)`
 
-    Source: Dusenberry et al. (2020).
+    {{source}}
     """
 
     bias_axes: str | None
@@ -51,6 +49,7 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
     @property
     def use_bias(self) -> bool:  # type: ignore[override]
         """Whether the layer has a bias."""
+        # `Rank1Mixin` reads this attribute, which the stock layer does not have.
         return self.bias_axes is not None
 
     def build(self, input_shape: Any) -> None:
@@ -77,6 +76,7 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
         )
 
     def _build_stock(self, input_shape: Any) -> None:
+        # Without `bias_axes` the stock layer makes no bias; `use_bias` follows from them here.
         bias_axes, self.bias_axes = self.bias_axes, None
         try:
             keras.layers.EinsumDense.build(self, input_shape)

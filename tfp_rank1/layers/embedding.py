@@ -1,4 +1,4 @@
-"""EmbeddingRank1."""
+"""An embedding whose table is perturbed by rank-1 matrices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1.keras_internals import stored_weight
+from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.folding import check_rows, fold, unfold
 from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.random import fold_in, next_seed
@@ -16,31 +17,30 @@ from tfp_rank1.serialization import registered
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
     """An embedding whose table is perturbed by random rank-1 matrices, one per member.
 
-        y = r_k[i] * (E[i] o s_k),   r_k ~ q(r_k), s_k ~ q(s_k)            i: a token
-        y = E[i] + r_k E + s_k                                             if additive
+        multiplicative   y = r_k[i] (E[i] o s_k),   r_k ~ q(r_k), s_k ~ q(s_k)     i: a token
+        additive         y = E[i] + r_k E + s_k
 
-    It is `DenseRank1` on one-hot inputs: r_k has an entry per token, s_k per embedding dimension,
-    and a token keeps its factor throughout an example. With `sampling="example"` the draws take
-    `rows x input_dim` numbers; for large vocabularies take `sampling="member"`, or
-    `r_posterior="deterministic"`.
+    The layer equals `DenseRank1` without a bias on one-hot inputs: r_k has an entry per token and
+    s_k per dimension of the embedding. A token keeps its entry of r_k throughout an example. With
+    `sampling="example"` a call draws `rows * input_dim` numbers for r; for large vocabularies use
+    `sampling="member"` or `r_posterior="deterministic"`.
 
     Args:
         input_dim: number of tokens.
         output_dim: size of an embedding.
-        **kwargs: every argument of `keras.layers.Embedding`, and those of
-            `tfp_rank1.layers.Rank1Mixin`; there is no bias.
+        {{rank1_arguments}}
+            The layer has no bias.
 
-    Input shape: `[K*B, ...]`, whole numbers in `[0, input_dim)`; as in the stock layer negative
-        ones count from the end.
+    Input shape: `[K*B, ...]`, member-major, whole numbers in `[0, input_dim)`; as in the stock
+        layer, negative numbers count from the end.
 
     Output shape: `[K*B, ..., output_dim]`.
 
-    Raises:
-        ValueError: if K does not divide the batch, for unknown names, or for a posterior whose
-            KL from the prior is infinite.
+    {{raises}}
 
     Example:
     ```python
@@ -48,15 +48,17 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
     h = EmbeddingRank1(1000, 32, mask_zero=True, ensemble_size=4)(h)
     ```
 
-    Source: Dusenberry et al. (2020).
+    {{source}}
     """
 
+    # `Rank1Mixin` reads both; the stock layer has neither.
     use_bias = False
     activation = None
 
     def __init__(self, *args: Any, weights: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if weights is not None:  # the stock layer would build itself before the factors are there
+        # The stock constructor would call `build` on weights, before the mixin has made factors.
+        if weights is not None:
             self.build()
             table = weights[0] if isinstance(weights, list) else weights
             stored_weight(self, "embeddings").assign(table)
@@ -72,10 +74,12 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Embeddings under fresh draws of the factors, in training and inference alike."""
         tokens = ops.cast(check_rows(inputs, self.ensemble_size, self.name), "int32")
-        tokens = tf.where(tokens < 0, tokens + self.input_dim, tokens)  # as `ops.take`
+        # `ops.take` counts negative tokens from the end, `tf.gather` in `_of_tokens` does not.
+        tokens = tf.where(tokens < 0, tokens + self.input_dim, tokens)
         seed = next_seed(self.seed_generator)
         rows = self._num_draws(tokens)
         r = self._draw(self.r_factor, rows, seed)
+        # The stock layer sets `autocast = False`, so its variables come in their own dtype.
         table = ops.cast(self.embeddings, self.compute_dtype)
         y = ops.take(table, tokens, axis=0)
         if self.perturbation == "multiplicative":
@@ -85,7 +89,7 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
         return self._perturb(y, self._draw(self.s_factor, rows, fold_in(seed, 1)), channel_axis=-1)
 
     def _of_tokens(self, r: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-        """Each token's entry of r, `[K, B or 1, input_dim]`, in its row; the shape of tokens."""
+        """Every token's entry of r, `[K, B or 1, input_dim]`, in the shape of `tokens`."""
         by_member = unfold(tokens, self.ensemble_size)
         if r.shape[1] == 1:
             return fold(tf.gather(r[:, 0], by_member, batch_dims=1))

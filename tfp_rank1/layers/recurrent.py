@@ -1,4 +1,7 @@
-"""LSTMRank1 and GRURank1 with their cells: one draw of all factors per sequence."""
+"""Recurrent layers and cells whose kernels are perturbed by rank-1 matrices.
+
+All factors are drawn once per sequence: a sequence meets the same net at every time step.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from keras import ops
 
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import lstm_carry_and_output
+from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.folding import check_rows
 from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
@@ -18,12 +22,14 @@ from tfp_rank1.serialization import registered
 
 
 class Draws(NamedTuple):
-    """Factors and biases of one sequence, `[K, B or 1, ...]`.
+    """The draws for one sequence, `[K, B or 1, ...]`.
 
     Attributes:
-        r, s: of the kernel, over inputs and gates.
-        recurrent_r, recurrent_s: of the recurrent kernel, over units and gates.
-        bias: over gates (GRU: twice the gates if `reset_after`); None without one.
+        r, s: factors of the kernel, `[..., in]` and `[..., gates * units]`.
+        recurrent_r, recurrent_s: factors of the recurrent kernel, `[..., units]` and
+            `[..., gates * units]`.
+        bias: `[..., gates * units]`, twice as long for a GRU with `reset_after`; None without a
+            bias.
     """
 
     r: tf.Tensor
@@ -34,13 +40,14 @@ class Draws(NamedTuple):
 
 
 class _CellRank1(Rank1Mixin):
-    """The part that LSTM and GRU cells share.
+    """The part that LSTM and GRU cells share: two kernels, and draws that last for a sequence.
 
-    Before its loop over time steps an RNN asks the cell for its dropout masks, and tells it to
-    forget them afterwards: that is where factors are drawn and forgotten, so that any
-    `keras.layers.RNN`, `StackedRNNCells` and `Bidirectional` has one draw per sequence. A cell
-    that is called on its own draws anew; so does one within a cell of one's own, unless that hands
-    on `get_dropout_mask` and `reset_dropout_mask`, as a subclass of `DropoutRNNCell`.
+    Keras tells a cell nothing of sequences but this: `RNN.call` asks a `DropoutRNNCell` for its
+    dropout masks before the loop over time steps, and to forget them after the loop. The cell draws
+    and forgets its factors at these two calls. So `keras.layers.RNN`, `StackedRNNCells` and
+    `Bidirectional` have one draw per sequence. A cell that is called alone draws anew at each call.
+    So does a cell inside a user's own cell, unless the outer cell is a `DropoutRNNCell` and passes
+    `get_dropout_mask` and `reset_dropout_mask` on.
     """
 
     gates: int
@@ -69,12 +76,14 @@ class _CellRank1(Rank1Mixin):
     # -- one draw per sequence ------------------------------------------------------------------
 
     def get_dropout_mask(self, step_input: tf.Tensor) -> Any:
-        """The dropout mask; an RNN that asks, before a sequence, also has the factors drawn."""
+        """The dropout mask; an RNN asks for it before a sequence, so the factors are drawn too."""
+        # In a scope and not on the cell: the replicas of `tf.distribute` share the cell, and each
+        # runs in a thread of its own.
         scopes.held_draws.value[self] = self._draw_all(step_input)
         return super().get_dropout_mask(step_input)  # type: ignore[misc]
 
     def reset_dropout_mask(self) -> None:
-        """Forget mask and factors: the sequence is over."""
+        """Forget the mask and the draws: the sequence is over."""
         scopes.held_draws.value.pop(self, None)
         super().reset_dropout_mask()  # type: ignore[misc]
 
@@ -82,6 +91,7 @@ class _CellRank1(Rank1Mixin):
         x = check_rows(x, self.ensemble_size, self.name)
         rows, seed = self._num_draws(x), next_seed(self.seed_generator)
         factors = (self.r_factor, self.s_factor, self.recurrent_r_factor, self.recurrent_s_factor)
+        # From 3 on: `fold_in(seed, 2)` is the seed of a random bias.
         r, s, recurrent_r, recurrent_s = (
             self._draw(f, rows, fold_in(seed, 3 + i)) for i, f in enumerate(factors)
         )
@@ -89,14 +99,15 @@ class _CellRank1(Rank1Mixin):
         return Draws(r, s, recurrent_r, recurrent_s, bias)
 
     def _draws(self, x: tf.Tensor) -> Draws:
-        """The draws of the sequence under way, or fresh ones."""
+        """The draws of the sequence under way, or fresh draws for a cell that is called alone."""
         found = scopes.held_draws.value.get(self)
         return self._draw_all(x) if found is None else found
 
     # -- one step -------------------------------------------------------------------------------
 
     def _masks(self, inputs: tf.Tensor, h: tf.Tensor, training: Any) -> tuple[Any, Any]:
-        """Dropout masks for inputs and state: None, one, or one per gate."""
+        """Dropout masks for inputs and state: None, one mask, or a list of one per gate."""
+        # Past this class's `get_dropout_mask`, which would draw the factors again.
         on_inputs = training and 0.0 < self.dropout < 1.0  # type: ignore[attr-defined]
         on_state = training and 0.0 < self.recurrent_dropout < 1.0  # type: ignore[attr-defined]
         return (
@@ -105,7 +116,8 @@ class _CellRank1(Rank1Mixin):
         )
 
     def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor) -> tf.Tensor:
-        """`W^T (x o mask o r)`, a mask for all gates or one for each."""
+        """`W^T (x o mask o r)`, with one mask for all gates or a list of one per gate."""
+        # Keras has a mask per gate under `implementation=1`: then each gate is a product by itself.
         if isinstance(mask, Sequence):
             parts = zip(mask, ops.split(kernel, len(mask), axis=1), strict=True)
             return ops.concatenate([self._project(x, m, w, r) for m, w in parts], axis=-1)
@@ -116,6 +128,7 @@ class _CellRank1(Rank1Mixin):
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
     """An LSTM cell whose two kernels are perturbed by random rank-1 matrices.
 
@@ -123,31 +136,31 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
         i, f, o = recurrent_activation(z_i, z_f, z_o),   c <- f c + i activation(z_c)
         h <- o activation(c)
 
-    Factors are drawn once per sequence.
+    The factors r_k, s_k of the kernel W and r'_k, s'_k of the recurrent kernel U are drawn once per
+    sequence.
 
     Args:
         units: size of the state.
-        **kwargs: every argument of `keras.layers.LSTMCell`, and those of
-            `tfp_rank1.layers.Rank1Mixin`; posterior and prior hold for both kernels.
+        {{rank1_arguments}}
+            Posterior and prior hold for both kernels.
 
-    Input shape: `[K*B, in]`, states `[K*B, units]`.
+    Input shape: `[K*B, in]`, member-major; states h and c, `[K*B, units]`.
 
-    Raises:
-        ValueError: as for `LSTMRank1`.
+    Output shape: `[K*B, units]`, and the states h and c after the time step.
 
-    Example:
-    ```python
-    keras.layers.RNN(LSTMCellRank1(32, ensemble_size=4), return_sequences=True)
-    ```
+    {{raises}}
 
-    Source: Dusenberry et al. (2020).
+    Example: `keras.layers.RNN(LSTMCellRank1(32, ensemble_size=4), return_sequences=True)`
+
+    Source: Hochreiter & Schmidhuber (1997), "Long Short-Term Memory"; Dusenberry et al. (2020).
     """
 
     gates = 4
 
     def _add_bias(self, dim: int, initializer: Any = None) -> keras.Variable | None:
         def forgetful(shape: Any, dtype: Any = None) -> tf.Tensor:
-            """A forget gate that is open at the start: a bias of 1."""
+            """The bias of the stock layer with `unit_forget_bias`, for every member."""
+            # The second gate is the forget gate: with a bias of 1 it is open at the start.
             bias = ops.reshape(self.bias_initializer(shape, dtype), (shape[0], 4, -1))
             ones = ops.ones((shape[0], 1, self.units), bias.dtype)
             parts = [bias[:, :1], ones, bias[:, 2:]]
@@ -156,7 +169,7 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
         return super()._add_bias(dim, forgetful if self.unit_forget_bias else None)
 
     def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
-        """The next output, and the states after it."""
+        """The output, and the states after the time step."""
         h, c = states
         draws = self._draws(inputs)
         mask, recurrent_mask = self._masks(inputs, h, training)
@@ -169,6 +182,7 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
     """A GRU cell whose two kernels are perturbed by random rank-1 matrices.
 
@@ -176,25 +190,25 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         z, r = recurrent_activation(x'_z + h'_z, x'_r + h'_r)
         h <- z h + (1 - z) activation(x'_h + r h'_h)
 
-    With `reset_after=False` the gate r is on h, before the matrix product, and there is no b'.
-    Factors are drawn once per sequence.
+    z and r are the update and the reset gate. With `reset_after=False` the reset gate multiplies h
+    before the product with U, and there is no b'. The factors r_k, s_k of the kernel W and r'_k,
+    s'_k of the recurrent kernel U are drawn once per sequence.
 
     Args:
         units: size of the state.
-        **kwargs: every argument of `keras.layers.GRUCell`, and those of
-            `tfp_rank1.layers.Rank1Mixin`; posterior and prior hold for both kernels.
+        {{rank1_arguments}}
+            Posterior and prior hold for both kernels.
 
-    Input shape: `[K*B, in]`, state `[K*B, units]`.
+    Input shape: `[K*B, in]`, member-major; state h, `[K*B, units]`.
 
-    Raises:
-        ValueError: as for `LSTMRank1`.
+    Output shape: `[K*B, units]`, and the state h after the time step.
 
-    Example:
-    ```python
-    keras.layers.RNN(GRUCellRank1(32, ensemble_size=4))
-    ```
+    {{raises}}
 
-    Source: Cho et al. (2014); Dusenberry et al. (2020).
+    Example: `keras.layers.RNN(GRUCellRank1(32, ensemble_size=4))`
+
+    Source: Cho et al. (2014), "Learning Phrase Representations using RNN Encoder-Decoder";
+    Dusenberry et al. (2020).
     """
 
     gates = 3
@@ -203,7 +217,7 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         return (2 if self.reset_after else 1) * self.gates * self.units
 
     def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
-        """The next output, and the state after it."""
+        """The output, and the state after the time step, nested as it came."""
         is_nested = isinstance(states, (list, tuple))
         h = states[0] if is_nested else states
         draws = self._draws(inputs)
@@ -227,7 +241,7 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         return h, [h] if is_nested else h
 
     def _state(self, h: tf.Tensor, mask: Any, draws: Draws, gates: slice) -> tf.Tensor:
-        """`s' o (U^T (h o r'))` for some of the gates."""
+        """`s' o (U^T (h o r'))` for the columns of U of some gates."""
         columns = slice(gates.start * self.units, gates.stop * self.units)
         mask = mask[gates] if isinstance(mask, Sequence) else mask
         kernel = ops.convert_to_tensor(self.recurrent_kernel)[:, columns]
@@ -236,14 +250,12 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
 
 
 class _RecurrentRank1(Composite):
-    """A stock recurrent layer around a rank-1 cell.
-
-    The stock layers' constructors would make a stock cell, so this one goes past them.
-    """
+    """A stock recurrent layer around a rank-1 cell."""
 
     _cell: Any
     _cell_name: str
     _stock: Any
+    # Arguments of the layer; all others are for the cell.
     _of_layer = (
         "return_sequences",
         "return_state",
@@ -267,11 +279,13 @@ class _RecurrentRank1(Composite):
         layer |= {name: kwargs[name] for name in ("dtype", "trainable") if name in kwargs}
         self._seed = kwargs.get("seed")
         if layer.get("go_backwards") and self._seed is not None:
-            # Bidirectional makes both directions of one configuration; their draws differ.
+            # `Bidirectional` copies one config for both directions, and their draws must differ.
             kwargs["seed"] = self._seed + SEED_STEP // 2
         cell = self._cell(units, name=self._cell_name, **kwargs)
+        # Past the stock constructor, which would make a stock cell; the rest of it follows here.
         keras.layers.RNN.__init__(self, cell, **layer)
         self.input_spec = keras.layers.InputSpec(ndim=3)
+        # cuDNN would get the kernels of the cell, without its factors.
         self.use_cudnn = False
         self.ensemble_size = cell.ensemble_size
 
@@ -282,40 +296,42 @@ class _RecurrentRank1(Composite):
         mask: Any = None,
         training: bool = False,
     ) -> Any:
-        """Outputs under one draw per sequence, in training and inference alike."""
+        """Outputs under one draw of the factors per sequence, also in inference."""
         try:
             return super().call(  # type: ignore[misc]
                 sequences, initial_state=initial_state, mask=mask, training=training
             )
         finally:
             cell: Any = self.cell  # type: ignore[attr-defined]
-            cell.reset_dropout_mask()  # also after an error
+            # Keras does so itself, but not after an error: the next call would find old draws.
+            cell.reset_dropout_mask()
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         config = super().get_config()  # type: ignore[misc]
+        # The layer's own seed: the seed of a backward layer's cell is moved on.
         return {**config, **rank1_config(self.cell), "seed": self._seed}  # type: ignore[attr-defined]
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
     """An LSTM whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
 
-    See `LSTMCellRank1` for the equations. cuDNN is not used.
+        z = s_k o (W^T (x o r_k)) + s'_k o (U^T (h o r'_k)) + b_k
+
+    `LSTMCellRank1` has the other equations. cuDNN is not used: it takes no factors.
 
     Args:
         units: size of the state.
-        **kwargs: every argument of `keras.layers.LSTM`, and those of
-            `tfp_rank1.layers.Rank1Mixin`. With `sampling="member"` all sequences of a member
-            share a draw.
+        {{rank1_arguments}}
+            With `sampling="member"` all sequences of a member share a draw.
 
-    Input shape: `[K*B, steps, in]`; masks `[K*B, steps]`.
+    Input shape: `[K*B, steps, in]`, member-major; a mask is `[K*B, steps]`.
 
-    Output shape: that of the stock layer.
+    {{output_shape}}
 
-    Raises:
-        ValueError: if K does not divide the batch, for `use_cudnn=True`, for unknown names, or for
-            a posterior whose KL from the prior is infinite.
+    {{raises}}
+        ValueError: for `use_cudnn=True`.
 
     Example:
     ```python
@@ -323,37 +339,37 @@ class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
     h = keras.layers.Bidirectional(LSTMRank1(32, return_sequences=True, ensemble_size=4))(h)
     ```
 
-    Source: Dusenberry et al. (2020).
+    Source: Hochreiter & Schmidhuber (1997), "Long Short-Term Memory"; Dusenberry et al. (2020).
     """
 
     _cell, _cell_name, _stock = LSTMCellRank1, "lstm_cell", keras.layers.LSTM
 
 
 @registered("tfp_rank1")
+@fill_docstring
 class GRURank1(_RecurrentRank1, keras.layers.GRU):
     """A GRU whose kernels are perturbed by random rank-1 matrices, drawn once per sequence.
 
-    See `GRUCellRank1` for the equations. cuDNN is not used.
+        x' = s_k o (W^T (x o r_k)) + b_k,   h' = s'_k o (U^T (h o r'_k)) + b'_k
+
+    `GRUCellRank1` has the other equations. cuDNN is not used: it takes no factors.
 
     Args:
         units: size of the state.
-        **kwargs: every argument of `keras.layers.GRU`, and those of
-            `tfp_rank1.layers.Rank1Mixin`. With `sampling="member"` all sequences of a member
-            share a draw.
+        {{rank1_arguments}}
+            With `sampling="member"` all sequences of a member share a draw.
 
-    Input shape: `[K*B, steps, in]`; masks `[K*B, steps]`.
+    Input shape: `[K*B, steps, in]`, member-major; a mask is `[K*B, steps]`.
 
-    Output shape: that of the stock layer.
+    {{output_shape}}
 
-    Raises:
-        ValueError: as for `LSTMRank1`.
+    {{raises}}
+        ValueError: for `use_cudnn=True`.
 
-    Example:
-    ```python
-    GRURank1(32, ensemble_size=4, posterior="cauchy")
-    ```
+    Example: `GRURank1(32, ensemble_size=4, posterior="cauchy")`
 
-    Source: Cho et al. (2014); Dusenberry et al. (2020).
+    Source: Cho et al. (2014), "Learning Phrase Representations using RNN Encoder-Decoder";
+    Dusenberry et al. (2020).
     """
 
     _cell, _cell_name, _stock = GRUCellRank1, "gru_cell", keras.layers.GRU
