@@ -1,4 +1,4 @@
-"""Rank-1 Bayesian layers and what goes around them."""
+"""Rank-1 Bayesian layers, and the layers that fold members into the batch and back."""
 
 from tfp_rank1.layers.attention import MultiHeadAttentionRank1
 from tfp_rank1.layers.conv import Conv1DRank1, Conv2DRank1, Conv3DRank1

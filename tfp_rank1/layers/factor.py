@@ -1,4 +1,4 @@
-"""One random vector per member: its description, its variables and its KL."""
+"""One random vector per member: its posterior, prior, variables, draws and KL."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 class Factor:
-    """A random vector `[members, dim]` with a posterior and, unless it is None, a prior.
+    """A random vector per member, `[members, dim]`, with a posterior and perhaps a prior.
 
     Args:
-        name: `"r"`, `"s"` or `"bias"`: the prefix of its variables' names.
-        posterior: what is trained.
-        prior: what it is held against; None for no penalty.
-        center: the value that leaves the layer unperturbed.
-        average_members: whether its KL is averaged over members (else summed).
+        name: `"r"`, `"s"`, `"bias"` or the like: the prefix of the names of its variables.
+        posterior: the variational family that is trained.
+        prior: the prior in its KL; None for no KL.
+        center: the value that leaves the layer unperturbed: 1, or 0 if additive.
+        average_members: whether the KL is averaged over members; else it is summed.
+
+    Raises:
+        ValueError: if the KL of the posterior from the prior is infinite.
     """
 
     def __init__(
@@ -41,11 +44,17 @@ class Factor:
         self.prior = prior
         self.center = center
         self.average_members = average_members
+        # A factor is no Keras layer: the layer that creates the variables tracks and saves them.
         self.posterior_variables: Variables = {}
         self.prior_variables: Variables = {}
 
     def build(self, layer: keras.layers.Layer, shape: tuple[int, int]) -> None:
-        """Create the variables in `layer`, float32 under every dtype policy."""
+        """Create the variables in `layer`, float32 under every dtype policy.
+
+        Args:
+            layer: the layer that owns the variables.
+            shape: `[members, dim]`.
+        """
 
         def add_weight(prefix: str) -> Any:
             def add(name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
@@ -66,7 +75,7 @@ class Factor:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Posterior variables, then the prior's own."""
+        """Variables of the posterior, then those of the prior."""
         return [*self.posterior_variables.values(), *self.prior_variables.values()]
 
     def distribution(self) -> tfd.Distribution:
@@ -92,7 +101,7 @@ class Factor:
         return FactorState(self.distribution(), self.center, self.average_members)
 
     def mean(self) -> tf.Tensor:
-        """Posterior mean (median where there is none), `[members, 1, dim]`."""
+        """The posterior mean (the median in a family without a mean), `[members, 1, dim]`."""
         return self.posterior.mean(self.posterior_variables)[:, tf.newaxis]
 
     def assign_mean(self, mean: Any) -> None:
@@ -100,7 +109,13 @@ class Factor:
         self.posterior.assign_mean(self.posterior_variables, mean)
 
     def sample(self, rows: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Independent draws, `[members, rows, dim]`; `[members, 1, dim]` for a point posterior."""
+        """Independent draws, `[members, rows, dim]`; `[members, 1, dim]` for a point.
+
+        Args:
+            rows: number of draws per member.
+            seed: int32 `[2]`.
+        """
+        # Rows of a point would all be equal: one row broadcasts, and takes no memory.
         if not self.posterior.stochastic:
             return self.mean()
         parameters = {
@@ -110,11 +125,19 @@ class Factor:
         return self.posterior.sample(parameters, rows, seed)
 
     def kl(self, seed: tf.Tensor) -> tf.Tensor:
-        """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term; nats."""
+        """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term, in nats.
+
+        Args:
+            seed: int32 `[2]`, for terms without a closed form.
+
+        Returns:
+            A scalar; 0 without a prior.
+        """
         if self.prior is None:
             return tf.zeros(())
         state = self._state()
         entries = self.prior.divergence(self.prior_variables, state, fold_in(seed, 0))
         reduce = tf.reduce_mean if self.average_members else tf.reduce_sum
+        # Members share the parameters under a hyperprior, so the term counts once.
         own = self.prior.hyper_divergence(self.prior_variables, state, fold_in(seed, 1))
         return reduce(tf.reduce_sum(entries, axis=-1)) + (0.0 if own is None else own)

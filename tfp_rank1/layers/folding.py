@@ -7,11 +7,19 @@ from keras import ops
 
 
 def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:
-    """The rows x, `[K*B, ...]`, refused unless K divides its number of rows.
+    """The tensor x, `[K*B, ...]`, refused unless K divides its number of rows.
+
+    Args:
+        x: rows of all members, member-major.
+        ensemble_size: K.
+        layer_name: for the message.
+
+    Returns:
+        The tensor x; in a graph, behind the check.
 
     Raises:
-        ValueError: if the batch size is known.
-        tf.errors.InvalidArgumentError: with the same text, if it is known only in the graph.
+        ValueError: if the number of rows is known.
+        tf.errors.InvalidArgumentError: with the same text, if only the running graph knows it.
     """
     return _check_divisible(
         x,
@@ -24,16 +32,16 @@ def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:
 
 
 def check_split(x: tf.Tensor, ensemble_size: int) -> tf.Tensor:
-    """The batch x, `[B, ...]`; every member gets a share of it.
+    """The batch x, `[B, ...]`, that K members share, refused unless K divides B.
 
     Raises:
-        ValueError, tf.errors.InvalidArgumentError: unless K divides B.
+        ValueError, tf.errors.InvalidArgumentError: as for `check_rows`.
     """
     return _check_divisible(x, ensemble_size, split_message(ensemble_size))
 
 
 def split_message(ensemble_size: int) -> str:
-    """What to do about a batch that the members cannot share."""
+    """The error message for a batch that K members cannot share, with the ways out."""
     return (
         f"With member_batches='split' every batch must be a multiple of {ensemble_size} examples, "
         "also the last one: choose another batch size, or leave the rest out "
@@ -45,9 +53,11 @@ def _check_divisible(x: tf.Tensor, ensemble_size: int, message: str) -> tf.Tenso
     rows = x.shape[0]
     if rows is not None and rows % ensemble_size:
         raise ValueError(f"{message} Received: a batch of {rows} rows, input shape {x.shape}")
+    # Symbolic tensors of Keras hold no number to check: the call on data checks it.
     if rows is None and ensemble_size > 1 and tf.is_tensor(x):
         remainder = tf.shape(x)[0] % ensemble_size
         check = tf.debugging.assert_equal(remainder, 0, message=f"{message} Received: other")
+        # The check must run first: a reshape further on would fail with a message of its own.
         with tf.control_dependencies([check]):
             x = tf.identity(x)
     return x

@@ -1,4 +1,4 @@
-"""TileMembers and SplitMembers: where a model's members begin and end."""
+"""Where the members of a model begin and end: `TileMembers` and `SplitMembers`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ Shape = tuple[int | None, ...]
 
 
 class _Members(keras.layers.Layer):
-    """Shared constructor: K members, no weights."""
+    """A layer without weights that only moves rows: constructor, mask and config."""
 
     def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
-        # Token ids and outputs in float32 keep their dtype: bfloat16 has no room for them.
+        # Autocast would round float32 token ids and outputs to half precision.
         super().__init__(autocast=False, **kwargs)
         self.ensemble_size = whole("ensemble_size", ensemble_size)
         self.supports_masking = True
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """The mask, folded or unfolded like the inputs."""
+        """The mask, with its rows moved like those of the inputs."""
         return None if previous_mask is None else self.call(previous_mask)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {**super().get_config(), "ensemble_size": self.ensemble_size}
 
 
 @registered("tfp_rank1")
 class TileMembers(_Members):
-    """Repeats the batch once per member: `[B, ...]` -> `[K*B, ...]`, row i of member i // B.
+    """Repeats the batch once per member: `[B, ...]` -> `[K*B, ...]`, row i for member i // B.
 
     Args:
         ensemble_size: number of members K, at least 1.
@@ -44,6 +43,9 @@ class TileMembers(_Members):
     Input shape: `[B, ...]`, any rank and dtype.
 
     Output shape: `[K*B, ...]`.
+
+    Raises:
+        ValueError: unless K is a whole number of at least 1.
 
     Example:
     ```python
@@ -55,7 +57,8 @@ class TileMembers(_Members):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Tile the batch axis; where members split the batch, leave it as it is."""
+        """The tiled batch; the batch as it is where members share it (`member_batches="split"`)."""
+        # Read member-major, `[B, ...]` is K shares of B / K rows: no row has to move.
         if scopes.split_members.value:
             return check_split(inputs, self.ensemble_size)
         return ops.concatenate([inputs] * self.ensemble_size, axis=0)
@@ -68,7 +71,7 @@ class TileMembers(_Members):
 
 @registered("tfp_rank1")
 class SplitMembers(_Members):
-    """Gives every example its members' outputs: `[K*B, ...]` -> `[B, K, ...]`.
+    """Gives every example the outputs of all its members: `[K*B, ...]` -> `[B, K, ...]`.
 
     Args:
         ensemble_size: number of members K, at least 1.
@@ -78,11 +81,14 @@ class SplitMembers(_Members):
     Output shape: `[B, K, ...]`.
 
     Raises:
-        ValueError: if K does not divide the batch.
+        ValueError: unless K is a whole number of at least 1, and divides the number of rows.
+
+    Example: `outputs = SplitMembers(4)(DenseRank1(10, ensemble_size=4)(h))`, `[B, 4, 10]`.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Unfold the batch axis and put the examples first."""
+        """Outputs by example; one output per example where members share the batch."""
+        # A row of a shared batch went through one member only.
         if scopes.split_members.value:
             return inputs[:, tf.newaxis]
         inputs = check_rows(inputs, self.ensemble_size, self.name)

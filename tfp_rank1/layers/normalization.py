@@ -1,4 +1,4 @@
-"""EnsembleBatchNormalization."""
+"""Batch normalization of the rows of all members."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class EnsembleBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization of `[K*B, ...]` rows with one scale and offset per member.
+    """Batch normalization of rows `[K*B, ...]` with one scale and offset per member.
 
         y = (x - mean_k) / sqrt(variance_k + epsilon) * gamma_k + beta_k
 
-    Members see different activations, so by default each keeps its own statistics; `"shared"`
-    pools them, which is what the reference networks do and what a small batch may need.
+    Members see different activations, so by default each has its own mean and variance. With
+    `statistics="shared"` they have one mean and variance together, as in the reference networks; a
+    small batch may need it.
 
     Args:
         ensemble_size: number of members K. Defaults to 1.
         statistics: `"member"` (default) or `"shared"`.
         **kwargs: every argument of `keras.layers.BatchNormalization` but `renorm`. With
-            `synchronized=True` the batch statistics are those of all replicas.
+            `synchronized=True` mean and variance of a batch are taken over all replicas.
 
     Input shape: `[K*B, ...]`, member-major.
 
-    Output shape: the same.
+    Output shape: that of the inputs.
 
     Raises:
-        ValueError: for `renorm=True`, a mask with `synchronized=True`, or a batch that K does not
-            divide.
+        ValueError: for `renorm=True`, for a mask with `synchronized=True`, or if K does not divide
+            the number of rows.
 
     Example:
     ```python
@@ -55,7 +56,7 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
         self.statistics = choice("statistics", statistics, ("member", "shared"))
 
     def build(self, input_shape: Any) -> None:
-        """Create scale and offset `[K, C]`, moving statistics `[K, C]` or `[1, C]`."""
+        """Create scale and offset, `[K, C]`, and moving statistics, `[K, C]` or `[1, C]`."""
         channels = input_shape[self.axis]
         rows = {"member": self.ensemble_size, "shared": 1}[self.statistics]
 
@@ -91,9 +92,9 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes={self.axis: channels})
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
-        """Normalize with the batch's statistics in training, else with the moving ones."""
-        # float32 even under mixed precision: sums over a batch overflow half precision.
+        """Rows normalized by statistics of the batch in training, else by moving statistics."""
         inputs = check_rows(inputs, self.ensemble_size, self.name)
+        # float32 even under mixed precision: sums over a batch overflow half precision.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         x = ops.cast(unfold(inputs, self.ensemble_size), dtype)
         channel_axis = self.axis % len(inputs.shape) + 1
@@ -104,6 +105,7 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
             """`[K or 1, C]` along the member and channel axes of x."""
             return ops.reshape(ops.cast(value, dtype), [value.shape[0], *shape[1:]])
 
+        # As in the stock layer, a frozen layer uses and keeps its moving statistics.
         if training and self.trainable:
             mean, variance = self._batch_statistics(x, channel_axis, mask)
             self._move(self.moving_mean, mean)
@@ -133,7 +135,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     def _masked_moments(
         self, x: tf.Tensor, axes: list[int], mask: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Moments of the entries that are not masked; of none they are 0 and 1."""
+        """Mean and variance of the entries that are not masked; 0 and 1 if all are masked."""
+        # `ops.moments` synchronizes replicas, but takes no mask.
         if self.synchronized:
             raise ValueError(
                 "EnsembleBatchNormalization does not synchronize masked inputs. Use "
@@ -146,6 +149,7 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
         count = ops.sum(weight, axis=axes, keepdims=True)
         mean = tf.math.divide_no_nan(ops.sum(weight * x, axis=axes, keepdims=True), count)
         square = ops.sum(weight * ops.square(x - mean), axis=axes, keepdims=True)
+        # A variance of 0 would scale later inputs by 1 / sqrt(epsilon).
         variance = tf.where(count > 0.0, tf.math.divide_no_nan(square, count), 1.0)
         return mean, variance
 
@@ -154,7 +158,6 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
         average.assign(old * self.momentum + value * (1.0 - self.momentum))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {
             **super().get_config(),
             "ensemble_size": self.ensemble_size,

@@ -1,4 +1,8 @@
-"""The mixin that makes a stock Keras layer a rank-1 layer."""
+"""What makes a stock Keras layer a rank-1 layer.
+
+`Rank1Mixin` gives a layer its factors, their draws and their KL. `Composite` is for layers whose
+parts have the factors: projections of attention, cells of recurrent layers.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +25,16 @@ from tfp_rank1.layers.low_rank import load_weights, save_weights
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 from tfp_rank1.serialization import serialize
 
+# A prior that was not given. None is taken: it means "no prior, no KL".
 DEFAULT = "default"
 # One axis of a tensor, or several that are channels together, in increasing order.
 Axes = int | tuple[int, ...]
 
 
-# Between the seeds of two layers of a net; attention takes one for each of its projections.
+# Between the seeds of two layers of a net. Parts of a layer take the seeds in between: projections
+# of attention, and the backward layer of a `Bidirectional`.
 SEED_STEP = 8
-# Arguments that a config holds as they are.
+# Arguments that stand in a config as they are; posteriors and priors are serialized.
 _PLAIN = (
     "ensemble_size",
     "perturbation",
@@ -42,52 +48,71 @@ _PLAIN = (
 
 
 class Rank1Mixin:
-    """Rank-1 perturbation of a stock layer's kernel; goes before the stock class.
+    """Random rank-1 perturbation of a stock layer's kernel, one per member.
 
-    With K = `ensemble_size`, member k uses
+    With K = `ensemble_size`, the outputs of member k are
 
         multiplicative   y = activation( s_k o (W^T (x o r_k)) + b_k ),   W_k = W o (r_k s_k^T)
         additive         y = activation( W^T (x + r_k) + s_k + b_k )
 
-    r_k scales (or shifts) the input channels, s_k the pre-activations, b_k is one bias per
-    member. All members go through one matrix product, folded member-major into the batch axis.
+    The factor r_k scales (or shifts) the input channels, the factor s_k the pre-activations; b_k is
+    one bias per member. The rows of all members go through one matrix product: they are folded
+    member-major into the batch axis.
 
-    A subclass names its channel axes in `build` (`_build_rank1`) and applies
-    `_perturb_inputs` and `_finish` around its own linear map in `call`. Where several axes of a
-    tensor are channels, as in an einsum, a factor's entries run over all of them, in row-major
-    order.
+    A subclass names the mixin before the stock class. Its `build` calls `_build_rank1` with the
+    sizes of the factors; its `call` puts `_perturb_inputs` and `_finish` around the stock layer's
+    linear map. Where several axes of a tensor are channels, as in an einsum, a factor has an entry
+    for every combination of their indices, in row-major order.
 
     Args:
-        ensemble_size: number of members K; rows come as `[K*B, ...]` from `TileMembers(K)`.
-            Defaults to 1.
-        posterior: variational family of both factors: a name or `tfp_rank1.posteriors` object.
-            Defaults to `"normal"`. `r_posterior` and `s_posterior` override it one by one.
-        prior: prior of both factors: a name, a `tfp_rank1.priors` object, or None for no KL.
-            Defaults to `"default"`, the prior that belongs to the posterior: `Normal(1, 0.1)` for
-            Normal posteriors (`Normal(0, 0.1)` if additive), the family's own for Cauchy,
-            LogNormal and HalfCauchy, none for points. `r_prior` and `s_prior` override it.
-        bias_posterior: None (default) for a point bias per member, or a variational family.
+        ensemble_size: number of members K; `TileMembers(K)` makes rows `[K*B, ...]`. Defaults to
+            1.
+        posterior: variational family of r and s: a name or a `tfp_rank1.posteriors` object.
+            Defaults to `"normal"`. `r_posterior` and `s_posterior` override it for one factor.
+        prior: prior of r and s: a name, a `tfp_rank1.priors` object, or None for no KL. Defaults
+            to `"default"`, the prior that belongs to the posterior: `Normal(1, 0.1)` for Normal
+            posteriors (`Normal(0, 0.1)` if additive), their own family for Cauchy, LogNormal and
+            HalfCauchy, none for points. `r_prior` and `s_prior` override it for one factor.
+        bias_posterior: variational family of the bias. Defaults to None, a point per member.
         bias_prior: prior of a random bias. Defaults to `"default"`, centred at 0.
         perturbation: `"multiplicative"` (default) or `"additive"`.
-        sampling: `"example"` (default): fresh factors for every row; `"member"`: one draw per
-            member and call, shared by the batch.
-        min_perturbation_value, max_perturbation_value: draws of r and s from heavy-tailed
-            posteriors (Cauchy, HalfCauchy) are clipped to this range. Default to -10 and 10, as
-            in Edward2. The clip is part of the likelihood (outputs depend on the clipped
-            factor), so the bound stays valid with the KL of the unclipped one.
-        kl_weight: weight of the KL in the loss of a plain `keras.Model`, usually 1/N. Defaults to
-            None: the layer lives in a `BayesianModel`, which owns the weight.
+        sampling: `"example"` (default): one draw per row; `"member"`: one draw per member and
+            call, shared by the batch.
+        min_perturbation_value, max_perturbation_value: range to which draws of r and s from
+            heavy-tailed posteriors (Cauchy, HalfCauchy) are clipped. Default to -10 and 10, as in
+            Edward2. The clip is part of the likelihood (outputs depend on the clipped factor), so
+            the bound stays valid with the KL of the unclipped factor.
+        kl_weight: the KL weight in the loss of a plain `keras.Model`, usually 1/N for N training
+            examples. Defaults to None: a `BayesianModel` owns the KL weight.
         kl_reduction: `"mean"` (default) over members, the bound for a mixture of members;
             `"sum"` is K times heavier and reproduces Edward2.
-        seed: integer for reproducible draws. Defaults to None. Like Dropout, two layers with the
-            same seed draw the same noise.
+        seed: integer for reproducible draws. Defaults to None. As with Dropout, two layers with
+            the same seed have the same draws.
 
-    Freezing the layer (`trainable = False`) drops its KL from the loss, like every Keras
-    regularizer. Freeze layers or kernels, not single variables of a factor: the layer's KL hangs
-    on the first of them.
+    Raises:
+        ValueError: for a value out of its range, an unknown name, or a posterior whose KL from its
+            prior is infinite.
+
+    A frozen layer (`trainable = False`) adds no KL to the loss, as Keras skips the regularizers of
+    frozen variables. Freeze layers or kernels, not single variables of a factor: one of these
+    variables carries the KL of the whole layer.
+
+    Example:
+    ```python
+    class DenseRank1(Rank1Mixin, keras.layers.Dense):
+        def build(self, input_shape):
+            self._build_rank1(input_shape, in_dim=input_shape[-1], out_dim=self.units)
+
+        def call(self, inputs):
+            x, seed = self._perturb_inputs(inputs, channel_axis=-1)
+            return self._finish(ops.matmul(x, self.kernel), seed, channel_axis=-1)
+    ```
+
+    Source: Dusenberry et al. (2020), "Efficient and Scalable Bayesian Neural Nets with Rank-1
+    Factors".
     """
 
-    # Provided by the stock class; named here so that the mixin can be type checked.
+    # The stock class provides these; they are named so that the mixin can be type checked.
     name: str
     bias: Any
     use_bias: bool
@@ -154,8 +179,16 @@ class Rank1Mixin:
     def _build_rank1(
         self, input_shape: Any, in_dim: int, out_dim: int, bias_dim: int | None = None
     ) -> None:
-        """Build the stock layer, then the factors and the bias of every member."""
-        # LoRA goes last: it locks the layer's weights, and ours are still to come.
+        """Create the kernel, the bias of every member and the factors.
+
+        Args:
+            input_shape: as `build` gets it.
+            in_dim: number of entries of r.
+            out_dim: number of entries of s.
+            bias_dim: number of entries of the bias. Defaults to `out_dim`.
+        """
+        # The order of variables is part of saved files: kernel, bias, r, s, LoRA's own. LoRA goes
+        # last because it locks the layer against further variables.
         lora_rank = getattr(self, "lora_rank", None)
         if lora_rank:
             self.lora_rank = None
@@ -169,7 +202,8 @@ class Rank1Mixin:
             self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)  # type: ignore[attr-defined]
 
     def _build_stock(self, input_shape: Any) -> None:
-        """The stock layer without its bias, which has one row; ours has one per member."""
+        """Build the stock layer without its bias."""
+        # The stock bias has one row; members have a row each.
         stock_use_bias = self.use_bias
         self.use_bias = False
         try:
@@ -193,6 +227,7 @@ class Rank1Mixin:
     def _hang_kl(self) -> None:
         regularized = [f for f in self._factors() if f.prior is not None]
         if regularized:
+            # On one variable only: `KLRegularizer` ignores it and takes the KL of the whole layer.
             owner = next(iter(regularized[0].posterior_variables.values()))
             owner.regularizer = KLRegularizer(self)
 
@@ -203,10 +238,10 @@ class Rank1Mixin:
     # -- calling --------------------------------------------------------------------------------
 
     def _perturb_inputs(self, x: tf.Tensor, channel_axis: Axes) -> tuple[tf.Tensor, tf.Tensor]:
-        """`x o r` (or `x + r`), and the seed that `_finish` continues with."""
+        """`x o r` (or `x + r`) for rows x, and the seed that `_finish` continues with."""
         x = check_rows(x, self.ensemble_size, self.name)
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
-            # Keras casts floats only; factors cast to integers would be truncated.
+            # Keras casts floats only, and draws cast to the dtype of integers would be truncated.
             x = ops.cast(x, self.compute_dtype)  # type: ignore[attr-defined]
         seed = next_seed(self.seed_generator)
         r = self._draw(self.r_factor, self._num_draws(x), seed)
@@ -215,7 +250,8 @@ class Rank1Mixin:
     def _finish(
         self, z: tf.Tensor, seed: tf.Tensor, channel_axis: Axes, bias_axis: Axes | None = None
     ) -> tf.Tensor:
-        """`activation(s o z + b)` (or `activation(z + s + b)`)."""
+        """`activation(s o z + b)` (or `activation(z + s + b)`) for pre-activations z of x o r."""
+        # r has the seed itself, s `fold_in(seed, 1)`, the bias `fold_in(seed, 2)`.
         s = self._draw(self.s_factor, self._num_draws(z), fold_in(seed, 1))
         z = self._perturb(z, s, channel_axis)
         if self.use_bias:
@@ -225,14 +261,15 @@ class Rank1Mixin:
         return z if activation is None else activation(z)
 
     def _draw(self, factor: Factor, rows: Any, seed: tf.Tensor) -> tf.Tensor:
-        """A factor for so many rows per member, `[K, rows or 1, dim]`: draws, or its mean."""
+        """Draws of a factor, or its mean in mean mode: `[K, rows or 1, dim]`."""
         value = factor.mean() if scopes.mean_mode.value else factor.sample(rows, seed)
+        # The range is for heavy tails of r and s; a clip of other draws would only take time.
         if factor.posterior.finite_variance or factor is self.bias_factor:
             return value
         return tf.clip_by_value(value, self.min_perturbation_value, self.max_perturbation_value)
 
     def _draw_bias(self, rows: Any, seed: tf.Tensor) -> tf.Tensor:
-        """The bias of every member, `[K, rows or 1, dim]`."""
+        """A bias for every member or, if random, for every row: `[K, rows or 1, dim]`."""
         if self.bias_factor is not None:
             return self._draw(self.bias_factor, rows, fold_in(seed, 2))
         return ops.convert_to_tensor(self.bias)[:, tf.newaxis]
@@ -242,12 +279,14 @@ class Rank1Mixin:
 
     def _perturb(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes) -> tf.Tensor:
         """`x o value`, or `x + value`."""
-        # Not ops.add: it takes `[K, 1, 1]` for a bias of the second axis if that has K entries.
+        # tf.add and not ops.add, which takes `[K, 1, 1]` for a bias of the second axis if that axis
+        # has K entries: rows would get the values of other members.
         how = tf.multiply if self.perturbation == "multiplicative" else tf.add
         return self._apply(x, value, channel_axis, how)
 
     def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes, how: Any) -> tf.Tensor:
-        """`how(x, value)` with `value` `[K, B or 1, dim]` laid along the channel axes of x."""
+        """`how(x, value)` with `value` `[K, B or 1, dim]` along the channel axes of x."""
+        # Unfolded, each value broadcasts over the rows of its own member; no value is tiled.
         x = unfold(x, self.ensemble_size)
         rank = len(x.shape)
         shape = [1] * rank
@@ -256,60 +295,64 @@ class Rank1Mixin:
         for axis in (channel_axis,) if isinstance(channel_axis, int) else channel_axis:
             place = axis % (rank - 1) + 1
             shape[place] = x.shape[place]
+        # Draws are float32 under every dtype policy, x has the dtype that the layer computes in.
         return fold(how(x, ops.cast(ops.reshape(value, shape), x.dtype)))
 
     # -- what users read ------------------------------------------------------------------------
 
     def kl(self) -> tf.Tensor:
-        """KL of all factors of the layer, unweighted, in nats; averaged or summed over members.
+        """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, added over the factors of the layer.
 
-        Terms without a closed form are estimated on fresh draws, not on the forward pass's own.
+        Terms without a closed form are estimated on fresh draws, not on those of the outputs.
+
+        Returns:
+            A scalar in nats, without the KL weight.
         """
         seed = next_seed(self.seed_generator)
         return tf.add_n([f.kl(fold_in(seed, i)) for i, f in enumerate(self._factors())])
 
     @property
     def r_posterior(self) -> tfd.Distribution:
-        """Posterior of the input factor, batch shape `[K, in]`."""
+        """Posterior of the factor r of the inputs, batch shape `[K, in]`."""
         return self.r_factor.distribution()
 
     @property
     def s_posterior(self) -> tfd.Distribution:
-        """Posterior of the output factor, batch shape `[K, out]`."""
+        """Posterior of the factor s of the pre-activations, batch shape `[K, out]`."""
         return self.s_factor.distribution()
 
     @property
     def bias_posterior(self) -> tfd.Distribution | None:
-        """Posterior of a random bias, batch shape `[K, out]`; None for a point bias or none."""
+        """Posterior of a random bias, batch shape `[K, out]`; None without a random bias."""
         if self.bias_factor is None or not self.use_bias:
             return None
         return self.bias_factor.distribution()
 
     @property
     def r_prior(self) -> tfd.Distribution | None:
-        """Prior of the input factor, broadcastable to `[K, in]`; None without one."""
+        """Prior of the factor r, broadcastable to `[K, in]`; None without a prior."""
         return self.r_factor.prior_distribution()
 
     @property
     def s_prior(self) -> tfd.Distribution | None:
-        """Prior of the output factor, broadcastable to `[K, out]`; None without one."""
+        """Prior of the factor s, broadcastable to `[K, out]`; None without a prior."""
         return self.s_factor.prior_distribution()
 
     @property
     def factor_variables(self) -> list[keras.Variable]:
-        """Variables of the factors: posteriors and the priors' own parameters."""
+        """Variables of the factors: parameters of their posteriors, and of priors that have any."""
         return [v for factor in self._factors() for v in factor.variables]
 
     @property
     def slow_weights(self) -> list[keras.Variable]:
-        """The other weights: the kernel and a point bias, both point estimates."""
+        """The weights outside the factors: the kernel and a point bias."""
         factors = {id(v) for v in self.factor_variables}
         return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
 
     # -- persistence ----------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments; factors are written one by one."""
+        """The constructor arguments, with a posterior and a prior for each factor."""
         config = super().get_config()  # type: ignore[misc]
         for factor, name in ((self.r_factor, "r"), (self.s_factor, "s")):
             config[f"{name}_posterior"] = serialize(factor.posterior)
@@ -320,10 +363,8 @@ class Rank1Mixin:
         return config | {key: getattr(self, key) for key in _PLAIN}
 
     def save_own_variables(self, store: Any) -> None:
-        """Save all weights and the random state.
-
-        The stock layers store kernel and bias only, and Keras stores no generator's state.
-        """
+        """Save all variables and the state of the seed generator."""
+        # Stock layers store kernel and bias only, and Keras stores the state of no generator.
         save_weights(self, store)
         save_seed_state(self.seed_generator, store)
 
@@ -333,17 +374,17 @@ class Rank1Mixin:
 
 
 class Composite:
-    """A layer whose parts have the factors: its projections, or its cell."""
+    """A layer whose parts have the factors: the projections of attention, a recurrent cell."""
 
     @property
     def factor_variables(self) -> list[keras.Variable]:
-        """Variables of the factors of all parts."""
+        """Variables of the factors of all rank-1 layers within."""
         parts = layers_of(self, include_self=False)
         return [v for part in parts if isinstance(part, Rank1Mixin) for v in part.factor_variables]
 
     @property
     def slow_weights(self) -> list[keras.Variable]:
-        """The other weights."""
+        """The weights outside the factors."""
         factors = {id(v) for v in self.factor_variables}
         return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
 
@@ -352,7 +393,7 @@ def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
     """Positional arguments of a stock layer's constructor, by name.
 
     Raises:
-        TypeError: if there are more than it has.
+        TypeError: if there are more arguments than the constructor takes.
     """
     names = list(inspect.signature(stock.__init__).parameters)[1:]  # type: ignore[misc]
     if len(positional) > len(names):
@@ -361,13 +402,13 @@ def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def split_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the mixin, and those of the stock layer."""
+    """Arguments of `Rank1Mixin`, and all other arguments."""
     ours = {name: value for name, value in arguments.items() if name in ARGUMENTS}
     return ours, {name: value for name, value in arguments.items() if name not in ours}
 
 
 def rank1_config(layer: Rank1Mixin) -> dict[str, Any]:
-    """The part of a layer's config that are the mixin's arguments."""
+    """The arguments of `Rank1Mixin` in a layer's config."""
     return {name: value for name, value in layer.get_config().items() if name in ARGUMENTS}
 
 
@@ -382,7 +423,7 @@ def _check_kl_weight(kl_weight: Any) -> float | None:
     return float(kl_weight)
 
 
-# Names of the mixin's arguments.
+# Names of the mixin's arguments, read from its constructor so that no second list can differ.
 ARGUMENTS = frozenset(
     p.name
     for p in inspect.signature(Rank1Mixin.__init__).parameters.values()

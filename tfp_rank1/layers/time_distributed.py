@@ -1,4 +1,4 @@
-"""TimeDistributedRank1."""
+"""A layer with members at every time step."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class TimeDistributedRank1(keras.layers.TimeDistributed):
-    """`keras.layers.TimeDistributed` for layers with members: steps are rows of their member.
+    """`keras.layers.TimeDistributed` for a layer with members: every time step is a row.
 
-        `[K*B, T, ...]` -> `[K*B*T, ...]` -> layer -> `[K*B, T, ...]`
+        [K*B, T, ...] -> [K*B*T, ...] -> layer -> [K*B, T, ...]
 
-    Rows stay in the order of the members, and all steps go through the layer at once, each with
-    draws of its own if the layer samples by example.
+    All time steps go through the layer in one call. The order of rows stays member-major. If the
+    layer has `sampling="example"`, every time step has its own draw.
 
     Args:
         layer: any layer that takes `[K*B, ...]`.
         **kwargs: every argument of `keras.layers.TimeDistributed`.
 
-    Input shape: `[K*B, T, ...]`.
+    Input shape: `[K*B, T, ...]`, member-major.
 
     Output shape: `[K*B, T, ...]`.
 
-    Example:
-    ```python
-    TimeDistributedRank1(Conv2DRank1(16, 3, ensemble_size=4))
-    ```
+    Raises:
+        ValueError: if `layer` is no Keras layer.
+
+    Example: `TimeDistributedRank1(Conv2DRank1(16, 3, ensemble_size=4))`
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         """Outputs of all time steps."""
+        # The stock `call` calls the layer once per time step, in a Python loop where T is known.
         shape = ops.shape(inputs)
         kwargs: dict[str, Any] = {}
         if accepts_in_call(self.layer, "training"):
