@@ -1,4 +1,7 @@
-"""The architectures of the paper, with rank-1 layers; and, without members, deterministic."""
+"""Architectures of rank-1 layers: those of the paper, an MLP and a vision transformer.
+
+With `ensemble_size=None` each function makes the same net of stock layers.
+"""
 
 from tfp_rank1.models.lstm import lstm
 from tfp_rank1.models.mlp import mlp

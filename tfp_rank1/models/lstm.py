@@ -1,4 +1,4 @@
-"""An LSTM over sequences of events, as for health records."""
+"""An LSTM over sequences of events, as in health records."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ def lstm(
     prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
-    """Embedded events, an LSTM, and a head of logits: one draw of all factors per sequence.
+    """An embedding of events, an LSTM, and a dense head.
+
+        outputs = Dense(num_outputs)(LSTM(units)(Embedding(embedding_dim)(events)))
 
     Args:
-        num_events: number of kinds of events, 1 to `num_events`; 0 is padding.
-        num_outputs: D. Defaults to 1, one yes or no.
+        num_events: number of kinds of events, numbered from 1; 0 is padding.
+        num_outputs: number of outputs D. Defaults to 1, a yes or no.
         embedding_dim: size of an embedding. Defaults to 32.
         units: size of the LSTM's state. Defaults to 64.
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"bernoulli"`.
-        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
-        l2: of the penalty `l2 sum(w^2)` on the head. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
-            additive). Defaults to 0.1.
-        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
+        l2: strength of the penalty `l2 sum(w^2)` on the head. Defaults to 0.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
+            (mean 0 if additive). Defaults to 0.1.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
-        A `BayesianModel`, `[B, T]` whole numbers -> `[B, K, num_outputs]`; any T.
+        A `BayesianModel` from whole numbers `[B, T]`, for any T, to `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: unless `num_events` is a whole number of at least 1, or as for `mlp`.
+        ValueError: unless `num_events` is a whole number of at least 1; for `prior_stddev` where no
+            factor has a Normal posterior without a prior.
 
     Example:
     ```python
@@ -53,6 +56,7 @@ def lstm(
     parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
     inputs = keras.Input((None,), dtype="int32")
     h = parts.start(inputs)
+    # With `mask_zero` the LSTM skips padding, so the length of the padding changes no output.
     h = parts.without_penalty("Embedding", num_events + 1, embedding_dim, mask_zero=True)(h)
     h = parts.without_penalty("LSTM", units)(h)
     return parts.model(inputs, parts.layer("Dense", num_outputs)(h), likelihood, "lstm")

@@ -22,26 +22,26 @@ def mlp(
     prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
-    """Dense layers on flattened inputs.
+    """Dense layers on flattened inputs, the last one without an activation.
 
     Args:
-        input_shape: of one example.
-        num_outputs: D, numbers that the likelihood takes.
+        input_shape: shape of one example.
+        num_outputs: number of outputs D, as many as the likelihood takes.
         hidden: sizes of the hidden layers. Defaults to (100, 100).
-        activation: of the hidden layers. Defaults to `"relu"`.
+        activation: activation of the hidden layers. Defaults to `"relu"`.
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
-        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
-        l2: of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
-            additive). Defaults to 0.1.
-        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
+        l2: strength of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
+            (mean 0 if additive). Defaults to 0.1.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
-        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+        A `BayesianModel` from `[B, *input_shape]` to `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for an `input_shape` that is no tuple, or a `prior_stddev` without a Normal
-            posterior to be the prior of.
+        ValueError: for an `input_shape` that is no tuple; for `prior_stddev` where no factor has a
+            Normal posterior without a prior; for arguments of factors with `ensemble_size=None`.
 
     Example:
     ```python

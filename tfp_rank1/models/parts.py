@@ -1,4 +1,4 @@
-"""What the architectures share: rank-1 layers, or, without members, the stock ones."""
+"""Layers for the architectures: rank-1 layers, or stock layers for a net without members."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from tfp_rank1.checks import choice
 from tfp_rank1.layers.rank1 import SEED_STEP
 from tfp_rank1.model import BayesianModel
 
-# Of batch normalization in the reference code.
+# Batch normalization has these values in the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
 
 
 class Parts:
-    """Layers of one net.
+    """Makes the layers of one net, all with the same factors, penalties and priors.
 
     Args:
         ensemble_size: number of members K; None for stock layers.
-        l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets; 0 for none.
-        prior_stddev: of the Normal prior around no perturbation, for Normal posteriors that
-            `rank1` gives no prior; None for `default_stddev`.
-        default_stddev: of the architecture.
-        batch_normalization: `"shared"` or `"member"`.
+        l2: strength of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets; 0 for
+            no penalty.
+        prior_stddev: standard deviation of the prior of Normal posteriors to which `rank1` gives no
+            prior; None for `default_stddev`. The prior's mean is the value of no perturbation.
+        default_stddev: standard deviation that the architecture has by default.
         rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        batch_normalization: `"shared"`, one for all members; or `"member"`, one per member.
+
+    Raises:
+        ValueError: for arguments of factors without members, or for a `prior_stddev` that no
+            factor would use.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Parts:
         self.rank1 = {**rank1, "ensemble_size": ensemble_size}
         self._seed = rank1.get("seed")
         without_prior = [] if ensemble_size is None else _normal_without_prior(rank1)
+        # A prior of mean None has the factor's centre: 1, or 0 if additive.
         stddev = default_stddev if prior_stddev is None else prior_stddev
         self.rank1 |= {f"{name}_prior": priors.Normal(None, stddev) for name in without_prior}
         if prior_stddev is not None and not without_prior:
@@ -57,23 +63,24 @@ class Parts:
             )
 
     def layer(self, stock: str, *args: Any, **kwargs: Any) -> Any:
-        """A layer by the name of the stock one, with its penalties."""
+        """A layer by the name of its stock layer, with the penalty on kernel and bias."""
         if "use_bias" not in kwargs or kwargs["use_bias"]:
             kwargs.setdefault("bias_regularizer", self._penalty())
         kwargs.setdefault("kernel_regularizer", self._penalty())
         return self.without_penalty(stock, *args, **kwargs)
 
     def without_penalty(self, stock: str, *args: Any, **kwargs: Any) -> Any:
-        """A layer by the name of the stock one."""
+        """A layer by the name of its stock layer."""
         if self.ensemble_size is None:
             return getattr(keras.layers, stock)(*args, **kwargs)
-        if self._seed is not None:  # one for every layer, or their noise would be the same
+        # Layers with the same seed would have the same draws.
+        if self._seed is not None:
             self.rank1["seed"] = self._seed
             self._seed += SEED_STEP
         return getattr(layers, f"{stock}Rank1")(*args, **kwargs, **self.rank1)
 
     def convolution(self, filters: int, kernel_size: int, strides: int) -> Any:
-        """A square 2-D convolution as residual nets have it, without a bias."""
+        """A square 2-D convolution of a residual net, without a bias."""
         return self.layer(
             "Conv2D",
             filters,
@@ -85,7 +92,7 @@ class Parts:
         )
 
     def batch_normalization(self, **kwargs: Any) -> Any:
-        """Batch normalization, with its penalties."""
+        """Batch normalization with the penalty on scale and offset."""
         kwargs = {
             "momentum": MOMENTUM,
             "epsilon": EPSILON,
@@ -98,12 +105,12 @@ class Parts:
         return keras.layers.BatchNormalization(**kwargs)
 
     def start(self, inputs: Any) -> Any:
-        """Inputs as the members see them."""
+        """The inputs, tiled for the members."""
         members = self.ensemble_size
         return inputs if members is None else layers.TileMembers(members)(inputs)
 
     def model(self, inputs: Any, outputs: Any, likelihood: Any, name: str) -> BayesianModel:
-        """The model, its outputs split by members."""
+        """The model, with outputs split by member."""
         if self.ensemble_size is not None:
             outputs = layers.SplitMembers(self.ensemble_size)(outputs)
         return BayesianModel(inputs, outputs, likelihood=likelihood, name=name)
@@ -113,10 +120,10 @@ class Parts:
 
 
 def input_of(input_shape: Any) -> Any:
-    """The input of examples of a shape.
+    """A Keras input for examples of shape `input_shape`.
 
     Raises:
-        ValueError: unless it is a list or tuple.
+        ValueError: unless `input_shape` is a list or tuple.
     """
     if not isinstance(input_shape, (list, tuple)):
         raise ValueError(
@@ -127,7 +134,7 @@ def input_of(input_shape: Any) -> Any:
 
 
 def _normal_without_prior(rank1: dict[str, Any]) -> list[str]:
-    """The factors, r and s, that would get a Normal prior because none is named."""
+    """Names of the factors, among r and s, that would get a Normal prior by default."""
     if "prior" in rank1:
         return []
     shared = rank1.get("posterior", "normal")

@@ -10,7 +10,7 @@ import keras
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts, input_of
 
-# Blocks and filters of the four stages.
+# Number of blocks and of filters in each of the four stages.
 STAGES = (3, 64), (4, 128), (6, 256), (3, 512)
 
 
@@ -24,34 +24,34 @@ def resnet50(
     batch_normalization: str = "shared",
     **rank1: Any,
 ) -> BayesianModel:
-    """ResNet-50 v1.5: bottleneck blocks that stride in their 3x3 convolution.
+    """ResNet-50 v1.5: bottleneck blocks whose 3x3 convolution has the strides.
 
     Args:
-        input_shape: of an image, channels last. Defaults to (224, 224, 3).
-        num_outputs: D. Defaults to 1000.
+        input_shape: shape of an image, channels last. Defaults to (224, 224, 3).
+        num_outputs: number of outputs D. Defaults to 1000.
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
-        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
-        l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
+        ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
+        l2: strength of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
             Defaults to 1e-4.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
-            additive). Defaults to 0.05.
-        batch_normalization: `"shared"` (default) by all members, or `"member"`.
-        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
+            (mean 0 if additive). Defaults to 0.05.
+        batch_normalization: `"shared"` (default), one for all members; or `"member"`, one per
+            member.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
-        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+        A `BayesianModel` from `[B, *input_shape]` to `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for an `input_shape` that is no tuple, or a `prior_stddev` without a Normal
-            posterior to be the prior of.
+        ValueError: as for `mlp`.
 
     Example:
     ```python
     model = models.resnet50(num_outputs=10, input_shape=(64, 64, 3))
     ```
 
-    Source: He et al. (2016); Dusenberry et al. (2020). Weights that are trained already:
-    `tfp_rank1.convert(keras.applications.ResNet50())`.
+    Source: He et al. (2016), "Deep Residual Learning for Image Recognition"; Dusenberry et al.
+    (2020). For a trained net: `tfp_rank1.convert(keras.applications.ResNet50())`.
     """
     parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1, batch_normalization)
     inputs = input_of(input_shape)
@@ -60,6 +60,7 @@ def resnet50(
     h = keras.layers.MaxPooling2D(3, 2, padding="same")(h)
     for stage, (blocks, filters) in enumerate(STAGES):
         for block in range(blocks):
+            # The pooling before the first stage has halved its images already.
             strides = 2 if stage and not block else 1
             h = _block(parts, h, filters, strides)
     h = keras.layers.GlobalAveragePooling2D()(h)

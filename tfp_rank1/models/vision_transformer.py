@@ -14,7 +14,10 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class AddPositions(keras.layers.Layer):
-    """Adds a learned vector to every position, `[B, T, D]` -> `[B, T, D]`, shared by members."""
+    """Adds a learned vector to every position, `[B, T, D]` -> `[B, T, D]`.
+
+    All members share the vectors.
+    """
 
     def build(self, input_shape: Any) -> None:
         """Create the vectors."""
@@ -24,7 +27,7 @@ class AddPositions(keras.layers.Layer):
         )
 
     def call(self, inputs: Any) -> Any:
-        """The sum."""
+        """Inputs plus the vector of each position."""
         return inputs + self.positions
 
 
@@ -41,37 +44,38 @@ def vision_transformer(
     prior_stddev: float | None = None,
     **rank1: Any,
 ) -> BayesianModel:
-    """Patches, blocks of attention and two dense layers, the mean over patches, a head.
+    """A transformer encoder on patches of an image, the mean over patches, and a dense head.
 
-    Members draw once per batch (`sampling="member"`) unless told otherwise, as transformers with
-    rank-1 factors do in the reference code.
+    `sampling` defaults to `"member"` here, one draw per member and batch, as for transformers with
+    rank-1 factors in the reference code.
 
     Args:
-        input_shape: of an image, channels last. Defaults to (32, 32, 3).
-        num_outputs: D. Defaults to 10.
-        patch_size: pixels of a patch's side, a divisor of the image's. Defaults to 4.
+        input_shape: shape of an image, channels last. Defaults to (32, 32, 3).
+        num_outputs: number of outputs D. Defaults to 10.
+        patch_size: side of a patch in pixels; it divides both sides of the image. Defaults to 4.
         depth: number of blocks. Defaults to 4.
         width: size of a patch's vector. Defaults to 64.
-        num_heads: of attention, a divisor of the width. Defaults to 4.
+        num_heads: number of attention heads; it divides `width`. Defaults to 4.
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
-        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
-        l2: of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
-            additive). Defaults to 0.05.
-        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
+        l2: strength of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
+            (mean 0 if additive). Defaults to 0.05.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
-        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+        A `BayesianModel` from `[B, *input_shape]` to `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for sizes that do not divide, or as for `mlp`.
+        ValueError: unless `patch_size` divides both sides of the image and `num_heads` the width;
+            else as for `mlp`.
 
     Example:
     ```python
     model = models.vision_transformer(depth=2, width=32)
     ```
 
-    Source: Dosovitskiy et al. (2021); Tran et al. (2022), "Plex".
+    Source: Dosovitskiy et al. (2021), "An Image is Worth 16x16 Words"; Tran et al. (2022), "Plex".
     """
     inputs = input_of(input_shape)
     height, side = input_shape[:2]
@@ -80,6 +84,7 @@ def vision_transformer(
             "`patch_size` must divide the sides of the image, and `num_heads` the width. Received: "
             f"{patch_size=} with input_shape={tuple(input_shape)}, {num_heads=} with {width=}"
         )
+    # A net without members refuses arguments of factors, so the default is for members only.
     if ensemble_size is not None:
         rank1 = {"sampling": "member", **rank1}
     parts = Parts(ensemble_size, l2, prior_stddev, 0.05, rank1)

@@ -26,31 +26,32 @@ def wide_resnet(
     """WRN-`depth`-`width`: residual blocks with activations before their convolutions.
 
     Args:
-        input_shape: of an image, channels last. Defaults to (32, 32, 3).
-        num_outputs: D. Defaults to 10.
-        depth: number of layers, `6 n + 4`. Defaults to 28.
+        input_shape: shape of an image, channels last. Defaults to (32, 32, 3).
+        num_outputs: number of outputs D. Defaults to 10.
+        depth: number of layers, `6 n + 4` with n of at least 1. Defaults to 28.
         width: multiplies the 16, 32 and 64 filters of the three groups. Defaults to 10.
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to `"categorical"`.
-        ensemble_size: K. Defaults to 4; None makes the same net of stock layers.
-        l2: of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
+        ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
+        l2: strength of the penalty `l2 sum(w^2)` on kernels, biases, scales and offsets.
             Defaults to 1e-4.
-        prior_stddev: of the prior `N(1, prior_stddev^2)` of Normal posteriors (mean 0 if
-            additive). Defaults to 0.1.
-        batch_normalization: `"shared"` (default) by all members, as in the paper, or `"member"`.
-        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
+        prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
+            (mean 0 if additive). Defaults to 0.1.
+        batch_normalization: `"shared"` (default), one for all members, as in the paper; or
+            `"member"`, one per member.
+        **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
-        A `BayesianModel`, `[B, *input_shape]` -> `[B, K, num_outputs]`.
+        A `BayesianModel` from `[B, *input_shape]` to `[B, K, num_outputs]`.
 
     Raises:
-        ValueError: for another depth, or as for `mlp`.
+        ValueError: for a `depth` that is not `6 n + 4`; else as for `mlp`.
 
     Example:
     ```python
     model = models.wide_resnet(depth=16, width=1)
     ```
 
-    Source: Zagoruyko & Komodakis (2016); Dusenberry et al. (2020).
+    Source: Zagoruyko & Komodakis (2016), "Wide Residual Networks"; Dusenberry et al. (2020).
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"Argument `depth` must be 6 n + 4, n >= 1. Received: depth={depth}")
