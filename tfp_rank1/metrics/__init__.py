@@ -1,4 +1,4 @@
-"""Streaming `keras.metrics` for uncertainty: give them to `compile`, or use them alone."""
+"""Streaming `keras.metrics` of predictive distributions, for `compile` or for use alone."""
 
 from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.calibration import ExpectedCalibrationError

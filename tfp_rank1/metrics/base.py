@@ -1,4 +1,4 @@
-"""What the metrics have in common: a likelihood and a mixture over members."""
+"""What the metrics share: a likelihood, and from outputs the mixture over members."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from tfp_rank1.serialization import serialize
 
 
 class UncertaintyMetric:
-    """Mixin of a `keras.metrics.Metric` that looks at outputs `[B, K, D]` or `[B, D]`.
+    """A mixin that lets a `keras.metrics.Metric` read raw outputs, `[B, K, D]` or `[B, D]`.
 
-    On its own, `update_state` also takes a `PosteriorPredictive` as `y_pred`.
+    Used alone, `update_state` also takes a `PosteriorPredictive` as `y_pred`.
 
     Args:
         likelihood: a `tfp_rank1.likelihoods` object or its name. Defaults to None: a
-            `BayesianModel` fills in its own at `compile`; classification metrics on their own
+            `BayesianModel` gives its own at `compile`; used alone, metrics of classification
             take Categorical.
+
+    Example:
+    ```python
+    metric = metrics.PredictiveNLL()
+    metric.update_state(y_test, model.posterior_predictive(x_test))
+    metric.result()                                                # nats per example
+    ```
     """
 
     default_likelihood: str | None = None
-    # "up" or "down" is better: what EarlyStopping and ModelCheckpoint look for.
+    # Whether "up" or "down" is better. `EarlyStopping` and `ModelCheckpoint` in mode "auto" ask the
+    # metric, and refuse a metric that does not say.
     better: str | None = None
 
     def __init__(self, *args: Any, likelihood: Any = None, **kwargs: Any) -> None:
@@ -38,11 +46,15 @@ class UncertaintyMetric:
         self._bound: Likelihood | None = None
 
     def bind(self, likelihood: Likelihood) -> None:
-        """Use a model's likelihood, unless one was given."""
+        """Use the likelihood of a model, unless the constructor was given one."""
         self._bound = likelihood
 
     def mixture(self, y_pred: tf.Tensor) -> PredictiveMixture:
-        """Raw outputs, or a `PosteriorPredictive`, as a mixture over the axis 1."""
+        """The mixture over members of raw outputs, or of a `PosteriorPredictive`.
+
+        Raises:
+            ValueError: if there is no likelihood.
+        """
         if isinstance(y_pred, PredictiveMixture):
             return y_pred.by_example()
         likelihood = self._given or self._bound
@@ -57,7 +69,8 @@ class UncertaintyMetric:
         return as_mixture(likelihood, y_pred)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments; a likelihood that a model filled in is not one."""
+        """The constructor arguments."""
+        # A likelihood that a model gave is left out: another model must be able to give its own.
         config = super().get_config()  # type: ignore[misc]
         if self._given is not None:
             config["likelihood"] = serialize(self._given)
@@ -65,7 +78,7 @@ class UncertaintyMetric:
 
 
 class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
-    """Mean over examples of a value computed from targets and mixture."""
+    """Mean over examples of a value that `values` computes from targets and mixture."""
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
@@ -74,5 +87,5 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
         super().update_state(values, sample_weight)
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        """The value of each example, `[B]`; targets come as `[B, targets]`."""
+        """The value of each example, `[B]`, from targets `[B, targets]`."""
         raise NotImplementedError

@@ -12,7 +12,8 @@ from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.probabilistic import confidence_and_correctness
 from tfp_rank1.serialization import registered
 
-# Cells of the histogram from which equal-mass bins are made.
+# Bins of equal mass depend on all examples, and a streaming metric cannot keep all: it keeps this
+# many cells and merges them at the end.
 _FINE_CELLS = 4096
 
 
@@ -20,23 +21,27 @@ _FINE_CELLS = 4096
 class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     """`sum_b n_b / n |accuracy_b - confidence_b|` over bins of the confidence.
 
-    The confidence is the probability of the predicted class. Sums per bin are kept, so the
-    result is exact over any split into batches or replicas. Equal-mass bins are cut from a
-    histogram of 4,096 cells: examples within 1/4096 of each other stay in one bin.
+    The confidence is the probability of the predicted class. The state is sums per bin, so the
+    result does not depend on how examples are split into batches or replicas. Bins of equal mass
+    are cut from a histogram of 4,096 cells: examples of one cell stay in one bin.
 
     Args:
         num_bins: number of bins, at least 1. Defaults to 15.
         binning: `"equal_width"` (default) or `"equal_mass"`.
-        name: defaults to `"ece"`.
-        likelihood: defaults to that of the model, else Categorical; Bernoulli also works.
+        name: name in logs. Defaults to `"ece"`.
+        likelihood: Categorical or Bernoulli. Defaults to that of the model, else Categorical.
+
+    Raises:
+        ValueError: for a `num_bins` below 1 or an unknown `binning`; in `update_state`, for a
+            likelihood without probabilities.
 
     Example:
     ```python
     model.compile("adam", metrics=[ExpectedCalibrationError()])
     ```
 
-    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks"; equal mass: Nixon et
-    al. (2019), "Measuring Calibration in Deep Learning".
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks"; for bins of equal mass
+    Nixon et al. (2019), "Measuring Calibration in Deep Learning".
     """
 
     default_likelihood = "categorical"
@@ -64,7 +69,7 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
         weight = tf.ones_like(confidence)
         if sample_weight is not None:
             weight *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1, 1])
-        # Bins are closed on the right, as (0, 1/b], ..., (1 - 1/b, 1].
+        # Cells are closed on the right, (0, 1/b], ..., (1 - 1/b, 1]: a confidence of 1 has a cell.
         cell = tf.cast(tf.math.ceil(confidence * self._cells), tf.int32) - 1
         rows = tf.stack([weight, weight * confidence, weight * correct], axis=-1)
         sums = tf.math.unsorted_segment_sum(
@@ -84,15 +89,14 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
         return tf.math.divide_no_nan(gap, tf.reduce_sum(count))
 
     def _merge(self, sums: tf.Tensor) -> tf.Tensor:
-        """Cells `[3, cells]` merged into bins of equal count, `[3, num_bins]`."""
+        """Sums by cell, `[3, cells]`, merged into bins of equal count, `[3, num_bins]`."""
         count = sums[0]
         total = tf.reduce_sum(count)
-        # The middle of a cell in the ranking of all examples decides its bin.
+        # A cell is never divided: the middle of its ranks among all examples decides its bin.
         rank = tf.math.divide_no_nan(tf.cumsum(count) - 0.5 * count, total)
         index = tf.clip_by_value(tf.cast(rank * self.num_bins, tf.int32), 0, self.num_bins - 1)
         merged = tf.math.unsorted_segment_sum(tf.transpose(sums), index, self.num_bins)
         return tf.transpose(merged)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {**super().get_config(), "num_bins": self.num_bins, "binning": self.binning}

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores and how well they separate."""
+"""Out-of-distribution scores, and metrics of how well they separate two sets."""
 
 from __future__ import annotations
 
@@ -13,20 +13,37 @@ from tfp_rank1.serialization import registered
 
 SCORES = ("max_probability", "entropy", "mutual_information", "energy", "epistemic_variance")
 
+# Above the least normal float32, 1.2e-38, so that a score of 0 has a finite logarithm.
 _SMALLEST = 1e-37
 
 
 def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
-    """How unlike the training data each example looks, `[N]`; higher is more unlike.
+    """How unlike the training data each example looks; higher is more unlike.
 
     Args:
         mixture: a `PosteriorPredictive`, or any `PredictiveMixture`.
-        score: `"max_probability"` (1 minus it), `"entropy"` (default), `"mutual_information"`,
-            `"energy"` (`-mean_s logsumexp(logits_s)`, Categorical only), or
-            `"epistemic_variance"` (summed over targets; for regression).
+        score: one of
+
+            - `"max_probability"`: 1 minus the largest probability, for Categorical;
+            - `"entropy"` (default): entropy of the predictive distribution, in nats;
+            - `"mutual_information"`: the epistemic part of the entropy, in nats;
+            - `"energy"`: `-mean_s logsumexp(logits_s)` over samples s, for Categorical;
+            - `"epistemic_variance"`: summed over targets, in squared units, for regression.
+
+    Returns:
+        Scores `[N]`.
 
     Raises:
-        ValueError: for an unknown score, or one that the likelihood does not have.
+        ValueError: for an unknown score, or a score that the likelihood does not have.
+
+    Example:
+    ```python
+    scores = ood_score(model.posterior_predictive(x), "mutual_information")
+    ```
+
+    Source: Hendrycks & Gimpel (2017), "A Baseline for Detecting Misclassified and
+    Out-of-Distribution Examples"; for the energy Liu et al. (2020), "Energy-based
+    Out-of-distribution Detection".
     """
     _check_score(score)
     if score == "epistemic_variance":
@@ -57,12 +74,11 @@ def _check_score(score: str) -> str:
 
 
 class _Separation(UncertaintyMetric):
-    """Binary metrics of the score, with label 1 for out-of-distribution.
+    """Makes a Keras metric of binary labels a metric of a score; out-of-distribution is label 1.
 
-    Keras counts at thresholds that are uniform on [0, 1], while the entropies of a confident model
-    span many powers of ten. With z the logarithm of the score (the energy itself) the thresholds
-    are laid on `1/2 + z / (2 (c + |z|))`, which keeps the order: with 2,000 thresholds, steps of
-    0.4 % for scores near 1 and of 15 % near 1e-9.
+        unit = 1/2 + z / (2 (half_way + |z|)),   z = log(score), or the energy
+
+    The metrics see only the order of the scores, which `unit` keeps.
     """
 
     default_likelihood = "categorical"
@@ -74,6 +90,9 @@ class _Separation(UncertaintyMetric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`."""
         values = ood_score(self.mixture(y_pred), self.score)
+        # Keras counts at thresholds that are uniform on [0, 1], while scores of a confident model
+        # span many powers of ten. Uniform in `unit`, 2,000 thresholds are 0.4 % apart for scores
+        # near 1 and 15 % apart near 1e-9. Energies are logarithms already, and may be negative.
         if self.score == "energy":
             z, half_way = values, 16.0
         else:
@@ -82,7 +101,7 @@ class _Separation(UncertaintyMetric):
         super().update_state(y_true, unit, sample_weight)  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
+        # Keras's own arguments (curve, sensitivity, ...) are fixed by the constructors below.
         kept = ("name", "dtype", "likelihood")
         config = {k: v for k, v in super().get_config().items() if k in kept}
         return {**config, "score": self.score, "num_thresholds": self.num_thresholds}  # type: ignore[attr-defined]
@@ -90,13 +109,26 @@ class _Separation(UncertaintyMetric):
 
 @registered("tfp_rank1")
 class OODAUROC(_Separation, keras.metrics.AUC):
-    """Area under the ROC curve of the score: 1 separates perfectly, 0.5 not at all.
+    """Area under the ROC curve of a score: 1 if it separates perfectly, 0.5 if not at all.
+
+    Labels are 1 for out-of-distribution and 0 for in-distribution examples.
 
     Args:
-        score: see `ood_score`. Defaults to `"entropy"`.
-        num_thresholds: resolution of the curve. Defaults to 2000.
-        name: defaults to `"ood_auroc"`.
+        score: a score of `ood_score`. Defaults to `"entropy"`.
+        num_thresholds: number of points on the curve. Defaults to 2000.
+        name: name in logs. Defaults to `"ood_auroc"`.
         likelihood: defaults to that of the model, else Categorical.
+
+    Raises:
+        ValueError: for an unknown score; in `update_state`, for a score that the likelihood does
+            not have.
+
+    Example:
+    ```python
+    metric = OODAUROC("mutual_information")
+    metric.update_state(is_out, model.posterior_predictive(x))
+    metric.result()
+    ```
     """
 
     def __init__(
@@ -111,7 +143,7 @@ class OODAUROC(_Separation, keras.metrics.AUC):
 
 @registered("tfp_rank1")
 class OODAUPR(_Separation, keras.metrics.AUC):
-    """Area under the precision-recall curve of the score, out-of-distribution being positive.
+    """Area under the precision-recall curve of a score, with out-of-distribution as positive.
 
     Args: as for `OODAUROC`; name defaults to `"ood_aupr"`.
     """
@@ -128,7 +160,7 @@ class OODAUPR(_Separation, keras.metrics.AUC):
 
 @registered("tfp_rank1")
 class FPR95(_Separation, keras.metrics.SpecificityAtSensitivity):
-    """Share of ordinary examples that are flagged when 95 % of the others are found.
+    """Share of in-distribution examples that are flagged when 95 % of the out-of-distribution are.
 
     Args: as for `OODAUROC`; name defaults to `"fpr95"`.
     """
@@ -147,5 +179,5 @@ class FPR95(_Separation, keras.metrics.SpecificityAtSensitivity):
         )
 
     def result(self) -> tf.Tensor:
-        """False positive rate at a true positive rate of at least 0.95."""
+        """The false positive rate at a true positive rate of at least 0.95."""
         return 1.0 - super().result()

@@ -16,11 +16,13 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class PredictiveNLL(MixtureMean):
-    """`-log 1/K sum_k p(y | member k)`, nats per example; lower is better.
+    """`-log 1/K sum_k p(y | member k)`, in nats per example; lower is better.
 
     Args:
-        name: defaults to `"predictive_nll"`.
+        name: name in logs. Defaults to `"predictive_nll"`.
         likelihood: defaults to that of the model.
+
+    Example: `model.compile("adam", metrics=[PredictiveNLL(), Accuracy()])`
     """
 
     better = "down"
@@ -34,13 +36,16 @@ class PredictiveNLL(MixtureMean):
 
 @registered("tfp_rank1")
 class Accuracy(MixtureMean):
-    """Share of examples whose most probable class is right (Categorical, Bernoulli).
+    """Share of examples whose most probable class is right.
 
-    With several Bernoulli targets, the mean over targets.
+    With several Bernoulli targets it is the share of targets.
 
     Args:
-        name: defaults to `"accuracy"`.
-        likelihood: defaults to that of the model, else Categorical.
+        name: name in logs. Defaults to `"accuracy"`.
+        likelihood: Categorical or Bernoulli. Defaults to that of the model, else Categorical.
+
+    Raises:
+        ValueError: in `update_state`, for a likelihood without probabilities.
     """
 
     default_likelihood = "categorical"
@@ -55,13 +60,18 @@ class Accuracy(MixtureMean):
 
 @registered("tfp_rank1")
 class BrierScore(MixtureMean):
-    """`sum_c (p_c - 1[y = c])^2` in [0, 2]; for Bernoulli `(p - y)^2`, mean over targets.
+    """`sum_c (p_c - 1[y = c])^2` in [0, 2]; for Bernoulli the mean of `(p - y)^2` over targets.
+
+    Lower is better.
 
     Args:
-        name: defaults to `"brier"`.
-        likelihood: defaults to that of the model, else Categorical.
+        name: name in logs. Defaults to `"brier"`.
+        likelihood: Categorical or Bernoulli. Defaults to that of the model, else Categorical.
 
-    Source: Brier (1950).
+    Raises:
+        ValueError: in `update_state`, for a likelihood without probabilities.
+
+    Source: Brier (1950), "Verification of Forecasts Expressed in Terms of Probability".
     """
 
     default_likelihood = "categorical"
@@ -80,11 +90,14 @@ class BrierScore(MixtureMean):
 
 @registered("tfp_rank1")
 class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError):
-    """RMSE of the predictive mean, in units of the target.
+    """`sqrt(mean (y - E[y])^2)` of the predictive mean `E[y]`, in units of the target.
 
     Args:
-        name: defaults to `"rmse"`.
-        likelihood: defaults to that of the model.
+        name: name in logs. Defaults to `"rmse"`.
+        likelihood: defaults to that of the model; not Categorical.
+
+    Raises:
+        ValueError: in `update_state`, for a Categorical likelihood.
     """
 
     better = "down"
@@ -104,25 +117,27 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
 
 
 class _Interval(MixtureMean):
-    """Metrics of the central credible interval at a level."""
+    """A metric of the central credible interval of a level."""
 
     def __init__(self, level: float = 0.9, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.level = checks.level(level)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {**super().get_config(), "level": self.level}
 
 
 @registered("tfp_rank1")
 class IntervalCoverage(_Interval):
-    """Share of targets inside the central credible interval; right when equal to `level`.
+    """Share of targets inside the central credible interval; a calibrated model has `level`.
 
     Args:
-        level: strictly between 0 and 1. Defaults to 0.9.
-        name: defaults to `"coverage"`.
+        level: probability of the interval, strictly between 0 and 1. Defaults to 0.9.
+        name: name in logs. Defaults to `"coverage"`.
         likelihood: defaults to that of the model; not Categorical.
+
+    Raises:
+        ValueError: for a `level` outside (0, 1).
     """
 
     def __init__(self, level: float = 0.9, name: str = "coverage", **kwargs: Any) -> None:
@@ -130,8 +145,8 @@ class IntervalCoverage(_Interval):
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         tail = 0.5 * (1.0 - self.level)
-        # y >= q(tail) <=> cdf(y) >= tail, and y <= q(1 - tail) <=> P(Y < y) < 1 - tail: the
-        # same as comparing with the quantiles, without searching for them.
+        # y >= q(tail) <=> cdf(y) >= tail, and y <= q(1 - tail) <=> P(Y < y) < 1 - tail. Quantiles
+        # of a mixture would have to be searched for. Counts are whole, so P(Y < y) is cdf(y - 1).
         below = mixture.cdf(y - 1.0) if mixture.likelihood.discrete else mixture.cdf(y)
         inside = (mixture.cdf(y) >= tail) & (below < 1.0 - tail)
         return tf.reduce_mean(tf.cast(inside, tf.float32), axis=-1)
@@ -142,9 +157,12 @@ class IntervalWidth(_Interval):
     """Mean width of the central credible interval, in units of the target.
 
     Args:
-        level: strictly between 0 and 1. Defaults to 0.9.
-        name: defaults to `"interval_width"`.
+        level: probability of the interval, strictly between 0 and 1. Defaults to 0.9.
+        name: name in logs. Defaults to `"interval_width"`.
         likelihood: defaults to that of the model; not Categorical.
+
+    Raises:
+        ValueError: for a `level` outside (0, 1).
     """
 
     better = "down"
@@ -164,14 +182,15 @@ class CRPS(MixtureMean):
         CRPS = 1/K sum_k A(y - m_k, s_k^2) - 1/(2 K^2) sum_kl A(m_k - m_l, s_k^2 + s_l^2)
         A(m, v) = 2 sqrt(v) phi(m / sqrt(v)) + m (2 Phi(m / sqrt(v)) - 1)
 
-    Lower is better; for a point forecast it is the absolute error.
+    m_k and s_k are mean and standard deviation of member k, phi and Phi density and distribution
+    function of N(0, 1). Lower is better; for a point forecast CRPS is the absolute error.
 
     Args:
-        name: defaults to `"crps"`.
-        likelihood: defaults to that of the model; Normal or HeteroscedasticNormal.
+        name: name in logs. Defaults to `"crps"`.
+        likelihood: Normal or HeteroscedasticNormal. Defaults to that of the model.
 
     Raises:
-        ValueError: for another likelihood.
+        ValueError: in `update_state`, for another likelihood.
 
     Source: Grimit et al. (2006), "The continuous ranked probability score for circular variables
     and its application to mesoscale forecast ensemble verification".
@@ -201,9 +220,18 @@ class CRPS(MixtureMean):
 def confidence_and_correctness(
     y: tf.Tensor, mixture: PredictiveMixture
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Probability of the predicted class and whether it is right (0 or 1), `[B, decisions]`.
+    """Probability of the predicted class, and whether the class is right.
 
-    One decision per example for Categorical, one per target for Bernoulli.
+    Args:
+        y: targets `[B, targets]`.
+        mixture: the prediction, of a likelihood with probabilities.
+
+    Returns:
+        Two tensors `[B, decisions]`, the second of 0 and 1. There is one decision per example for
+        Categorical, one per target for Bernoulli.
+
+    Raises:
+        ValueError: for a likelihood without probabilities.
     """
     probabilities = _probabilities(mixture)
     if mixture.likelihood.is_categorical:
