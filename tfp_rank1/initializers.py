@@ -1,4 +1,4 @@
-"""Initializers for the means of factors."""
+"""Initializers of posteriors: signs for means, and a given scale."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from tfp_rank1.serialization import registered
 
 @registered("tfp_rank1")
 class RandomSign(keras.initializers.Initializer):
-    """+1 with probability `probability`, else -1 (the start of BatchEnsemble).
+    """+1 with the given probability, else -1: the means at which BatchEnsemble starts.
 
-    Random signs make members differ strongly at the start. They belong with a prior that allows
-    both signs: under N(1, 0.1^2) every -1 costs 200 nats (see README, "Defaults").
+    With random signs the members differ strongly at the start. Use a prior that allows both signs:
+    under N(1, 0.1^2) every -1 costs 200 nats (README, "Defaults").
 
     Args:
         probability: probability of +1, in [0, 1]. Defaults to 0.5.
-        seed: an integer for a reproducible draw. Defaults to None: a new draw each time.
+        seed: an integer for a reproducible draw. Defaults to None, a new draw each time.
+
+    Raises:
+        ValueError: for a `probability` outside [0, 1].
 
     Example:
     ```python
     posteriors.Normal(mean_initializer=RandomSign(0.75))
     ```
 
-    Source: Wen, Tran & Ba (2020), "BatchEnsemble".
+    Source: Wen, Tran & Ba (2020), "BatchEnsemble: An Alternative Approach to Efficient Ensemble and
+    Lifelong Learning".
     """
 
     def __init__(self, probability: float = 0.5, seed: int | None = None) -> None:
@@ -40,33 +44,35 @@ class RandomSign(keras.initializers.Initializer):
         self.seed = seed
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
-        """Signs of the given shape and dtype."""
+        """Signs of the given shape; their dtype defaults to Keras's `floatx`."""
         uniform = keras.random.uniform(shape, dtype="float32", seed=self.seed)
         signs = keras.ops.where(uniform < self.probability, 1.0, -1.0)
         return keras.ops.cast(signs, dtype or keras.config.floatx())
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {"probability": self.probability, "seed": self.seed}
 
 
 @registered("tfp_rank1")
 class InverseSoftplus(keras.initializers.Initializer):
-    """The constant rho with `softplus(rho) = value`: starts a scale at `value`.
+    """The constant rho with `softplus(rho) = value`: a scale `softplus(rho)` starts at `value`.
 
     Args:
-        value: the scale wanted, above 0.
+        value: the scale at the start, above 0.
+
+    Raises:
+        ValueError: unless `value` is a finite number above 0.
     """
 
     def __init__(self, value: float) -> None:
         self.value = positive("value", value)
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
-        """The constant, of the given shape and dtype."""
-        # softplus(rho) = v  <=>  rho = v + log(1 - exp(-v)), which does not overflow for large v.
+        """The constant in the given shape; its dtype defaults to Keras's `floatx`."""
+        # softplus(rho) = v  <=>  rho = log(exp(v) - 1) = v + log(1 - exp(-v)). The last form does
+        # not overflow for large v.
         rho = self.value + np.log(-np.expm1(-self.value))
         return keras.ops.full(shape, rho, dtype=dtype or keras.config.floatx())
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor arguments."""
         return {"value": self.value}
