@@ -19,12 +19,12 @@ class ConvRank1(Rank1Mixin):
 
     @property
     def _channel_axis(self) -> int:
-        return -1 if self.data_format == "channels_last" else 1  # type: ignore[attr-defined]
+        return -1 if self.data_format == "channels_last" else 1
 
     def build(self, input_shape: Any) -> None:
         """Create kernel, biases and factors."""
         channels = input_shape[self._channel_axis]
-        self._build_rank1(input_shape, in_dim=channels, out_dim=self.filters)  # type: ignore[attr-defined]
+        self._build_rank1(input_shape, in_dim=channels, out_dim=self.filters)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Outputs under fresh draws of the factors, in training and inference alike."""
@@ -33,7 +33,7 @@ class ConvRank1(Rank1Mixin):
 
     def _convolve(self, x: tf.Tensor) -> tf.Tensor:
         # The stock `call` would also add a bias, of one row for all members, and the activation.
-        return self.convolution_op(x, self.kernel)  # type: ignore[attr-defined]
+        return self.convolution_op(x, self.kernel)
 
 
 @registered("tfp_rank1")

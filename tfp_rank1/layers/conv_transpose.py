@@ -18,12 +18,12 @@ class _ConvTransposeRank1(ConvRank1):
         # The stock layer has no method for its linear map without bias and activation.
         return ops.conv_transpose(
             x,
-            self.kernel,  # type: ignore[attr-defined]
-            strides=list(self.strides),  # type: ignore[attr-defined]
-            padding=self.padding,  # type: ignore[attr-defined]
-            output_padding=self.output_padding,  # type: ignore[attr-defined]
-            dilation_rate=self.dilation_rate,  # type: ignore[attr-defined]
-            data_format=self.data_format,  # type: ignore[attr-defined]
+            self.kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
         )
 
 

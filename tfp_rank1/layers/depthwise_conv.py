@@ -19,18 +19,18 @@ class _DepthwiseConvRank1(ConvRank1):
     def build(self, input_shape: Any) -> None:
         """Create kernel, biases and factors."""
         channels = input_shape[self._channel_axis]
-        outputs = channels * self.depth_multiplier  # type: ignore[attr-defined]
+        outputs = channels * self.depth_multiplier
         self._build_rank1(input_shape, in_dim=channels, out_dim=outputs)
 
     def _convolve(self, x: tf.Tensor) -> tf.Tensor:
         # The stock layer has no method for its linear map without bias and activation.
         return ops.depthwise_conv(
             x,
-            self.kernel,  # type: ignore[attr-defined]
-            strides=self.strides,  # type: ignore[attr-defined]
-            padding=self.padding,  # type: ignore[attr-defined]
-            dilation_rate=self.dilation_rate,  # type: ignore[attr-defined]
-            data_format=self.data_format,  # type: ignore[attr-defined]
+            self.kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
         )
 
 
@@ -41,12 +41,12 @@ class _SeparableConvRank1(ConvRank1):
         # r and s perturb the product of both kernels: no factor stands between the convolutions.
         return ops.separable_conv(
             x,
-            self.depthwise_kernel,  # type: ignore[attr-defined]
-            self.pointwise_kernel,  # type: ignore[attr-defined]
-            strides=self.strides,  # type: ignore[attr-defined]
-            padding=self.padding,  # type: ignore[attr-defined]
-            dilation_rate=self.dilation_rate,  # type: ignore[attr-defined]
-            data_format=self.data_format,  # type: ignore[attr-defined]
+            self.depthwise_kernel,
+            self.pointwise_kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
         )
 
 

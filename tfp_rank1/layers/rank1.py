@@ -7,7 +7,7 @@ parts have the factors: projections of attention, cells of recurrent layers.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -26,6 +26,11 @@ from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_stat
 from tfp_rank1.serialization import serialize
 
 # A prior that was not given. None is taken: it means "no prior, no KL".
+if TYPE_CHECKING:  # the mixins stand in front of a stock layer, which has all that they call
+    from keras.layers import Layer as _Stock
+else:
+    _Stock = object
+
 DEFAULT = "default"
 # One axis of a tensor, or several that are channels together, in increasing order.
 Axes = int | tuple[int, ...]
@@ -47,7 +52,7 @@ _PLAIN = (
 )
 
 
-class Rank1Mixin:
+class Rank1Mixin(_Stock):
     """Random rank-1 perturbation of a stock layer's kernel, one per member.
 
     With K = `ensemble_size`, the outputs of member k are
@@ -199,7 +204,7 @@ class Rank1Mixin:
         self.s_factor.build(self, (self.ensemble_size, out_dim))
         self._hang_kl()
         if lora_rank:
-            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)  # type: ignore[attr-defined]
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
     def _build_stock(self, input_shape: Any) -> None:
         """Build the stock layer without its bias."""
@@ -207,7 +212,7 @@ class Rank1Mixin:
         stock_use_bias = self.use_bias
         self.use_bias = False
         try:
-            super().build(input_shape)  # type: ignore[misc]
+            super().build(input_shape)
         finally:
             self.use_bias = stock_use_bias
 
@@ -216,12 +221,12 @@ class Rank1Mixin:
         if self.bias_factor is not None:
             self.bias_factor.build(self, shape)
             return None
-        return self.add_weight(  # type: ignore[attr-defined]
+        return self.add_weight(
             name="bias",
             shape=shape,
-            initializer=initializer or self.bias_initializer,  # type: ignore[attr-defined]
-            regularizer=self.bias_regularizer,  # type: ignore[attr-defined]
-            constraint=self.bias_constraint,  # type: ignore[attr-defined]
+            initializer=initializer or self.bias_initializer,
+            regularizer=self.bias_regularizer,
+            constraint=self.bias_constraint,
         )
 
     def _hang_kl(self) -> None:
@@ -242,7 +247,7 @@ class Rank1Mixin:
         x = check_rows(x, self.ensemble_size, self.name)
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
             # Keras casts floats only, and draws cast to the dtype of integers would be truncated.
-            x = ops.cast(x, self.compute_dtype)  # type: ignore[attr-defined]
+            x = ops.cast(x, self.compute_dtype)
         seed = next_seed(self.seed_generator)
         r = self._draw(self.r_factor, self._num_draws(x), seed)
         return self._perturb(x, r, channel_axis), seed
@@ -257,7 +262,7 @@ class Rank1Mixin:
         if self.use_bias:
             bias = self._draw_bias(self._num_draws(z), seed)
             z = self._apply(z, bias, channel_axis if bias_axis is None else bias_axis, tf.add)
-        activation = self.activation  # type: ignore[attr-defined]
+        activation = self.activation
         return z if activation is None else activation(z)
 
     def _draw(self, factor: Factor, rows: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -347,13 +352,13 @@ class Rank1Mixin:
     def slow_weights(self) -> list[keras.Variable]:
         """The weights outside the factors: the kernel and a point bias."""
         factors = {id(v) for v in self.factor_variables}
-        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+        return [v for v in self.weights if id(v) not in factors]
 
     # -- persistence ----------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments, with a posterior and a prior for each factor."""
-        config = super().get_config()  # type: ignore[misc]
+        config = super().get_config()
         for factor, name in ((self.r_factor, "r"), (self.s_factor, "s")):
             config[f"{name}_posterior"] = serialize(factor.posterior)
             config[f"{name}_prior"] = serialize(factor.prior)
@@ -373,7 +378,7 @@ class Rank1Mixin:
         load_weights(self, load_seed_state(self.seed_generator, store))
 
 
-class Composite:
+class Composite(_Stock):
     """A layer whose parts have the factors: the projections of attention, a recurrent cell."""
 
     @property
@@ -386,7 +391,7 @@ class Composite:
     def slow_weights(self) -> list[keras.Variable]:
         """The weights outside the factors."""
         factors = {id(v) for v in self.factor_variables}
-        return [v for v in self.weights if id(v) not in factors]  # type: ignore[attr-defined]
+        return [v for v in self.weights if id(v) not in factors]
 
 
 def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
@@ -395,7 +400,7 @@ def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
     Raises:
         TypeError: if there are more arguments than the constructor takes.
     """
-    names = list(inspect.signature(stock.__init__).parameters)[1:]  # type: ignore[misc]
+    names = list(inspect.signature(stock.__init__).parameters)[1:]
     if len(positional) > len(names):
         raise TypeError(f"{stock.__name__} takes at most {len(names)} positional arguments")
     return dict(zip(names, positional, strict=False))

@@ -80,12 +80,12 @@ class _CellRank1(Rank1Mixin):
         # In a scope and not on the cell: the replicas of `tf.distribute` share the cell, and each
         # runs in a thread of its own.
         scopes.held_draws.value[self] = self._draw_all(step_input)
-        return super().get_dropout_mask(step_input)  # type: ignore[misc]
+        return super().get_dropout_mask(step_input)
 
     def reset_dropout_mask(self) -> None:
         """Forget the mask and the draws: the sequence is over."""
         scopes.held_draws.value.pop(self, None)
-        super().reset_dropout_mask()  # type: ignore[misc]
+        super().reset_dropout_mask()
 
     def _draw_all(self, x: tf.Tensor) -> Draws:
         x = check_rows(x, self.ensemble_size, self.name)
@@ -108,11 +108,11 @@ class _CellRank1(Rank1Mixin):
     def _masks(self, inputs: tf.Tensor, h: tf.Tensor, training: Any) -> tuple[Any, Any]:
         """Dropout masks for inputs and state: None, one mask, or a list of one per gate."""
         # Past this class's `get_dropout_mask`, which would draw the factors again.
-        on_inputs = training and 0.0 < self.dropout < 1.0  # type: ignore[attr-defined]
-        on_state = training and 0.0 < self.recurrent_dropout < 1.0  # type: ignore[attr-defined]
+        on_inputs = training and 0.0 < self.dropout < 1.0
+        on_state = training and 0.0 < self.recurrent_dropout < 1.0
         return (
-            super().get_dropout_mask(inputs) if on_inputs else None,  # type: ignore[misc]
-            self.get_recurrent_dropout_mask(h) if on_state else None,  # type: ignore[attr-defined]
+            super().get_dropout_mask(inputs) if on_inputs else None,
+            self.get_recurrent_dropout_mask(h) if on_state else None,
         )
 
     def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor) -> tf.Tensor:
@@ -298,18 +298,18 @@ class _RecurrentRank1(Composite):
     ) -> Any:
         """Outputs under one draw of the factors per sequence, also in inference."""
         try:
-            return super().call(  # type: ignore[misc]
+            return super().call(
                 sequences, initial_state=initial_state, mask=mask, training=training
             )
         finally:
-            cell: Any = self.cell  # type: ignore[attr-defined]
+            cell: Any = self.cell
             # Keras does so itself, but not after an error: the next call would find old draws.
             cell.reset_dropout_mask()
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()  # type: ignore[misc]
+        config = super().get_config()
         # The layer's own seed: the seed of a backward layer's cell is moved on.
-        return {**config, **rank1_config(self.cell), "seed": self._seed}  # type: ignore[attr-defined]
+        return {**config, **rank1_config(self.cell), "seed": self._seed}
 
 
 @registered("tfp_rank1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -14,8 +14,13 @@ from tfp_rank1.losses import as_mixture
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import serialize
 
+if TYPE_CHECKING:  # the mixin stands in front of a metric of Keras
+    from keras.metrics import Metric as _Stock
+else:
+    _Stock = object
 
-class UncertaintyMetric:
+
+class UncertaintyMetric(_Stock):
     """A mixin that lets a `keras.metrics.Metric` read raw outputs, `[B, K, D]` or `[B, D]`.
 
     Used alone, `update_state` also takes a `PosteriorPredictive` as `y_pred`.
@@ -71,7 +76,7 @@ class UncertaintyMetric:
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
         # A likelihood that a model gave is left out: another model must be able to give its own.
-        config = super().get_config()  # type: ignore[misc]
+        config = super().get_config()
         if self._given is not None:
             config["likelihood"] = serialize(self._given)
         return config

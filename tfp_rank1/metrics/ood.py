@@ -98,13 +98,13 @@ class _Separation(UncertaintyMetric):
         else:
             z, half_way = tf.math.log(tf.maximum(values, _SMALLEST)), 4.0
         unit = 0.5 + 0.5 * z / (half_way + tf.abs(z))
-        super().update_state(y_true, unit, sample_weight)  # type: ignore[misc]
+        super().update_state(y_true, unit, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         # Keras's own arguments (curve, sensitivity, ...) are fixed by the constructors below.
         kept = ("name", "dtype", "likelihood")
         config = {k: v for k, v in super().get_config().items() if k in kept}
-        return {**config, "score": self.score, "num_thresholds": self.num_thresholds}  # type: ignore[attr-defined]
+        return {**config, "score": self.score, "num_thresholds": self.num_thresholds}
 
 
 @registered("tfp_rank1")
