@@ -49,7 +49,7 @@ class Scope(threading.local, Generic[T]):
 
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[T]:
-        """Inside the context the scope has `value`, and afterwards the value that it had before."""
+        """Inside the context the scope has `value`; afterwards its former value, even on errors."""
         previous, self.value = self.value, value
         try:
             yield value
@@ -74,7 +74,7 @@ kl_owner: Scope[Any] = Scope(_none)
 held_draws: Scope[weakref.WeakKeyDictionary[Any, Any]] = Scope(weakref.WeakKeyDictionary)
 # The recorder of the layers' calls for a training step, or None.
 recorder: Scope[Any] = Scope(_none)
-# The layer that returns its mean and leaves its variance here instead of drawing, or None.
+# The request to one layer to return its mean and leave its variance there, not to draw; or None.
 marginal: Scope[Any] = Scope(_none)
 
 

@@ -542,7 +542,7 @@ class BayesianModel(Replicas):
             x: inputs: an array, a structure of arrays, or batches (a `tf.data.Dataset`, a
                 `keras.utils.PyDataset` or an iterator), whose targets, if any, are ignored.
             num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
-                of K so that every member weighs the same. Defaults to 32.
+                of K so that every member counts alike. Defaults to 32.
             batch_size: examples per pass, for arrays. Defaults to None: 128.
             seed: integer for reproducible samples. Defaults to None: new samples on each call.
             reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
