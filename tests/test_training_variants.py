@@ -37,6 +37,24 @@ def test_split_members_see_their_own_share():
     np.testing.assert_allclose(history["nll"], [nll.mean()], rtol=1e-5)
 
 
+def test_split_members_are_as_many_in_all_layers():
+    """The outputs have one member, so only the layers can tell."""
+
+    class Net(r1.BayesianModel):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.tile, self.split = r1.layers.TileMembers(2), r1.layers.SplitMembers(2)
+            self.dense = r1.layers.DenseRank1(3, ensemble_size=4)
+
+        def call(self, x):
+            return self.likelihood(self.split(self.dense(self.tile(x))))
+
+    model = Net(likelihood="categorical")
+    model.compile("sgd", member_batches="split")
+    with pytest.raises(ValueError, match="must agree on the number of members"):
+        model.fit(np.ones((8, 2), "float32"), np.zeros(8), batch_size=8, verbose=0)
+
+
 def test_split_batches_must_divide():
     model = classifier()
     model.compile("sgd", member_batches="split")

@@ -233,8 +233,11 @@ def compile_state(model: Any) -> dict[str, Any]:
 
 def restore_compile_state(model: Any, state: dict[str, Any]) -> None:
     """Put back what `compile_state` found, after a `compile` that was refused."""
-    for name, value in state.items():
-        object.__setattr__(model, name, value)  # past Keras's tracking, as in `compile`
+    for name in _COMPILED:
+        if name in state:
+            object.__setattr__(model, name, state[name])  # past Keras's tracking, as in `compile`
+        elif name in vars(model):
+            object.__delattr__(model, name)
 
 
 def set_loss_tracker(model: Any, tracker: keras.metrics.Metric) -> None:
@@ -305,12 +308,15 @@ def missing_names() -> list[str]:
     sequential = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     attention = keras.layers.MultiHeadAttention(1, 1)
     attention(keras.ops.zeros((1, 2, 2)), keras.ops.zeros((1, 2, 2)))
+    embedding = keras.layers.Embedding(2, 2)
+    embedding.build()
     rank1_names = [n for n in ATTENTION_PROJECTIONS if n != "_gate_dense"]  # newer Keras only
     required: list[tuple[Any, str, list[str]]] = [
         (layer, "Layer", ["_flatten_layers", "_trainable_variables", "_non_trainable_variables"]),
         (layer, "Layer", ["_seed_generators", "_build_shapes_dict", "_tracker"]),
         (layer, "Layer", ["_call_has_training_arg", "_call_has_mask_arg"]),
         (layer, "Dense", ["_kernel", "_inbound_nodes"]),
+        (embedding, "Embedding", ["_embeddings"]),
         (keras.layers.Conv1D(1, 1), "Conv1D", ["_compute_causal_padding"]),
         (keras.layers.LSTMCell(1), "LSTMCell", ["_compute_carry_and_output_fused"]),
         (attention, "MultiHeadAttention", [*rank1_names, "_value_dim"]),

@@ -394,15 +394,20 @@ class Composite(_Stock):
         return [v for v in self.weights if id(v) not in factors]
 
 
-def by_name(stock: type, positional: tuple[Any, ...]) -> dict[str, Any]:
+def by_name(stock: Any, positional: tuple[Any, ...]) -> dict[str, Any]:
     """Positional arguments of a stock layer's constructor, by name.
 
     Raises:
         TypeError: if there are more arguments than the constructor takes.
     """
-    names = list(inspect.signature(stock.__init__).parameters)[1:]
+    # Not of the class: Keras gives every layer a `__new__` that takes anything.
+    parameters = list(inspect.signature(stock.__init__).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(positional) > len(names):
-        raise TypeError(f"{stock.__name__} takes at most {len(names)} positional arguments")
+        raise TypeError(
+            f"{stock.__name__} takes at most {len(names)} positional arguments, {names}. "
+            f"Received: {len(positional)} positional arguments"
+        )
     return dict(zip(names, positional, strict=False))
 
 

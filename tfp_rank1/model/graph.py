@@ -59,7 +59,15 @@ def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any,
     """Inputs, outputs and the remaining positional arguments of a model's constructor.
 
     Inputs and outputs that are given by name are removed from `kwargs`.
+
+    Raises:
+        ValueError: for inputs without outputs.
     """
+    if not (len(args) >= 2 or "outputs" in kwargs):
+        raise ValueError(
+            "A Functional model needs inputs and outputs: BayesianModel(inputs, outputs, "
+            "likelihood=...). Received: inputs without outputs"
+        )
     values = list(args)
     inputs = values.pop(0) if values else kwargs.pop("inputs")
     outputs = values.pop(0) if values else kwargs.pop("outputs")

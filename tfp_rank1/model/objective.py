@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.divergence import KLOwner
 from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
+from tfp_rank1.layers import TileMembers
 from tfp_rank1.model.all_or_nothing import sum_over_replicas
 from tfp_rank1.model.graph import check_members_agree
 from tfp_rank1.model.options import PER_EXAMPLE
@@ -60,6 +61,10 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
     is_split = model.options.member_batches == "split"
     with scopes.split_members.set(True) if is_split else contextlib.nullcontext():
         outputs = model(x, training=True)
+    if is_split:  # the outputs have one member, whatever the layers fold
+        layers = layers_of(model, include_self=False)
+        folded = [v.ensemble_size for v in layers if isinstance(v, TileMembers)]
+        check_members_agree(layers, folded[0] if folded else 1)
     if samples == 1:
         return outputs
     _check_members(model, outputs)  # while the outputs still have the K members of the layers

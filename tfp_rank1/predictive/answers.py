@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfp_rank1.checks import whole
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.random import next_seed
@@ -58,6 +59,7 @@ class PosteriorPredictive(PredictiveMixture):
         Returns:
             float32 `[num_draws, N, targets]`; class labels `[num_draws, N, 1]` for Categorical.
         """
+        num_draws = whole("num_draws", num_draws)
         chosen = keras.random.SeedGenerator(seed)
         return self._draw(num_draws, next_seed(chosen))
 
