@@ -34,7 +34,7 @@ __all__ = [
     "get",
 ]
 
-# Those that a string can name.
+# The likelihoods that a string can name.
 ALL: tuple[type[Likelihood], ...] = (
     Categorical,
     Bernoulli,
@@ -49,9 +49,9 @@ ALL: tuple[type[Likelihood], ...] = (
 
 
 def get(identifier: Any) -> Likelihood:
-    """A likelihood from an object, a name such as `"categorical"`, or a serialized config.
+    """A likelihood from an object, a class, a name such as `"categorical"`, or a config.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the message lists the known names.
     """
     return lookup(identifier, Likelihood, ALL, "likelihood")

@@ -1,4 +1,4 @@
-"""The base of all likelihoods: what a likelihood is, and what it says that it can do."""
+"""`Likelihood`, the base of all likelihoods: what a likelihood is, and what it can do."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ class Likelihood(keras.layers.Layer):
     """Base class: from a model's raw outputs to the distribution of the target.
 
     A likelihood is a Keras layer that passes the outputs through unchanged. As the last operation
-    of a `BayesianModel` it is saved, cloned and exported with the model, and what it learns (the
-    noise scale of `Normal()`) is an ordinary weight.
+    of a `BayesianModel` it is saved, cloned and exported with the model, and a parameter that it
+    learns (the noise scale of `Normal()`) is an ordinary Keras variable.
 
     Raw outputs have shape `[..., D]`, where the leading axes are any of batch, members, samples
     and positions.
 
-    A subclass gives `distribution`, and overrides below what it can do. Training, predictive
-    distributions, metrics, export and BALI ask these attributes and methods, and never which class
-    a likelihood is.
+    A subclass defines `distribution`, and overrides the attributes and methods that say what the
+    likelihood can do. Training, predictive distributions, metrics, export and BALI use these, and
+    never ask for the class of a likelihood.
 
     Attributes:
         discrete: whether targets are counts or classes; quantiles are then whole numbers.
-        predicts_probabilities: whether `mean` is the probabilities of classes. Answers are then
-            probabilities and entropies, else moments.
+        predicts_probabilities: whether `mean` returns the probabilities of classes. Answers are
+            then probabilities and entropies, else moments.
         is_categorical: whether a target is one index among D classes, which have no order.
         is_gaussian: whether the target is Normal given the raw outputs.
-        has_closed_form_marginal: whether the raw outputs are means of Normal targets whose noise
-            does not depend on them; `noise_variance` and `marginal` then answer.
-        link_names: names of the function that a net must not apply to its outputs, because the
-            likelihood does (`"softmax"`).
+        has_closed_form_marginal: whether the raw outputs are means of Normal targets with a noise
+            that does not depend on the outputs. The subclass then overrides `noise_variance` and
+            `marginal`.
+        link_names: names of the function that the likelihood applies to raw outputs, such as
+            `"softmax"`, so that a net must not end in it.
 
     Example:
     ```python
@@ -59,10 +60,10 @@ class Likelihood(keras.layers.Layer):
     link_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **kwargs: Any) -> None:
-        # float32 whatever the policy: log-probabilities in half precision are worthless.
-        # A name of its own, which no layer or column of a table called "categorical" takes.
+        # The suffix keeps the name free for a layer or an input called "categorical".
         if kwargs.get("name") is None:
             kwargs["name"] = auto_name(f"{snake_case(type(self).__name__)}_likelihood")
+        # float32 under every dtype policy: log-probabilities in half precision are worthless.
         super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, outputs: tf.Tensor) -> tf.Tensor:
@@ -76,26 +77,26 @@ class Likelihood(keras.layers.Layer):
     # -- the distribution of the target ---------------------------------------------------------
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """Distribution of the target given raw outputs `[..., D]`.
+        """The distribution of the target given raw outputs `[..., D]`.
 
-        Elementwise, batch shape `[..., targets]`; where `is_categorical`, one variable over D
-        classes with batch shape `[...]`.
+        Its batch shape is `[..., targets]`, with independent targets; if `is_categorical`, it is
+        one distribution over D classes, with batch shape `[...]`.
         """
         raise NotImplementedError
 
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
-        """Mean of the target, `[..., targets]`; class probabilities for Categorical."""
+        """Mean of the target, `[..., targets]`; for Categorical class probabilities, `[..., D]`."""
         return self.distribution(outputs).mean()
 
     def variance(self, outputs: tf.Tensor) -> tf.Tensor:
-        """Variance of the target, `[..., targets]`; of the one-hot target for Categorical."""
+        """Variance of the target, `[..., targets]`; for Categorical of the one-hot target."""
         return self.distribution(outputs).variance()
 
     def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
         """Entropy of the target in nats, `[...]`, summed over independent targets.
 
         Raises:
-            NotImplementedError: where there is no closed form (Poisson).
+            NotImplementedError: for a distribution without a closed form, such as Poisson.
         """
         return tf.reduce_sum(self.distribution(outputs).entropy(), axis=-1)
 
@@ -103,17 +104,19 @@ class Likelihood(keras.layers.Layer):
         """`log p(targets | outputs)` in nats, `[...]`, summed over independent targets.
 
         Args:
-            outputs: `[..., D]`.
-            targets: as `prepare_targets` returns them, broadcast over the leading axes.
+            outputs: raw outputs `[..., D]`.
+            targets: targets as `prepare_targets` returns them, broadcast over the leading axes.
         """
         return tf.reduce_sum(self.distribution(outputs).log_prob(targets), axis=-1)
 
     # -- what only some likelihoods can do ------------------------------------------------------
 
     def entropy_of_mixture(self, mean: tf.Tensor) -> tf.Tensor | None:
-        """Entropy `[...]` of a mixture of these distributions, given its mean `[..., targets]`.
+        """Entropy in nats, `[...]`, of a mixture over samples, given its mean `[..., targets]`.
 
-        None (the base class) where the mean does not determine it; the entropy is then estimated.
+        Returns:
+            The entropy. None, as in the base class, if the mean does not determine the entropy,
+            which is then estimated.
         """
         return None
 
@@ -122,81 +125,80 @@ class Likelihood(keras.layers.Layer):
 
             E[s s'] = E_y[grad log p(y | outputs) grad log p(y | outputs)']
 
-        The gradient for a label sampled from the model has this covariance. So has a linear map
-        of standard normal noise, in closed form and without the noise of a discrete label.
+        The gradient for a label sampled from the model has this covariance. A linear map of
+        standard normal noise has it too, without the noise of a discrete label.
 
         Args:
             outputs: raw outputs `[..., D]`.
-            noise: standard normal, `[..., D]`.
+            noise: standard normal numbers e, `[..., D]`.
 
         Returns:
-            s, `[..., D]`. None (the base class): no closed form; take the gradient of
-            `sampled_log_prob`.
+            The scores s, `[..., D]`. None, as in the base class, if there is no closed form; the
+            gradient of `sampled_log_prob` then takes their place.
         """
         return None
 
     def sampled_log_prob(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """`log p(y | outputs)`, `[...]`, for y drawn from the model's own predictive distribution.
+        """`log p(y | outputs)`, `[...]`, for a label y drawn from the model's own distribution.
 
-        Its gradient is a score with the Fisher information as covariance, for any likelihood.
+        The gradient is a score with the Fisher information as covariance, for any likelihood.
 
         Args:
             outputs: raw outputs `[..., D]`.
             seed: int32 `[2]`.
         """
+        # A score is a gradient at a fixed label; TFP's draws depend on the outputs.
         drawn = tf.stop_gradient(self.distribution(outputs).sample(seed=seed))
         drawn = drawn[..., tf.newaxis] if self.is_categorical else drawn
         return self.log_prob(outputs, tf.cast(drawn, tf.float32))
 
     @property
     def closed_form_noise(self) -> Any:
-        """What finds a learned noise from residuals, a `ClosedFormNoise`.
+        """A `ClosedFormNoise`, by which a `BaliModel` learns the noise from residuals.
 
-        None (the base class): there is no learned noise, or the optimizer learns it.
+        None, as in the base class, if the noise is not learned or if an optimizer learns it.
         """
         return None
 
     def noise_variance(self) -> tf.Tensor:
-        """V with `y ~ N(outputs, v)`, scalar or `[D]`, if `has_closed_form_marginal`."""
+        """The variance v in `y ~ N(outputs, v)`, scalar or `[D]`, if `has_closed_form_marginal`."""
         raise NotImplementedError
 
     def marginal(self, outputs: tf.Tensor, output_variance: tf.Tensor) -> tfd.Distribution:
-        """Distribution of the target for raw outputs that are themselves Normal.
+        """The distribution of the target with Normal raw outputs integrated out.
+
+        Only a likelihood with `has_closed_form_marginal` has this method.
 
         Args:
             outputs: means of the raw outputs, `[..., D]`.
-            output_variance: their variances, `[..., D]`.
-
-        Returns:
-            The target's distribution with the raw outputs integrated out, if
-            `has_closed_form_marginal`.
+            output_variance: variances of the raw outputs, `[..., D]`.
         """
         raise NotImplementedError
 
     # -- targets --------------------------------------------------------------------------------
 
     def num_targets(self, num_outputs: int) -> int:
-        """Number of target values per example (and position) for D raw outputs."""
+        """Number of target values per example and position for D raw outputs."""
         return num_outputs
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
-        """Which values of the targets the distribution can take, boolean, the shape of y."""
+        """Which target values the distribution can take, boolean, the shape of y."""
         return tf.math.is_finite(y)
 
     def support_message(self, num_outputs: int) -> str:
-        """What the targets must be, for a refusal; the values received follow it."""
+        """The start of an error message: what targets must be, before the values received."""
         return f"{type(self).__name__} likelihood: targets must be finite. Received:"
 
     def prepare_targets(
         self, targets: Any, num_outputs: int, num_position_axes: int = 0
     ) -> tf.Tensor:
-        """Targets as float32 `[B, ..., targets]`, with values checked.
+        """Targets as float32 `[B, ..., targets]`, with their values checked.
 
-        Eagerly and in graphs a bad value raises. XLA drops such checks, so there a bad value
-        becomes NaN, and with it the loss.
+        A bad value raises an error in eager execution and in graphs. XLA drops such checks; there a
+        bad value becomes NaN, and so does the loss.
 
         Args:
-            targets: `[B, ..., targets]`, or `[B, ...]` where there is one target.
+            targets: `[B, ..., targets]`, or `[B, ...]` if there is one target.
             num_outputs: D.
             num_position_axes: number of axes between batch and outputs. Defaults to 0.
 
@@ -211,13 +213,16 @@ class Likelihood(keras.layers.Layer):
             [self.support_message(num_outputs), tf.reduce_min(y), tf.reduce_max(y)],
             summarize=1,
         )
+        # In eager execution `Assert` has raised by now, or returned None.
         with tf.control_dependencies([check] if check is not None else []):
             return tf.where(valid, y, float("nan"))
 
     def shape_targets(
         self, targets: Any, num_outputs: int, num_position_axes: int = 0
     ) -> tf.Tensor:
-        """Targets as float32 `[B, ..., targets]`, whatever their values.
+        """Targets as float32 `[B, ..., targets]`, without a check of their values.
+
+        The arguments are those of `prepare_targets`.
 
         Raises:
             ValueError: if the shape does not fit the outputs.
@@ -237,10 +242,14 @@ class Likelihood(keras.layers.Layer):
         return tf.cast(y, tf.float32)
 
     def check_targets(self, targets: Any, num_outputs: int) -> None:
-        """Look at a whole array of targets before training.
+        """Check a whole array of targets before training.
+
+        Args:
+            targets: the array.
+            num_outputs: D.
 
         Raises:
-            ValueError: if a value lies outside the support, with the range received.
+            ValueError: if a value lies outside the support, with the range of the values.
         """
         y = np.asarray(targets)
         if y.size and not np.all(self.is_in_support(tf.constant(y, tf.float32), num_outputs)):

@@ -34,11 +34,9 @@ class Bernoulli(Likelihood):
         return tfd.Bernoulli(logits=outputs, dtype=tf.float32)
 
     def entropy_of_mixture(self, mean: tf.Tensor) -> tf.Tensor | None:
-        """The entropy of the mean probability, for one target.
-
-        Several targets of one example share the sample, so they depend on each other in the
-        mixture, and their joint entropy has no closed form.
-        """
+        """The entropy of the mean probability; None for several targets."""
+        # Several targets of one example share the samples. In the mixture they depend on each
+        # other, and their joint entropy has no closed form.
         if mean.shape[-1] != 1:
             return None
         terms = -tf.math.xlogy(mean, mean) - tf.math.xlog1py(1.0 - mean, -mean)
@@ -46,6 +44,7 @@ class Bernoulli(Likelihood):
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(p (1 - p)) o e`."""
+        # `sigmoid(-outputs)`, because `1 - sigmoid(outputs)` rounds to 0 for large logits.
         return noise * tf.sqrt(tf.sigmoid(outputs) * tf.sigmoid(-outputs))
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:

@@ -48,13 +48,15 @@ class Categorical(Likelihood):
         return tfd.Categorical(logits=outputs).entropy()
 
     def entropy_of_mixture(self, mean: tf.Tensor) -> tf.Tensor | None:
-        """`-sum_c p_c log p_c` of the mean probabilities: a mixture of classes is Categorical."""
+        """`-sum_c p_c log p_c` of the mean: a mixture of Categoricals is a Categorical."""
         return tf.reduce_sum(-tf.math.xlogy(mean, mean), axis=-1)
 
     def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`log softmax(outputs)[target]`, `[...]`."""
         log_probabilities = tf.nn.log_softmax(outputs)
         label = targets[..., 0]
+        # A bad label is NaN under XLA, see `prepare_targets`. No index stands for it, so the NaN
+        # is passed on to the loss.
         one_hot = tf.one_hot(tf.cast(label, tf.int32), outputs.shape[-1])
         chosen = tf.reduce_sum(one_hot * log_probabilities, axis=-1)
         return tf.where(tf.math.is_nan(label), label, chosen)

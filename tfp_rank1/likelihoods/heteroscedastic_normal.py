@@ -16,13 +16,14 @@ __all__ = ["HeteroscedasticNormal"]
 
 @registered("tfp_rank1.likelihoods")
 class HeteroscedasticNormal(Likelihood):
-    """`y ~ N(loc, scale^2)` with the noise predicted per example.
+    """`y ~ N(loc, scale^2)`, where the net predicts loc and scale for every example.
 
-    Raw outputs `[..., 2 D]`: the first D are loc, `scale = softplus(last D) + min_scale`.
+    Raw outputs are `[..., 2 D]` for D targets: the first half is loc, and the second half gives
+    `scale = softplus(second half) + min_scale`.
 
     Args:
-        min_scale: lower bound of the scale, in units of the target. Defaults to 1e-3: without a
-            bound a single fitted point drives the log-likelihood to infinity.
+        min_scale: lower bound of the scale, in units of the target, above 0. Defaults to 1e-3.
+            Without a bound a single fitted point drives the log-likelihood to infinity.
         **kwargs: as for `keras.layers.Layer`.
 
     Raises:
@@ -56,6 +57,7 @@ class HeteroscedasticNormal(Likelihood):
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`(e_1 / scale, sqrt(2) e_2 scale' / scale)` with `scale' = d scale / d raw`."""
+        # The Fisher information of a scale is `2 / scale^2`; the slope of softplus is `sigmoid`.
         _, raw = tf.split(outputs, 2, axis=-1)
         scale = self._scale(raw)
         first, second = tf.split(noise, 2, axis=-1)

@@ -13,14 +13,14 @@ __all__ = ["Laplace"]
 
 @registered("tfp_rank1.likelihoods")
 class Laplace(ScaledLikelihood):
-    """`y ~ Laplace(outputs, scale)`, of density `exp(-|y - outputs| / scale) / (2 scale)`.
+    """`y ~ Laplace(outputs, scale)`, with the density `exp(-|y - outputs| / scale) / (2 scale)`.
 
-    The outputs are medians: outliers pull less than under `Normal`.
+    Raw outputs `[..., D]` are medians, which outliers move less than the means of `Normal`.
 
     Args:
         scale: mean absolute error of the noise, in units of the target, above 0. Defaults to None:
             it is learned, one per output, by the optimizer.
-        initial_scale: where a learned scale starts. Defaults to 1.
+        initial_scale: value at which a learned scale starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
     Example:

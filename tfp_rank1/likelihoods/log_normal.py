@@ -13,14 +13,15 @@ __all__ = ["LogNormal"]
 
 @registered("tfp_rank1.likelihoods")
 class LogNormal(ScaledLikelihood):
-    """`log y ~ N(outputs, scale^2)`: positive targets whose noise is a factor.
+    """`log y ~ N(outputs, scale^2)`: positive targets with a noise that is relative to their size.
 
-    The outputs are logarithms of medians: prices, durations, concentrations.
+    Such targets are prices, durations or concentrations. Raw outputs `[..., D]` are logarithms of
+    medians.
 
     Args:
         scale: standard deviation of log y, above 0. Defaults to None: it is learned, one per
             output.
-        initial_scale: where a learned scale starts. Defaults to 1.
+        initial_scale: value at which a learned scale starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
     Example:
@@ -39,7 +40,7 @@ class LogNormal(ScaledLikelihood):
 
     @property
     def closed_form_noise(self) -> ClosedFormNoise | None:
-        """The mode of the variance given residuals of log y, where the scale is learned."""
+        """The mode of the variance given residuals of log y; None for a fixed scale."""
         if self.fixed_scale is not None:
             return None
         return ClosedFormNoise(self, lambda targets, outputs: tf.math.log(targets) - outputs)

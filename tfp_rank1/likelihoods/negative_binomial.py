@@ -18,12 +18,12 @@ __all__ = ["NegativeBinomial"]
 class NegativeBinomial(ScaledLikelihood):
     """Counts with mean `m = exp(outputs)` and variance `m + dispersion m^2`.
 
-    A Poisson whose rate itself varies (by a Gamma distribution); at dispersion 0 it is the Poisson.
-    Raw outputs are log means `[..., D]`, targets whole numbers of at least 0.
+    The distribution is a Poisson whose rate varies by a Gamma distribution; at dispersion 0 it is
+    the Poisson. Raw outputs are log means `[..., D]`, targets whole numbers of at least 0.
 
     Args:
         dispersion: above 0. Defaults to None: it is learned, one per output, by the optimizer.
-        initial_dispersion: where a learned dispersion starts. Defaults to 1.
+        initial_dispersion: value at which a learned dispersion starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
     Example:
@@ -45,13 +45,14 @@ class NegativeBinomial(ScaledLikelihood):
 
     @property
     def dispersion(self) -> tf.Tensor:
-        """`[D]` if learned, else scalar."""
+        """The dispersion, `[D]` if it is learned, else scalar."""
         return self.scale
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.NegativeBinomial` with batch shape `[..., D]`."""
         dispersion = self.scale_of(outputs)
-        logits = outputs + tf.math.log(dispersion)  # of mean total_count exp(logits)
+        # The mean of TFP's distribution is `total_count exp(logits)`.
+        logits = outputs + tf.math.log(dispersion)
         return tfd.NegativeBinomial(
             total_count=tf.broadcast_to(1.0 / dispersion, tf.shape(outputs)), logits=logits
         )

@@ -15,24 +15,24 @@ from tfp_rank1.posteriors import softplus_scale
 
 __all__ = ["ClosedFormNoise", "ScaledLikelihood"]
 
-# Smallest variance, in units of `initial_scale` squared: float32 residuals are no finer.
+# Smallest variance, in units of `initial_scale` squared, because float32 residuals are no finer.
 _SMALLEST = 1e-10
 
 
 class ScaledLikelihood(Likelihood):
     """Base of likelihoods whose noise has a scale per output, fixed or learned.
 
-    A subclass gives `distribution`; the optimizer learns the scale unless the subclass also gives
-    `closed_form_noise`.
+    A subclass defines `distribution`. An optimizer learns the scale; a `BaliModel` learns it in
+    closed form if the subclass also defines `closed_form_noise`.
 
     Args:
         scale: scale of the noise, above 0. Defaults to None: it is learned, one per output.
-        initial_scale: where a learned scale starts. Defaults to 1, right for a standardized
-            target.
+        initial_scale: value at which a learned scale starts, above 0. Defaults to 1, right for a
+            standardized target.
         **kwargs: as for `keras.layers.Layer`.
 
     Attributes:
-        scale_name: what the argument `scale` of a subclass is called, for messages.
+        scale_name: the name of the argument `scale` in the subclass, for error messages.
     """
 
     scale_name: ClassVar[str] = "scale"
@@ -46,7 +46,7 @@ class ScaledLikelihood(Likelihood):
         self.rho: keras.Variable | None = None
 
     def build(self, input_shape: Any) -> None:
-        """Create the learned scale, one per output."""
+        """Create the variable of a learned scale, one per output."""
         if self.fixed_scale is None:
             self.rho = self.add_weight(
                 name="rho",
@@ -58,10 +58,10 @@ class ScaledLikelihood(Likelihood):
 
     @property
     def scale(self) -> tf.Tensor:
-        """Scale of the noise, `[D]` if learned, else scalar.
+        """The scale of the noise, `[D]` if it is learned, else scalar.
 
         Raises:
-            ValueError: for a learned scale outside a model, which nobody trains.
+            ValueError: for a learned scale outside of a model, where nothing trains it.
         """
         name, argument = type(self).__name__, self.scale_name
         if self.fixed_scale is not None:
@@ -76,7 +76,11 @@ class ScaledLikelihood(Likelihood):
         return softplus_scale(self.rho)
 
     def scale_of(self, outputs: tf.Tensor) -> tf.Tensor:
-        """`scale`, refused if it was learned for another number of outputs than `[..., D]`."""
+        """The scale for raw outputs `[..., D]`.
+
+        Raises:
+            ValueError: for a scale that was learned for another number of outputs.
+        """
         if self.rho is not None and self.rho.shape[0] != outputs.shape[-1]:
             raise ValueError(
                 "A learned noise scale belongs to one model. Give each model its own "
@@ -98,14 +102,15 @@ class ClosedFormNoise:
 
         v = (a s^2 + N E[(y - z)^2]) / (a + N)
 
-    The prior weighs as much as `a` examples whose residual is s, the likelihood's
-    `initial_scale`. Whoever trains the model keeps the moving average of the squared residuals:
-    an optimizer would crawl, since the gradient of the scale falls with its square.
+    The prior counts for as much as `a` examples whose residual is s, the likelihood's
+    `initial_scale`. The code that trains the model keeps the moving average of squared residuals.
 
     Args:
-        likelihood: whose learned scale it is.
-        residuals: `(targets, outputs) -> y - z`, on the scale of the raw outputs.
+        likelihood: the likelihood that owns the learned scale.
+        residuals: function `(targets, outputs) -> y - z`, on the scale of the raw outputs.
     """
+
+    # Why not an optimizer: it would crawl, since the gradient of the scale falls with its square.
 
     def __init__(
         self,
@@ -116,7 +121,7 @@ class ClosedFormNoise:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """What no optimizer must train."""
+        """The variables that an optimizer must leave alone."""
         rho = self._likelihood.rho
         return [] if rho is None else [rho]
 
@@ -127,7 +132,7 @@ class ClosedFormNoise:
     def mode(
         self, mean_square: tf.Tensor, num_examples: tf.Tensor, prior_examples: float
     ) -> tf.Tensor:
-        """V of the equation above, `[D]`.
+        """The mode v of the equation above, `[D]`.
 
         Args:
             mean_square: `E[(y - z)^2]`, `[D]`.
@@ -139,10 +144,12 @@ class ClosedFormNoise:
         return total / (prior_examples + num_examples)
 
     def bounded(self, variance: tf.Tensor) -> tf.Tensor:
-        """A variance, at least 1e-10 of where it started."""
+        """The variance, or 1e-10 of the variance at the start if that is larger."""
         return tf.maximum(variance, _SMALLEST * self._likelihood.initial_scale**2)
 
     def raw(self, variance: tf.Tensor) -> tf.Tensor:
-        """The value of `variables[0]` that gives a variance, also a small one."""
+        """The value of `variables[0]` that gives a variance."""
         scale = tf.sqrt(variance)
+        # The inverse of softplus as `log(exp(scale) - 1)` would overflow for a large scale, and
+        # round to `log(0)` for a small one.
         return scale + tf.math.log(-tf.math.expm1(-scale))

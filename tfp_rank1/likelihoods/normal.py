@@ -17,11 +17,14 @@ __all__ = ["Normal"]
 class Normal(ScaledLikelihood):
     """`y ~ N(outputs, scale^2)`, one scale per output.
 
+    Raw outputs `[..., D]` are means, targets `[B, D]` are finite numbers.
+
     Args:
         scale: standard deviation of the noise, in units of the target, above 0. Defaults to None:
             it is learned, one per output.
-        initial_scale: where a learned scale starts. Defaults to 1, right for a standardized
-            target.
+        initial_scale: value at which a learned scale starts, above 0. Defaults to 1, right for a
+            standardized target.
+        **kwargs: as for `keras.layers.Layer`.
 
     Example:
     ```python
@@ -42,7 +45,7 @@ class Normal(ScaledLikelihood):
 
     @property
     def closed_form_noise(self) -> ClosedFormNoise | None:
-        """The mode of the variance given residuals, where the scale is learned."""
+        """The mode of the variance given residuals; None for a fixed scale."""
         if self.fixed_scale is not None:
             return None
         return ClosedFormNoise(self, tf.subtract)

@@ -14,7 +14,7 @@ __all__ = ["Poisson", "are_counts"]
 
 
 def are_counts(y: tf.Tensor) -> tf.Tensor:
-    """Which numbers are whole, finite and at least 0, boolean."""
+    """Which numbers are counts, that is whole, finite and at least 0; boolean, the shape of y."""
     return (y >= 0.0) & (tf.floor(y) == y) & tf.math.is_finite(y)
 
 
@@ -23,7 +23,7 @@ class Poisson(Likelihood):
     """Counts: `y ~ Poisson(exp(outputs))`.
 
     Raw outputs are log rates `[..., D]`, targets whole numbers of at least 0. The variance equals
-    the rate; `NegativeBinomial` has a variance of its own.
+    the rate; a `NegativeBinomial` learns by how much the variance exceeds it.
 
     Example:
     ```python

@@ -17,16 +17,16 @@ __all__ = ["StudentT"]
 
 @registered("tfp_rank1.likelihoods")
 class StudentT(ScaledLikelihood):
-    """`y = outputs + scale t`, t of Student's distribution with `df` degrees of freedom.
+    """`y = outputs + scale t`, where t has Student's distribution with `df` degrees of freedom.
 
-    Single targets far from the rest, which would widen or bend a `Normal`, cost little.
+    Single targets far from the rest cost little; they would widen or bend the fit of a `Normal`.
 
     Args:
         df: degrees of freedom, above 2, so that the target has a variance. Defaults to 4.
-        scale: in units of the target, above 0; the standard deviation is
+        scale: scale of the noise, in units of the target, above 0; the standard deviation is
             `scale sqrt(df / (df - 2))`. Defaults to None: it is learned, one per output, by the
             optimizer.
-        initial_scale: where a learned scale starts. Defaults to 1.
+        initial_scale: value at which a learned scale starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
     Raises:
@@ -61,6 +61,7 @@ class StudentT(ScaledLikelihood):
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`e / scale sqrt((df + 1) / (df + 3))`."""
+        # The Fisher information is below that of a Normal: targets in the tails say little.
         return noise / self.scale * math.sqrt((self.df + 1.0) / (self.df + 3.0))
 
     def get_config(self) -> dict[str, Any]:
