@@ -1,9 +1,9 @@
-"""KL(q || p) per entry, and the one owner of its weight.
+"""`KL(q || p)` per entry, and the one owner of the KL weight.
 
-Closed forms: every pair that TFP registers (Normal-Normal, LogNormal-LogNormal, Cauchy-Cauchy,
-...), and any q with finite variance and known entropy against a Normal p. Every other pair is a
-Monte Carlo estimate on fresh reparameterized draws. Points (Deterministic, MixtureOfDeltas) have
-no KL from a density; their penalty is `-E_q[log p]`, the MAP objective.
+There are closed forms for every pair that TFP registers (Normal-Normal, LogNormal-LogNormal,
+Cauchy-Cauchy, ...), and for any q with finite variance and known entropy against a Normal p. Every
+other KL is a Monte Carlo estimate from fresh reparameterized draws. Points (Deterministic,
+MixtureOfDeltas) have no KL from a density; their penalty is `-E_q[log p]`, the MAP objective.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 Formula = Callable[[tfd.Distribution, tfd.Distribution], tf.Tensor]
+# Newest first: the first formula that fits a pair counts.
 _FORMULAS: list[tuple[type, type, Formula]] = []
 
 
 def register_kl(q_class: type, p_class: type) -> Callable[[Formula], Formula]:
     """Give `kl_divergence` a formula for a pair of distribution classes and their subclasses.
 
-    The newest formula that fits counts. TFP's own registry stays as it is: what stands here
-    includes penalties of points, which are no KL.
+    If several formulas fit a pair, the newest counts. The formulas do not enter TFP's own registry,
+    because some of them are penalties of points, which are no KL.
 
     Args:
         q_class: class of the posterior's distribution.
@@ -69,16 +70,16 @@ def kl_divergence(
 ) -> tf.Tensor:
     """`E_q[log q(z) - log p(z)]` per entry, in nats.
 
-    By a formula of `register_kl`, else by one of TFP, else by Monte Carlo.
+    The value comes from a formula of `register_kl`, else from TFP, else from Monte Carlo.
 
     Args:
         q: posterior with batch shape `[..., dim]`.
-        p: prior whose batch shape broadcasts against it.
-        seed: int32 `[2]`, used by the Monte Carlo branch only.
-        num_samples: fresh draws of the Monte Carlo branch. Defaults to 16.
+        p: prior whose batch shape broadcasts against that of q.
+        seed: int32 `[2]`, used by Monte Carlo only.
+        num_samples: number of fresh draws of Monte Carlo. Defaults to 16.
 
     Returns:
-        A tensor with the batch shape of q; every entry is one term of the sum.
+        A tensor with the batch shape of q.
 
     Example:
     ```python
@@ -97,23 +98,25 @@ def kl_divergence(
 
 @register_kl(tfd.MixtureSameFamily, tfd.Distribution)
 def _points_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
-    """Mean of `-log p` over the components."""
+    """The mean of `-log p` over the points of a `MixtureOfDeltas`."""
     points = q.components_distribution.loc
     return -tf.reduce_mean(_with_trailing_axis(p).log_prob(points), axis=-1)
 
 
 @register_kl(tfd.Deterministic, tfd.Distribution)
 def _point_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
-    """`-log p`."""
+    """`-log p` at the point."""
     return -p.log_prob(q.mean())
 
 
 @register_kl(tfd.Distribution, tfd.Normal)
 def _kl_from_normal(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
-    """For any q with finite variance and known entropy."""
+    """The KL from a Normal of any q with finite variance and known entropy."""
     return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
 
 
+# After the formula above, which fits this pair too. TFP's form does not subtract an entropy from a
+# cross entropy, so it stays accurate where q is close to p.
 register_kl(tfd.Normal, tfd.Normal)(tfd.kl_divergence)
 
 
@@ -128,25 +131,28 @@ def normal_cross_entropy(
 ) -> tf.Tensor:
     """`-E_q[log N(z; mean, stddev^2)]` for any q with finite variance.
 
-    `= log(stddev) + log(2 pi) / 2 + precision / 2 * (Var_q + (E_q - mean)^2)`
+        log(stddev) + log(2 pi) / 2 + precision / 2 * (Var_q + (E_q - mean)^2)
 
-    `log_stddev` and `precision` are separate so that a random stddev may enter by its own
-    expectations `E[log stddev]` and `E[stddev^-2]`.
+    Args:
+        q: a distribution with finite variance.
+        mean: mean of the Normal.
+        log_stddev: `log(stddev)`; for a random stddev its expectation.
+        precision: `stddev^-2`; for a random stddev its expectation.
     """
     second_moment = q.variance() + tf.math.squared_difference(q.mean(), mean)
     return log_stddev + _HALF_LOG_TWO_PI + 0.5 * precision * second_moment
 
 
 def _with_trailing_axis(p: tfd.Distribution) -> tfd.Distribution:
-    """The prior p with a batch axis of size 1 appended, to broadcast over mixture components."""
+    """The prior with a batch axis of size 1 appended, to broadcast over the points of a mixture."""
     return p if p.batch_shape.rank == 0 else p[..., tf.newaxis]
 
 
 class KLOwner:
-    """The weight that an owner (a `BayesianModel`) gives the KL, and the KL it was given to.
+    """The KL weight that a `BayesianModel` gives all layers, and the sum of the layers' KL.
 
     Args:
-        weight: scalar tensor, `anneal(t) / N`.
+        weight: the KL weight, scalar tensor, `anneal(t) / N`.
     """
 
     def __init__(self, weight: tf.Tensor) -> None:
@@ -154,26 +160,26 @@ class KLOwner:
         self._terms: list[tf.Tensor] = []
 
     def add(self, kl: tf.Tensor) -> tf.Tensor:
-        """Record a layer's KL and return it weighted."""
+        """Record the KL of a layer, and return it times the KL weight."""
         self._terms.append(kl)
         return tf.cast(self.weight, kl.dtype) * kl
 
     @property
     def total(self) -> tf.Tensor:
-        """The unweighted KL so far, in nats."""
+        """The sum of the recorded KL, unweighted, in nats."""
         return tf.add_n(self._terms) if self._terms else tf.zeros(())
 
 
 def weigh(kl: tf.Tensor, kl_weight: float | None, layer_name: str) -> tf.Tensor:
-    """A layer's contribution to the loss: `weight * kl`, with exactly one owner of the weight.
+    """A layer's contribution to the loss: `weight * kl`, with exactly one owner of the KL weight.
 
     Args:
         kl: the layer's KL in nats, scalar.
-        kl_weight: the layer's own weight, or None.
-        layer_name: for the messages.
+        kl_weight: the layer's own KL weight, or None.
+        layer_name: name of the layer, for error messages.
 
     Raises:
-        ValueError: if nobody gives a weight, or two do.
+        ValueError: if neither the layer nor a model gives a KL weight, or if both do.
     """
     owner = scopes.kl_owner.value
     if owner is None and kl_weight is None:
@@ -193,17 +199,22 @@ def weigh(kl: tf.Tensor, kl_weight: float | None, layer_name: str) -> tf.Tensor:
 
 
 class KLRegularizer(keras.regularizers.Regularizer):
-    """Hangs the layer's KL on one of its variables.
+    """Attaches the KL of a layer to one of the layer's variables.
 
-    Keras evaluates regularizers once per variable and asks no questions about the argument.
-    That counts the KL once for a shared layer, inside an RNN's loop and under XLA, where
-    `add_loss` would count it per call. Created anew in `build`, never serialized.
+    The regularizer ignores the variable and returns the weighted KL. A layer creates its
+    regularizer anew in `build`; it is never serialized.
+
+    Args:
+        layer: a layer with `kl()`, `kl_weight` and a name.
     """
+
+    # Why not `add_loss`: it counts the KL once per call of a shared layer, in the loop of an RNN
+    # and under XLA. Keras evaluates a regularizer once per variable.
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
 
     def __call__(self, variable: Any) -> tf.Tensor:
         layer = self._layer
-        # In Keras's dtype: a plain keras.Model adds it to losses of that.
+        # In Keras's default dtype, because a plain keras.Model adds it to losses of that dtype.
         return tf.cast(weigh(layer.kl(), layer.kl_weight, layer.name), keras.config.floatx())

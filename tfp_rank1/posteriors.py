@@ -1,10 +1,10 @@
-"""Variational families of a factor: what is trained.
+"""Posteriors: the variational families of a factor.
 
-A posterior is a small serializable description. `build` creates its variables in a layer,
-`distribution` turns them into a `tfd.Distribution`. One description may serve any number of
-factors and layers: the state lives in the layer, never here.
+A posterior is a small serializable description. Its `build` creates variables in a layer, its
+`distribution` turns these variables into a `tfd.Distribution`. One description may serve any number
+of factors and layers, because all state lives in the layers.
 
-Scales are `softplus(rho)`, floored at 1e-6 so that no KL becomes infinite by underflow.
+A scale is `softplus(rho) + 1e-6`; the constant keeps a KL finite where softplus underflows.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ AddWeight = Callable[..., keras.Variable]
 Variables = dict[str, keras.Variable]
 Parameters = Mapping[str, Any]
 
-# Means start from N(centre, 0.1^2), the default prior of the Normal family itself, so that members
-# differ and yet cost half a nat per entry; scales start at sqrt(p / (1 - p)), the noise of dropout
-# at p = 1e-3.
+# Means start from N(centre, 0.1^2), which is the Normal family's default prior: the members differ,
+# and their means cost only half a nat per entry.
 DEFAULT_SPREAD = 0.1
+# Scales start at sqrt(p / (1 - p)), the noise of dropout with p = 1e-3.
 DEFAULT_SCALE = math.sqrt(1e-3 / (1.0 - 1e-3))
-# Heavy tails: clipped to [-10, 10], as layers clip them, draws of a Cauchy of scale g have a
-# variance of about 4 * 10 * g / pi; this scale gives the standard deviation above.
+# Layers clip heavy-tailed draws to [-10, 10]. The clipped draws of a Cauchy with scale g have a
+# variance of about 4 * 10 * g / pi, so this g gives about the standard deviation above.
 DEFAULT_HEAVY_SCALE = 1e-4
-# Of the prior, chosen on held-out parts of UCI sets: 0.1 holds the posterior's scale up and does
-# far worse; 0.001 does alike, but pulls too hard for SGD at means so near 1. The price of means
-# that differ is 7 nats per entry at first.
+# Chosen on held-out parts of UCI sets. A prior scale of 0.1 holds the posterior's scale up and does
+# far worse; 0.001 does as well, but pulls too hard for SGD at means so near to 1. At the start,
+# means that differ cost 7 nats per entry under this prior.
 DEFAULT_HEAVY_PRIOR_SCALE = 1e-2
 _SCALE_FLOOR = 1e-6
 
 
 def softplus_scale(rho: Any) -> tf.Tensor:
-    """`softplus(rho)`, at least 1e-6."""
+    """`softplus(rho) + 1e-6`."""
     return tf.nn.softplus(tf.convert_to_tensor(rho)) + _SCALE_FLOOR
 
 
 class Posterior(Configurable):
     """Base class of the variational families.
 
-    A subclass creates its variables in `build` and reads them in `distribution`; the parameters
-    may carry extra axes, so the same code serves `[members, dim]` and `[members, rows, dim]`.
-    Layers, priors, recipes and `convert` ask the attributes and methods below, and never which
-    class a posterior is.
+    A subclass creates its variables in `build` and reads them in `distribution`. Parameters may
+    have extra axes, so the same code serves `[members, dim]` and `[members, rows, dim]`. Layers,
+    priors, recipes and `convert` use the attributes and methods below, and never ask for the class
+    of a posterior.
 
     Attributes:
         stochastic: whether samples differ; False for a point.
         positive: whether every sample is positive.
         finite_variance: whether the second moment exists.
-        default_prior: the prior that a factor gets where none is named, by its name in
-            `tfp_rank1.priors`; None for no prior.
+        default_prior: the name, in `tfp_rank1.priors`, of the prior that a factor gets by default;
+            None for no prior.
     """
 
     stochastic: ClassVar[bool] = True
@@ -71,10 +71,10 @@ class Posterior(Configurable):
         """Create the variables.
 
         Args:
-            add_weight: `add_weight(name, shape, initializer)` of the layer that owns them.
+            add_weight: `add_weight(name, shape, initializer)` of the layer that owns the variables.
             shape: shape of the factor, `[members, dim]`.
-            center: the value that leaves the layer unperturbed: 1 for multiplicative factors,
-                0 for additive ones.
+            center: the neutral value of the factor, which leaves the layer unperturbed: 1 for
+                multiplicative factors, 0 for additive ones.
 
         Returns:
             The variables by parameter name.
@@ -82,11 +82,11 @@ class Posterior(Configurable):
         raise NotImplementedError
 
     def distribution(self, parameters: Parameters) -> tfd.Distribution:
-        """The distribution with the given parameters, batch shape that of the parameters."""
+        """The distribution with the given parameters; its batch shape is theirs."""
         raise NotImplementedError
 
     def mean(self, parameters: Parameters) -> tf.Tensor:
-        """The posterior mean; the median where the family has no mean."""
+        """The posterior mean; for a family without a mean, the median."""
         return self.distribution(parameters).mean()
 
     def sample(
@@ -99,8 +99,8 @@ class Posterior(Configurable):
             rows: number of draws per member.
             seed: int32 `[2]`.
         """
-        # The rows belong into the batch shape: sample(rows) would put them before the members
-        # and cost a transpose of the whole draw. One parameter with rows is enough.
+        # The rows belong into the batch shape: `sample(rows)` would put the rows before the members
+        # and cost a transpose of the whole draw. It is enough to spread one parameter over rows.
         name, value = next(iter(parameters.items()))
         ones = [1] * (value.shape.rank - 2)
         spread = {**parameters, name: value + tf.zeros([1, rows, *ones], value.dtype)}
@@ -110,18 +110,21 @@ class Posterior(Configurable):
         """The same family with its mean at exactly `center` at the start.
 
         Returns:
-            The posterior itself (as the base class does) if its start was given, or if the family
-            has a start of its own that no argument moves.
+            A new posterior; or, as in the base class, the posterior itself, if its start was given
+            by the user or cannot be moved.
         """
         return self
 
     @classmethod
     def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
-        """The family with a start for its means and, unless it is a point, for its spread.
+        """A posterior of this family with the given start of its means and its spread.
 
         Args:
             mean_initializer: a Keras initializer; None for the family's default.
-            spread: scale or standard deviation at the start, above 0.
+            spread: scale or standard deviation at the start, above 0; a point ignores it.
+
+        Raises:
+            ValueError: for a family that has no such start, as in the base class.
         """
         raise ValueError(
             f"The family {cls.__name__} has no start by mean and spread: override `starting_at`. "
@@ -129,11 +132,14 @@ class Posterior(Configurable):
         )
 
     def assign_mean(self, variables: Variables, mean: Any) -> None:
-        """Put the posterior mean at `mean`, `[members, dim]` or broadcast to it.
+        """Set the posterior mean to `mean`, `[members, dim]` or broadcast to this shape.
 
         Args:
-            variables: as `build` made them.
+            variables: the variables that `build` returned.
             mean: values that the family can take.
+
+        Raises:
+            ValueError: for a family that cannot have a given mean, as in the base class.
         """
         raise ValueError(
             f"The family {type(self).__name__} cannot be put at a given mean: override "
@@ -177,7 +183,7 @@ class _LocationScale(Posterior):
         return type(self)(**config)
 
     def _initializer_at(self, center: float) -> keras.initializers.Initializer:
-        """Of `loc`, for a posterior mean of `center`."""
+        """The initializer of `loc` for a posterior mean of `center`."""
         return keras.initializers.Constant(center)
 
     @classmethod
@@ -204,6 +210,9 @@ class Normal(_LocationScale):
             the centre is 1 for multiplicative and 0 for additive factors.
         stddev: standard deviation at the start, above 0, in units of the factor.
             Defaults to 0.0316.
+
+    Raises:
+        ValueError: for a standard deviation that is not above 0.
 
     Example:
     ```python
@@ -264,7 +273,7 @@ class LogNormal(_LocationScale):
 
     Args:
         mean_initializer: Keras initializer of `loc`, the mean of the logarithm. Defaults to None:
-            `N(log(centre), 0.1^2)`; additive factors have centre 0 and need one given.
+            `N(log(centre), 0.1^2)`. Additive factors have the centre 0 and need an initializer.
         scale: standard deviation of the logarithm at the start, above 0. Defaults to 0.0316.
     """
 
@@ -275,7 +284,7 @@ class LogNormal(_LocationScale):
         return keras.initializers.RandomNormal(_log_center(self, center), DEFAULT_SPREAD)
 
     def _initializer_at(self, center: float) -> keras.initializers.Initializer:
-        """The mean of exp(N(loc, scale^2)) is exp(loc + scale^2 / 2)."""
+        # The mean of exp(N(loc, scale^2)) is exp(loc + scale^2 / 2).
         return keras.initializers.Constant(_log_center(self, center) - self.scale**2 / 2)
 
     def assign_mean(self, variables: Variables, mean: Any) -> None:
@@ -295,7 +304,7 @@ class LogNormal(_LocationScale):
 
 
 class _HeavyTailed(_LocationScale):
-    """Families without a variance."""
+    """Families without a variance, which start with a scale of their own."""
 
     finite_variance: ClassVar[bool] = False
 
@@ -305,16 +314,18 @@ class _HeavyTailed(_LocationScale):
 
 @registered("tfp_rank1.posteriors")
 class Cauchy(_HeavyTailed):
-    """`Cauchy(loc, softplus(rho))` per entry: heavy tails, no mean (its `mean()` is the median).
+    """`Cauchy(loc, softplus(rho))` per entry: heavy tails and no mean; `mean()` is the median.
 
     A draw far from the rest makes a gradient that an optimizer with momentum carries on for many
-    steps: clip gradients, as in `keras.optimizers.Adam(1e-3, clipnorm=1.0)`.
+    steps. So clip gradients, as in `keras.optimizers.Adam(1e-3, clipnorm=1.0)`.
 
     Args:
         mean_initializer: Keras initializer of `loc`. Defaults to None: `N(centre, 0.1^2)`.
-        scale: half width at half maximum at the start, above 0. Defaults to 1e-4: as layers clip
-            the draws, a standard deviation of 0.036, near that of the Normal family's default. The
-            paper starts at 0.0316, a standard deviation of 0.6.
+        scale: half width at half maximum at the start, above 0. Defaults to 1e-4. Layers clip the
+            draws, which then have a standard deviation of 0.036, near the Normal family's default.
+            The paper starts at 0.0316, which gives a standard deviation of 0.6.
+
+    Source: Dusenberry et al. (2020).
     """
 
     default_prior: ClassVar[str | None] = "cauchy"
@@ -330,23 +341,23 @@ class Cauchy(_HeavyTailed):
 
 @registered("tfp_rank1.posteriors")
 class HalfCauchy(_HeavyTailed):
-    """`HalfCauchy(softplus(lower), softplus(rho))` per entry, on `[softplus(lower), inf)`.
+    """`HalfCauchy(softplus(loc), softplus(rho))` per entry, on `[softplus(loc), inf)`.
 
-    The lower end is kept at or above 0 so that the factor stays inside the support of the
-    positive priors: a support that sticks out makes the KL infinite. It has no mean; `mean()` is
-    the median, `loc + scale`.
+    Softplus keeps the lower end above 0, inside the support of the positive priors: outside of it
+    the KL would be infinite. The family has no mean; `mean()` is the median, the lower end plus the
+    scale.
 
     Args:
-        mean_initializer: Keras initializer of `lower`. Defaults to None: `softplus(lower)` starts
-            around the centre; additive factors have centre 0 and need one given.
-        scale: scale at the start, above 0. Defaults to 1e-4: see `Cauchy`.
+        mean_initializer: Keras initializer of `loc`. Defaults to None: `softplus(loc)` starts
+            around the centre. Additive factors have the centre 0 and need an initializer.
+        scale: scale at the start, above 0. Defaults to 1e-4, for the reason given in `Cauchy`.
     """
 
     positive: ClassVar[bool] = True
     default_prior: ClassVar[str | None] = "half_cauchy"
 
     def around(self, center: float) -> Posterior:
-        """The posterior itself: its lower end starts around the centre, and draws lie above."""
+        """The posterior itself: its lower end starts around the centre, and draws lie above it."""
         return self
 
     def assign_mean(self, variables: Variables, mean: Any) -> None:
@@ -356,7 +367,7 @@ class HalfCauchy(_HeavyTailed):
         )
 
     def _default_initializer(self, center: float) -> keras.initializers.Initializer:
-        _log_center(self, center)
+        _log_center(self, center)  # refuses the centre of additive factors
         lower = math.log(math.expm1(center))
         return keras.initializers.RandomNormal(lower, DEFAULT_SPREAD)
 
@@ -371,22 +382,23 @@ class HalfCauchy(_HeavyTailed):
 class Deterministic(_LocationScale):
     """A point per entry: members differ, samples do not (BatchEnsemble).
 
-    Against a prior it is trained towards the MAP: its penalty is `-log p(loc)`, since the KL of a
-    point from a density is infinite.
+    With a prior, training leads to the MAP: the penalty is `-log p(loc)`, since the KL of a point
+    from a density is infinite.
 
     Args:
         mean_initializer: Keras initializer of `loc`. Defaults to None: `N(centre, 0.1^2)`.
+
+    Source: Wen et al. (2020), "BatchEnsemble".
     """
 
     stochastic: ClassVar[bool] = False
-    default_prior: ClassVar[str | None] = None  # the plain BatchEnsemble
+    default_prior: ClassVar[str | None] = None  # as in BatchEnsemble
 
     def __init__(self, mean_initializer: Any = None) -> None:
         super().__init__(mean_initializer)
 
     @classmethod
     def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
-        """A point has no spread."""
         return cls(mean_initializer)
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...], center: float) -> Variables:
@@ -401,14 +413,17 @@ class Deterministic(_LocationScale):
 
 @registered("tfp_rank1.posteriors")
 class MixtureOfDeltas(Posterior):
-    """Per entry a uniform mixture of `num_components` points.
+    """A uniform mixture of `num_components` points per entry.
 
-    Its penalty against a prior is the mean of `-log p(loc_c)` over the components.
+    With a prior, the penalty is the mean of `-log p(loc_c)` over the components c.
 
     Args:
         num_components: number of points, at least 1. Defaults to 5.
         mean_initializer: Keras initializer of the points `[members, dim, num_components]`.
             Defaults to None: `N(centre, 0.1^2)`.
+
+    Raises:
+        ValueError: for fewer points than 1.
     """
 
     default_prior: ClassVar[str | None] = None
@@ -438,7 +453,7 @@ class MixtureOfDeltas(Posterior):
         return tf.reduce_mean(tf.convert_to_tensor(parameters["loc"]), axis=-1)
 
     def assign_mean(self, variables: Variables, mean: Any) -> None:
-        """All points at the mean."""
+        """Set all points to the mean."""
         loc = variables["loc"]
         mean = tf.cast(mean, loc.dtype)[..., tf.newaxis]
         loc.assign(tf.broadcast_to(mean, loc.shape))
@@ -450,6 +465,7 @@ class MixtureOfDeltas(Posterior):
         }
 
 
+# The posteriors that a string can name.
 ALL: tuple[type[Posterior], ...] = (
     Normal,
     NormalSharedStddev,
@@ -466,16 +482,16 @@ def family(name: str) -> type[Posterior]:
     """The class of a posterior by its name, such as `"normal"`.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the message lists the known names.
     """
     return type(get(name))
 
 
 def get(identifier: Any) -> Posterior:
-    """A posterior from an object, a name such as `"normal"`, or a serialized config.
+    """A posterior from an object, a class, a name such as `"normal"`, or a config.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the message lists the known names.
     """
     return lookup(identifier, Posterior, ALL, "posterior")
 
@@ -483,7 +499,7 @@ def get(identifier: Any) -> Posterior:
 def _normal_draws(
     loc: tf.Tensor, scale: tf.Tensor, rows: int | tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-    """`loc + scale * z` with z `[members, rows, dim]`."""
+    """`loc + scale * z` with standard normal z, `[members, rows, dim]`."""
     members, _, dim = loc.shape
     return loc + scale * normal((members, rows, dim), seed)
 
@@ -493,6 +509,11 @@ def _serialize_initializer(initializer: Any) -> Any:
 
 
 def _log_center(posterior: Posterior, center: float) -> float:
+    """The logarithm of the centre, for a posterior that takes positive values only.
+
+    Raises:
+        ValueError: for a centre of 0.
+    """
     if center <= 0.0:
         raise ValueError(
             f"posterior={type(posterior).__name__} only takes positive values and has no default "

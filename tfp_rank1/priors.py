@@ -1,8 +1,8 @@
-"""Priors of a factor, possibly with parameters of their own.
+"""Priors of a factor, some of them with parameters of their own.
 
-Like a posterior, a prior is a small serializable description whose variables live in the layer.
-Its penalty is `divergence`, one term per entry of the factor, plus `hyper_divergence`, the term
-of its own parameters, which counts once and not per member.
+Like a posterior, a prior is a small serializable description whose variables live in a layer. The
+penalty of a factor is `divergence`, one term per entry, plus `hyper_divergence`, the term of the
+prior's own parameters, which counts once and not per member.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Parameters = Mapping[str, Any]
 
 
 class FactorState(NamedTuple):
-    """What a prior is held against.
+    """What a prior needs to know about a factor.
 
     Attributes:
         q: the posterior, batch shape `[members, dim]`.
-        center: the neutral value of the factor.
-        average_members: whether the KL is averaged over members (else summed).
+        center: the neutral value of the factor, 1 or 0.
+        average_members: True if the KL is averaged over members, False if it is summed.
     """
 
     q: tfd.Distribution
@@ -47,39 +47,53 @@ class FactorState(NamedTuple):
 class Prior(Configurable):
     """Base class of the priors.
 
-    A prior with `mean=None` takes the centre of the factor: 1 for multiplicative factors, 0 for
-    additive ones.
+    A prior with `mean=None` has its mean at the neutral value of the factor: 1 for multiplicative
+    factors, 0 for additive ones.
     """
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...]) -> Variables:
-        """Create the prior's own variables; most priors have none."""
+        """Create the prior's own variables; most priors have none.
+
+        Args:
+            add_weight: `add_weight(name, shape, initializer)` of the layer that owns the variables.
+            shape: shape of the factor, `[members, dim]`.
+
+        Returns:
+            The variables by parameter name.
+        """
         return {}
 
     def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
         """The prior as a distribution whose batch shape broadcasts against that of q.
 
         Args:
-            parameters: what `build` returned.
-            factor: the factor's posterior, for priors that are tied to it.
+            parameters: the variables that `build` returned.
+            factor: the factor and its posterior, to which some priors are tied.
         """
         raise NotImplementedError
 
     def divergence(self, parameters: Parameters, factor: FactorState, seed: tf.Tensor) -> tf.Tensor:
-        """KL(q || p) per entry, `[members, dim]`, in nats."""
+        """`KL(q || p)` per entry, `[members, dim]`, in nats.
+
+        Args:
+            parameters: the variables that `build` returned.
+            factor: the factor and its posterior q.
+            seed: int32 `[2]`, for a KL that has no closed form.
+        """
         p = self.distribution(parameters, factor)
         return kl_divergence(factor.q, p, seed)
 
     def hyper_divergence(
         self, parameters: Parameters, factor: FactorState, seed: tf.Tensor
     ) -> tf.Tensor | None:
-        """The term of the prior's own parameters, scalar, in nats; None if there is none."""
+        """The term of the prior's own parameters, scalar, in nats; None for a prior without any."""
         return None
 
     def check_posterior(self, posterior: Posterior) -> None:
-        """Refuse a posterior whose KL from this prior is infinite.
+        """Refuse a posterior whose KL from this prior is infinite or constant.
 
         Raises:
-            ValueError: naming both and the way out.
+            ValueError: for such a posterior; the message names another prior and posterior.
         """
 
 
@@ -97,7 +111,7 @@ def _refuse(
 
 
 class _NormalPrior(Prior):
-    """Priors that are Normal given their parameters."""
+    """Base of priors that are Normal given their parameters."""
 
     def __init__(self, mean: float | None = None) -> None:
         self.mean = None if mean is None else float(mean)
@@ -123,8 +137,8 @@ class Normal(_NormalPrior):
     KL: closed form for Normal and LogNormal posteriors.
 
     Args:
-        mean: defaults to None, the neutral value of the factor.
-        stddev: above 0, in units of the factor. Defaults to 0.1.
+        mean: mean of every entry. Defaults to None, the neutral value of the factor.
+        stddev: standard deviation, above 0, in units of the factor. Defaults to 0.1.
 
     Example:
     ```python
@@ -150,7 +164,7 @@ class NormalWithTiedMean(_NormalPrior):
     KL: closed form for Normal and LogNormal posteriors.
 
     Args:
-        stddev: above 0, in units of the factor. Defaults to 0.1.
+        stddev: standard deviation, above 0, in units of the factor. Defaults to 0.1.
     """
 
     def __init__(self, stddev: float = DEFAULT_SPREAD) -> None:
@@ -174,11 +188,11 @@ class NormalWithTiedMean(_NormalPrior):
 class NormalWithTrainableStddev(_NormalPrior):
     """`N(mean, softplus(rho)^2)` with a trained standard deviation per entry.
 
-    KL: closed form for Normal and LogNormal posteriors. The standard deviation has no prior of
-    its own; `EmpiricalBayesNormal` and `HierarchicalNormal` have one.
+    KL: closed form for Normal and LogNormal posteriors. The standard deviation has no prior of its
+    own, unlike the variance of `EmpiricalBayesNormal` and the scale of `HierarchicalNormal`.
 
     Args:
-        mean: defaults to None, the neutral value of the factor.
+        mean: mean of every entry. Defaults to None, the neutral value of the factor.
         stddev: standard deviation at the start, above 0. Defaults to 0.1.
     """
 
@@ -200,21 +214,23 @@ class NormalWithTrainableStddev(_NormalPrior):
 class EmpiricalBayesNormal(_NormalPrior):
     """`N(mean, v)` with `v ~ InverseGamma(concentration, scale)` set to its optimum.
 
-    With S the sum of `Var_q + (E_q - mean)^2` over the entries of one member and n their number,
+    With S the sum of `Var_q + (E_q - mean)^2` over the n entries of one member,
 
         v = (mean over members of S + 2 scale) / (n + 2 concentration + 2)
 
-    minimises `KL(q || N(mean, v)) - log InverseGamma(v)` (for `kl_reduction="sum"`: S and n over
-    all members). v is the exact minimiser, so no gradient flows through it. The reference code
-    uses `E_q^2` in place of `(E_q - mean)^2`, which is wrong unless the mean is 0.
+    minimises `KL(q || N(mean, v)) - log InverseGamma(v)`. For `kl_reduction="sum"`, S and n are
+    those of all members together.
 
-    KL: closed form for Normal and LogNormal posteriors; the hyperprior's term counts once and may
-    be negative (it is a log density).
+    KL: closed form for Normal and LogNormal posteriors. The hyperprior's term, a log density,
+    counts once and may be negative.
 
     Args:
-        mean: defaults to None, the neutral value of the factor.
+        mean: mean of every entry. Defaults to None, the neutral value of the factor.
         variance_concentration: shape of the inverse gamma, above 0. Defaults to 2.01.
-        variance_scale: its scale, above 0. Defaults to 0.0101, which puts its mean at 0.1^2.
+        variance_scale: scale of the inverse gamma, above 0. Defaults to 0.0101, with which the
+            mean of the inverse gamma is 0.1^2.
+
+    Source: Dusenberry et al. (2020).
     """
 
     def __init__(
@@ -230,6 +246,8 @@ class EmpiricalBayesNormal(_NormalPrior):
     def variance(self, factor: FactorState) -> tf.Tensor:
         """The optimal v, scalar."""
         q = factor.q
+        # The reference code has `E_q^2` in place of `(E_q - mean)^2`, which is wrong unless the
+        # mean is 0.
         second_moment = q.variance() + tf.math.squared_difference(q.mean(), self._mean(factor))
         per_member = tf.reduce_sum(second_moment, axis=-1)
         entries = tf.cast(tf.shape(second_moment)[-1], q.dtype)
@@ -241,6 +259,7 @@ class EmpiricalBayesNormal(_NormalPrior):
         v = (total + 2.0 * self.variance_scale) / (
             entries + 2.0 * self.variance_concentration + 2.0
         )
+        # At a minimum in v the gradient through v is 0.
         return tf.stop_gradient(v)
 
     def distribution(self, parameters: Parameters, factor: FactorState) -> tfd.Distribution:
@@ -265,19 +284,19 @@ class EmpiricalBayesNormal(_NormalPrior):
 
 @registered("tfp_rank1.priors")
 class HierarchicalNormal(_NormalPrior):
-    """`N(mean, tau^2)` with `tau ~ HalfCauchy(0, scale)` shared by the factor.
+    """`N(mean, tau^2)` with `tau ~ HalfCauchy(0, scale)`, one tau for all entries of a factor.
 
-    The posterior of tau is `LogNormal(m, s)`, trained with the factor:
+    The posterior of tau is `LogNormal(m, s)`, trained with the factor. An entry's divergence is
 
         E_tau KL(q || N(mean, tau^2))
             = m + log(2 pi) / 2 + exp(2 s^2 - 2 m) / 2 * (Var_q + (E_q - mean)^2) - H(q)
 
-    per entry, in closed form for Normal and LogNormal posteriors, plus once the hyper term
-    `KL(LogNormal(m, s) || HalfCauchy(0, scale))`, a Monte Carlo estimate. The factor's whole
-    spread is learned: entries that the data do not need are pulled to the mean together.
+    in closed form for Normal and LogNormal posteriors. The term of tau counts once:
+    `KL(LogNormal(m, s) || HalfCauchy(0, scale))`, a Monte Carlo estimate. Training thus learns the
+    spread of the whole factor, and pulls entries that the data do not need to the mean together.
 
     Args:
-        mean: defaults to None, the neutral value of the factor.
+        mean: mean of every entry. Defaults to None, the neutral value of the factor.
         scale: scale of the half-Cauchy hyperprior on tau, above 0. Defaults to 0.1.
 
     Source: Gelman (2006), "Prior distributions for variance parameters in hierarchical models".
@@ -320,7 +339,7 @@ class HierarchicalNormal(_NormalPrior):
         hyperprior = tfd.HalfCauchy(
             tf.zeros((), factor.q.dtype), tf.cast(self.scale, factor.q.dtype)
         )
-        # One scalar: many draws cost nothing.
+        # Many draws of one scalar cost nothing.
         return tf.reduce_sum(kl_divergence(tau, hyperprior, seed, num_samples=256))
 
     def get_config(self) -> dict[str, Any]:
@@ -331,12 +350,14 @@ class HierarchicalNormal(_NormalPrior):
 class Cauchy(Prior):
     """`Cauchy(loc, scale)`: heavy tails let single entries leave the centre.
 
-    KL: closed form for Cauchy posteriors, Monte Carlo for the others.
+    KL: closed form for Cauchy posteriors, Monte Carlo for all others.
 
     Args:
-        loc: defaults to None, the neutral value of the factor.
-        scale: half width at half maximum, above 0. Defaults to 0.01: that of the paper, 0.1, holds
+        loc: median of every entry. Defaults to None, the neutral value of the factor.
+        scale: half width at half maximum, above 0. Defaults to 0.01. The paper's scale of 0.1 holds
             the scale of Cauchy posteriors up, and small nets do not train.
+
+    Source: Dusenberry et al. (2020).
     """
 
     def __init__(self, loc: float | None = None, scale: float = DEFAULT_HEAVY_PRIOR_SCALE) -> None:
@@ -352,7 +373,7 @@ class Cauchy(Prior):
 
 
 class _PositivePrior(Prior):
-    """Priors with support on the positive numbers."""
+    """Base of priors with support on the positive numbers."""
 
     def check_posterior(self, posterior: Posterior) -> None:
         if not posterior.positive:
@@ -371,7 +392,7 @@ class LogNormal(_PositivePrior):
     KL: closed form for LogNormal posteriors, Monte Carlo for HalfCauchy.
 
     Args:
-        loc: mean of the logarithm. Defaults to 0: median 1.
+        loc: mean of the logarithm. Defaults to 0, for a median of 1.
         scale: standard deviation of the logarithm, above 0. Defaults to 0.1.
     """
 
@@ -394,7 +415,10 @@ class HalfCauchy(_PositivePrior):
 
     Args:
         loc: lower end of the support, at most 0, since posteriors reach down to 0. Defaults to 0.
-        scale: above 0. Defaults to 1.
+        scale: scale, above 0. Defaults to 1.
+
+    Raises:
+        ValueError: for a `loc` above 0, with which the KL would be infinite.
     """
 
     def __init__(self, loc: float = 0.0, scale: float = 1.0) -> None:
@@ -416,6 +440,7 @@ class HalfCauchy(_PositivePrior):
         return {"loc": self.loc, "scale": self.scale}
 
 
+# The priors that a string can name.
 ALL: tuple[type[Prior], ...] = (
     Normal,
     NormalWithTiedMean,
@@ -429,18 +454,18 @@ ALL: tuple[type[Prior], ...] = (
 
 
 def get(identifier: Any) -> Prior:
-    """A prior from an object, a name such as `"normal"`, or a serialized config.
+    """A prior from an object, a class, a name such as `"normal"`, or a config.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the message lists the known names.
     """
     return lookup(identifier, Prior, ALL, "prior")
 
 
 def default_for(posterior: Posterior) -> Prior | None:
-    """The prior that a posterior gets when none is named: its family's `default_prior`.
+    """The default prior of a posterior, by its family's `default_prior`.
 
-    Normal for the Normal family; the family's own prior for Cauchy, HalfCauchy and LogNormal,
-    whose KL from a Normal would be infinite or has no such natural centre; none for points.
+    The Normal families get a Normal prior. Cauchy, HalfCauchy and LogNormal get the prior of their
+    own family; from a Normal prior the KL of the heavy tails would be infinite. Points get None.
     """
     return None if posterior.default_prior is None else get(posterior.default_prior)
