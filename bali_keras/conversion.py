@@ -65,7 +65,7 @@ def convert(
             so the last layer loses the softmax for `"categorical"`, the sigmoid for
             `"bernoulli"`, and the exponential for `"poisson"`.
         prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
-            say nothing about stay where they are. False centres the priors on 0.
+            do not inform stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.
 
     Returns:
@@ -73,7 +73,7 @@ def convert(
 
     Raises:
         ValueError: for a subclassed or unbuilt model, a model without a trainable layer to
-            convert, or a last activation other than the one that the likelihood applies itself.
+            convert, or a last activation other than the one that the likelihood applies.
 
     Example:
     ```python

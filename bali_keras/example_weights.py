@@ -39,7 +39,7 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
         given = np.asarray(arguments["sample_weight"], "float64")
         weights = given.reshape(len(given), -1)[:count, 0]
     if class_weight is not None:
-        # As Keras does: one-hot labels by their largest entry, and 1 for a class without a weight.
+        # As Keras does: one-hot labels by their largest entry, and 1 for a class that is not named.
         labels = np.asarray(arguments["y"])
         one_hot = labels.ndim == 2 and labels.shape[1] > 1
         labels = labels.argmax(axis=1) if one_hot else labels.reshape(-1)

@@ -231,7 +231,7 @@ class LayerPosterior:
         keep(self.kl, tf.cast(self._kl_divergence(prior), tf.float32), accept)
 
     def _rows_together(self) -> tf.Tensor:
-        """The factor c of the module's equation, at least 1, scalar."""
+        """The ratio c of the module's equation, at least 1, scalar."""
         trace = tf.linalg.trace(self.fisher.value())
         return tf.maximum(tf.math.divide_no_nan(self.together.value(), trace), 1.0)
 

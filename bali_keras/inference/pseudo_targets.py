@@ -19,8 +19,8 @@ from tfp_rank1.random import normal_rows
 
 __all__ = ["cross_sum", "moments", "no_moments"]
 
-# Number of random directions u that estimate c, the factor by which the rows of an example inform
-# more together than one by one; see `bali_keras.inference.posterior`.
+# Number of random directions u that estimate the ratio c: how much more the rows of an example
+# inform together than one by one; see `bali_keras.inference.posterior`.
 DIRECTIONS = 4
 
 
@@ -133,7 +133,7 @@ def no_moments(rows: RowCovariance, columns: int, dtype: str) -> Moments:
 
 
 def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-    """The sum of the weights; without weights the length of the tensor's first axis."""
+    """The sum of the given weights; without weights the length of the tensor's first axis."""
     if weights is None:
         return tf.cast(tf.shape(tensor)[0], tf.float32)
     return tf.cast(tf.reduce_sum(weights), tf.float32)

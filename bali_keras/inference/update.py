@@ -135,7 +135,7 @@ def _scale(
     num_examples: tf.Tensor,
     trust_region: float | None,
 ) -> tf.Tensor:
-    """The factor that shortens steps to the trust region: `min(1, sqrt(bound / KL))`, scalar.
+    """The multiplier that shortens steps to the trust region: `min(1, sqrt(bound / KL))`, scalar.
 
     The KL of a step grows with the square of the step's length.
     """
