@@ -42,8 +42,8 @@ class Cost(NamedTuple):
 def interval(rate: tf.Tensor, every: int) -> tf.Tensor:
     """Steps between factorisations at the present rate, int64 scalar.
 
-    The interval is at most a third of the averages' memory of `1 / rho` steps: an older covariance
-    belongs to another net, and steps by it overshoot.
+    The interval is at most a third of the averages' memory of `1 / rho` steps. The net has changed
+    too much since an older covariance, and steps by such a covariance overshoot.
 
     Args:
         rate: rho of the step.
