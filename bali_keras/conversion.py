@@ -111,7 +111,7 @@ def convert(
         if isinstance(new, BaliLayer):
             _start_at(new, old)
             converted += 1
-        elif isinstance(new, keras.layers.Layer) and not isinstance(new, keras.Model):
+        elif isinstance(new, keras.layers.Layer) and not is_graph(new):
             new.trainable = False
             same_weights(old, new)
     if not converted:

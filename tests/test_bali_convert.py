@@ -176,3 +176,29 @@ def test_parts_with_losses_of_their_own():
     x = np.ones((2, 4), "float32")
     with r1.posterior_mean():
         np.testing.assert_allclose(converted(x), model(x), rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubling(keras.Model):
+    """A subclassed model within a graph: its layers are in no graph that could be cloned."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(3)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        return 2.0 * self.dense(x)
+
+
+def test_a_subclassed_model_within_keeps_its_weights():
+    inputs = keras.Input((4,))
+    stock = keras.Model(inputs, keras.layers.Dense(2)(Doubling()(inputs)))
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    converted = bk.convert(stock, "normal")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(converted(x), stock(x), rtol=1e-5, atol=1e-6)
+    assert not any(v.trainable for v in converted.layers if isinstance(v, Doubling))

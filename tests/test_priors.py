@@ -337,3 +337,20 @@ ERRORS = [
 def test_errors_say_what_to_do(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_mixture_of_densities_is_no_point():
+    """Of Normals: by Monte Carlo, not by the penalty that points have."""
+    q = tfd.MixtureSameFamily(
+        tfd.Categorical(probs=[0.2, 0.8]), tfd.Normal([1.0, 1.3], [0.1, 0.05])
+    )
+    p = tfd.Normal(1.0, 0.2)
+    grid = np.linspace(0.0, 2.0, 20001)
+    density = 0.2 * stats.norm(1.0, 0.1).pdf(grid) + 0.8 * stats.norm(1.3, 0.05).pdf(grid)
+    ratio = np.log(density + 1e-300) - stats.norm(1.0, 0.2).logpdf(grid)
+    expected = np.trapezoid(density * ratio, grid)
+    found = kl_divergence(q, p, tf.constant([1, 2]), num_samples=50_000)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    points = tfd.MixtureSameFamily(tfd.Categorical(probs=[0.2, 0.8]), tfd.Deterministic([1.0, 1.3]))
+    weighted = -0.2 * p.log_prob(1.0) - 0.8 * p.log_prob(1.3)
+    np.testing.assert_allclose(kl_divergence(points, p, tf.constant([1, 2])), weighted, rtol=1e-5)

@@ -43,6 +43,8 @@ def register_kl(q_class: type, p_class: type) -> Callable[[Formula], Formula]:
     If several formulas fit a pair, the newest counts. The formulas do not enter TFP's own registry,
     because some of them are penalties of points, which are no KL.
 
+    A formula may return NotImplemented, and the next one that fits is asked.
+
     Args:
         q_class: class of the posterior's distribution.
         p_class: class of the prior's distribution.
@@ -87,8 +89,10 @@ def kl_divergence(
     ```
     """
     for q_class, p_class, formula in _FORMULAS:
-        if isinstance(q, q_class) and isinstance(p, p_class):
-            return formula(q, p)
+        fits = isinstance(q, q_class) and isinstance(p, p_class)
+        found = formula(q, p) if fits else NotImplemented
+        if found is not NotImplemented:
+            return found
     try:
         return tfd.kl_divergence(q, p)
     except NotImplementedError:
@@ -98,9 +102,12 @@ def kl_divergence(
 
 @register_kl(tfd.MixtureSameFamily, tfd.Distribution)
 def _points_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
-    """The mean of `-log p` over the points of a `MixtureOfDeltas`."""
-    points = q.components_distribution.loc
-    return -tf.reduce_mean(_with_trailing_axis(p).log_prob(points), axis=-1)
+    """The mean of `-log p` over the points of a mixture; for points alone."""
+    if not _is_point(q):
+        return NotImplemented
+    log_probs = _with_trailing_axis(p).log_prob(q.components_distribution.loc)
+    weights = q.mixture_distribution.probs_parameter()
+    return -tf.reduce_sum(weights * log_probs, axis=-1)
 
 
 @register_kl(tfd.Deterministic, tfd.Distribution)
@@ -112,6 +119,8 @@ def _point_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
 @register_kl(tfd.Distribution, tfd.Normal)
 def _kl_from_normal(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
     """The KL from a Normal of any q with finite variance and known entropy."""
+    if isinstance(q, tfd.MixtureSameFamily) and not _is_point(q):
+        return NotImplemented  # a mixture's entropy has no closed form
     return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
 
 
@@ -122,8 +131,14 @@ register_kl(tfd.Normal, tfd.Normal)(tfd.kl_divergence)
 
 def entropy(q: tfd.Distribution) -> tf.Tensor:
     """Differential entropy per entry, in nats; 0 for points, whose KL is a MAP penalty."""
-    is_point = isinstance(q, (tfd.Deterministic, tfd.MixtureSameFamily))
-    return tf.zeros_like(q.mean()) if is_point else q.entropy()
+    return tf.zeros_like(q.mean()) if _is_point(q) else q.entropy()
+
+
+def _is_point(q: tfd.Distribution) -> bool:
+    """Whether a distribution is one point per entry, or a mixture of points."""
+    if isinstance(q, tfd.MixtureSameFamily):
+        return _is_point(q.components_distribution)
+    return isinstance(q, tfd.Deterministic)
 
 
 def normal_cross_entropy(

@@ -191,7 +191,8 @@ def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.
     shape = (tf.shape(outputs)[0], outputs.shape[-1])
     scores = model.likelihood.scores(outputs, normal_rows(batch.first_row, shape, seed))
     if scores is None:
-        return tf.reduce_sum(root * model.likelihood.sampled_log_prob(outputs, seed))
+        own = fold_in(seed, batch.first_row)  # replicas draw labels of their own
+        return tf.reduce_sum(root * model.likelihood.sampled_log_prob(outputs, own))
     return tf.reduce_sum(root * tf.reduce_sum(outputs * tf.stop_gradient(scores), axis=-1))
 
 
@@ -227,12 +228,14 @@ def _sums(
         return moments(records[i], scores, batch.weights, seed, states[i].rows, states[i].dtype)
 
     def collect() -> dict[int, Moments]:
+        scored = [i for i in stale if roles[i].collects_scores]
         if score is not None:
-            found = tape.gradient(score, [outputs[i] for i in stale])
+            found = tape.gradient(score, [outputs[i] for i in scored])
         else:
-            labels = [gradients[i] for i in stale]
+            labels = [gradients[i] for i in scored]
             found = tf.nest.map_structure(lambda g: _unweigh(g, batch.weights), labels)
-        return {i: moments_of(i, scores) for i, scores in zip(stale, found, strict=True)}
+        scores = dict(zip(scored, found, strict=True))
+        return {i: moments_of(i, scores.get(i)) for i in stale}
 
     every = _factorise_every(model, layers)
     # The stride of an interval up to 3 is 1: every step collects, without a conditional.

@@ -42,7 +42,11 @@ class EinsumDenseBali(BaliLayer):
     def __init__(
         self, equation: str, output_shape: Any, bias_axes: str | None = None, **kwargs: Any
     ) -> None:
-        kwargs.pop("use_bias", None)  # it follows from `bias_axes`
+        if "use_bias" in kwargs:
+            raise ValueError(
+                "EinsumDenseBali has a bias where `bias_axes` names its axes. "
+                f"Received: use_bias={kwargs['use_bias']}"
+            )
         super().__init__(use_bias=bias_axes is not None, **kwargs)
         self.equation, self.bias_axes = equation, bias_axes
         self.partial_output_shape = output_shape

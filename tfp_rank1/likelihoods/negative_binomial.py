@@ -59,8 +59,8 @@ class NegativeBinomial(ScaledLikelihood):
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(m / (1 + dispersion m)) o e`."""
-        mean = tf.exp(outputs)
-        return noise * tf.sqrt(mean / (1.0 + self.dispersion * mean))
+        # Not m / (1 + dispersion m), which is NaN where m overflows.
+        return noise * tf.math.rsqrt(tf.exp(-outputs) + self.dispersion)
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
         """Whole numbers of at least 0."""
