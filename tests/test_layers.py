@@ -394,7 +394,6 @@ ERRORS = [
     (lambda: L.DenseRank1(3, posterior="gauss"), "Unknown posterior: expected one of .*'gauss'"),
     (lambda: L.DenseRank1(3, posterior="cauchy", prior="normal"), "KL is infinite"),
     (lambda: L.DenseRank1(3, min_perturbation_value=2, max_perturbation_value=1), "must lie below"),
-    (lambda: L.DenseRank1(3, ensemble_size=None), "Received: ensemble_size=None"),
     (lambda: L.DenseRank1(3, kl_weight="1/N"), "Received: kl_weight=1/N"),
     (lambda: L.DenseRank1(3).r_posterior, "before its layer is built"),
     (lambda: L.EnsembleBatchNormalization(2, "all"), "`statistics` must be 'member' or 'shared'"),

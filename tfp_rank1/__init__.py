@@ -37,7 +37,7 @@ from tfp_rank1._version import __version__  # noqa: E402
 from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter  # noqa: E402
 from tfp_rank1.model import BayesianModel  # noqa: E402
 from tfp_rank1.predictive import PosteriorPredictive, PredictiveMoments  # noqa: E402
-from tfp_rank1.scopes import posterior_mean  # noqa: E402
+from tfp_rank1.scopes import members, posterior_mean  # noqa: E402
 
 
 def __getattr__(name: str) -> Any:
@@ -59,6 +59,7 @@ __all__ = [
     "layers",
     "likelihoods",
     "losses",
+    "members",
     "metrics",
     "models",
     "plots",

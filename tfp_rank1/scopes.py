@@ -14,12 +14,16 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from tfp_rank1.checks import whole
+
 __all__ = [
     "Scope",
+    "ensemble_size",
     "held_draws",
     "kl_owner",
     "marginal",
     "mean_mode",
+    "members",
     "posterior_mean",
     "recorder",
     "seed_source",
@@ -66,6 +70,8 @@ mean_mode: Scope[bool] = Scope(bool)
 # Whether members share a batch: `TileMembers` then passes `[B, ...]` on, member k takes the B / K
 # rows from row `k B / K` on, and `SplitMembers` gives every row its only output, `[B, 1, ...]`.
 split_members: Scope[bool] = Scope(bool)
+# The number of members K of layers that are built without a number of their own; None: they say it.
+ensemble_size: Scope[int | None] = Scope(_none)
 # The source of seeds: a `random.SeedSource`, or None for the layers' own generators.
 seed_source: Scope[Any] = Scope(_none)
 # The owner of the KL weight: a `divergence.KLOwner`, or None for the layers' own `kl_weight`.
@@ -95,4 +101,26 @@ def posterior_mean() -> Iterator[None]:
     ```
     """
     with mean_mode.set(True):
+        yield
+
+
+@contextlib.contextmanager
+def members(number: int) -> Iterator[None]:
+    """Inside the context layers with members have K of them, unless `ensemble_size` is given.
+
+    Args:
+        number: K, at least 1.
+
+    Raises:
+        ValueError: unless K is a whole number of at least 1.
+
+    Example:
+    ```python
+    with tfp_rank1.members(4):
+        h = layers.TileMembers()(inputs)
+        h = layers.DenseRank1(128, activation="relu")(h)
+        outputs = layers.SplitMembers()(layers.DenseRank1(10)(h))       # [B, 4, 10]
+    ```
+    """
+    with ensemble_size.set(whole("number", number)):
         yield

@@ -10,13 +10,6 @@ import keras
 
 from tfp_rank1 import layers, likelihoods, posteriors
 from tfp_rank1.checks import choice
-from tfp_rank1.conversion.raw_outputs import (
-    applies,
-    check_raw,
-    is_graph,
-    is_only_use,
-    last_operation,
-)
 from tfp_rank1.conversion.refusals import (
     check_arguments,
     check_inputs,
@@ -49,6 +42,13 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.layers.rank1 import SEED_STEP
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import BayesianModel
+from tfp_rank1.model.raw_outputs import (
+    applies,
+    check_raw,
+    is_graph,
+    is_only_use,
+    last_operation,
+)
 
 __all__ = ["ConversionReport", "convert", "register_converter"]
 

@@ -8,9 +8,9 @@ import keras
 
 from tfp_rank1 import layers, posteriors
 from tfp_rank1.conversion.batch_axis import check_batch_axis
-from tfp_rank1.conversion.raw_outputs import is_graph
 from tfp_rank1.keras_internals import Functional, layers_of, nodes_of, producer_of
 from tfp_rank1.layers.rank1 import ARGUMENTS
+from tfp_rank1.model.raw_outputs import is_graph
 
 __all__ = [
     "check_arguments",

@@ -5,6 +5,25 @@ from __future__ import annotations
 import tensorflow as tf
 from keras import ops
 
+from tfp_rank1 import scopes
+from tfp_rank1.checks import whole
+
+
+def resolve_members(ensemble_size: int | None, default: int | None, layer_name: str) -> int:
+    """K of a layer: the number given, else that of `tfp_rank1.members`, else `default`.
+
+    Raises:
+        ValueError: without any of the three, or for a number that is not whole and at least 1.
+    """
+    found = scopes.ensemble_size.value if ensemble_size is None else ensemble_size
+    found = default if found is None else found
+    if found is None:
+        raise ValueError(
+            f"{layer_name} needs the number of members: {layer_name}(4), or build the net inside "
+            "`with tfp_rank1.members(4):`. Received: ensemble_size=None"
+        )
+    return whole("ensemble_size", found)
+
 
 def check_rows(x: tf.Tensor, ensemble_size: int, layer_name: str) -> tf.Tensor:
     """The tensor x, `[K*B, ...]`, refused unless K divides its number of rows.

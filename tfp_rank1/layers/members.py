@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1 import scopes
-from tfp_rank1.checks import whole
-from tfp_rank1.layers.folding import check_rows, check_split, unfold
+from tfp_rank1.layers.folding import check_rows, check_split, resolve_members, unfold
 from tfp_rank1.serialization import registered
 
 Shape = tuple[int | None, ...]
@@ -19,10 +18,10 @@ Shape = tuple[int | None, ...]
 class _Members(keras.layers.Layer):
     """A layer without weights that only moves rows: constructor, mask and config."""
 
-    def __init__(self, ensemble_size: int, **kwargs: Any) -> None:
+    def __init__(self, ensemble_size: int | None = None, **kwargs: Any) -> None:
         # Autocast would round float32 token ids and outputs to half precision.
         super().__init__(autocast=False, **kwargs)
-        self.ensemble_size = whole("ensemble_size", ensemble_size)
+        self.ensemble_size = resolve_members(ensemble_size, None, type(self).__name__)
         self.supports_masking = True
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
@@ -38,7 +37,8 @@ class TileMembers(_Members):
     """Repeats the batch once per member: `[B, ...]` -> `[K*B, ...]`, row i for member i // B.
 
     Args:
-        ensemble_size: number of members K, at least 1.
+        ensemble_size: number of members K, at least 1. Defaults to None: that of the enclosing
+            `with tfp_rank1.members(K):`, which must then be there.
 
     Input shape: `[B, ...]`, any rank and dtype.
 
@@ -74,7 +74,8 @@ class SplitMembers(_Members):
     """Gives every example the outputs of all its members: `[K*B, ...]` -> `[B, K, ...]`.
 
     Args:
-        ensemble_size: number of members K, at least 1.
+        ensemble_size: number of members K, at least 1. Defaults to None: that of the enclosing
+            `with tfp_rank1.members(K):`, which must then be there.
 
     Input shape: `[K*B, ...]`, member-major as `TileMembers` makes it.
 

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1.checks import choice, whole
-from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.checks import choice
+from tfp_rank1.layers.folding import check_rows, fold, resolve_members, unfold
 from tfp_rank1.serialization import registered
 
 
@@ -24,7 +24,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     small batch may need it.
 
     Args:
-        ensemble_size: number of members K. Defaults to 1.
+        ensemble_size: number of members K. Defaults to None: that of the enclosing
+            `with tfp_rank1.members(K):`, else 1.
         statistics: `"member"` (default) or `"shared"`.
         **kwargs: every argument of `keras.layers.BatchNormalization` but `renorm`. With
             `synchronized=True` mean and variance of a batch are taken over all replicas.
@@ -46,13 +47,15 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     Source: Ioffe & Szegedy (2015); Dusenberry et al. (2020).
     """
 
-    def __init__(self, ensemble_size: int = 1, statistics: str = "member", **kwargs: Any) -> None:
+    def __init__(
+        self, ensemble_size: int | None = None, statistics: str = "member", **kwargs: Any
+    ) -> None:
         if kwargs.get("renorm"):
             raise ValueError(
                 "EnsembleBatchNormalization has no batch renormalization. Received: renorm=True"
             )
         super().__init__(**kwargs)
-        self.ensemble_size = whole("ensemble_size", ensemble_size)
+        self.ensemble_size = resolve_members(ensemble_size, 1, type(self).__name__)
         self.statistics = choice("statistics", statistics, ("member", "shared"))
 
     def build(self, input_shape: Any) -> None:

@@ -16,11 +16,11 @@ from keras import ops
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1 import posteriors, priors, scopes
-from tfp_rank1.checks import choice, whole
+from tfp_rank1.checks import choice
 from tfp_rank1.divergence import KLRegularizer
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.factor import Factor
-from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.layers.folding import check_rows, fold, resolve_members, unfold
 from tfp_rank1.layers.low_rank import load_weights, save_weights
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 from tfp_rank1.serialization import serialize
@@ -71,7 +71,7 @@ class Rank1Mixin(_Stock):
 
     Args:
         ensemble_size: number of members K; `TileMembers(K)` makes rows `[K*B, ...]`. Defaults to
-            1.
+            None: that of the enclosing `with tfp_rank1.members(K):`, else 1.
         posterior: variational family of r and s: a name or a `tfp_rank1.posteriors` object.
             Defaults to `"normal"`. `r_posterior` and `s_posterior` override it for one factor.
         prior: prior of r and s: a name, a `tfp_rank1.priors` object, or None for no KL. Defaults
@@ -125,7 +125,7 @@ class Rank1Mixin(_Stock):
     def __init__(
         self,
         *args: Any,
-        ensemble_size: int = 1,
+        ensemble_size: int | None = None,
         posterior: Any = "normal",
         prior: Any = DEFAULT,
         r_posterior: Any = None,
@@ -144,7 +144,7 @@ class Rank1Mixin(_Stock):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.ensemble_size = whole("ensemble_size", ensemble_size)
+        self.ensemble_size = resolve_members(ensemble_size, 1, type(self).__name__)
         self.perturbation = choice("perturbation", perturbation, ("multiplicative", "additive"))
         self.sampling = choice("sampling", sampling, ("example", "member"))
         self.kl_reduction = choice("kl_reduction", kl_reduction, ("mean", "sum"))

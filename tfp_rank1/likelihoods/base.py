@@ -40,6 +40,7 @@ class Likelihood(keras.layers.Layer):
             `marginal`.
         link_names: names of the function that the likelihood applies to raw outputs, such as
             `"softmax"`, so that a net must not end in it.
+        scale_link_names: the same for the last part of the raw outputs, where this is a scale.
 
     Example:
     ```python
@@ -58,6 +59,7 @@ class Likelihood(keras.layers.Layer):
     is_gaussian: ClassVar[bool] = False
     has_closed_form_marginal: ClassVar[bool] = False
     link_names: ClassVar[tuple[str, ...]] = ()
+    scale_link_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **kwargs: Any) -> None:
         # The suffix keeps the name free for a layer or an input called "categorical".

@@ -37,6 +37,7 @@ class HeteroscedasticNormal(Likelihood):
     """
 
     is_gaussian: ClassVar[bool] = True
+    scale_link_names: ClassVar[tuple[str, ...]] = ("softplus", "exponential", "exp")
 
     def __init__(self, min_scale: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)

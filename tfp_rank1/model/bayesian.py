@@ -31,6 +31,7 @@ from tfp_rank1.model import roles, step
 from tfp_rank1.model.counting import check_not_empty, count_examples
 from tfp_rank1.model.graph import (
     check_members_agree,
+    check_members_are_given,
     end_in_likelihood,
     functional_variant,
     inputs_and_outputs,
@@ -122,6 +123,7 @@ class BayesianModel(Replicas):
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
             check_members_agree(layers_of(self, include_self=False), num_members(self.output_shape))
+            check_members_are_given(self)
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from tfp_rank1 import likelihoods
-from tfp_rank1.keras_internals import Functional, producer_of
+from tfp_rank1.keras_internals import Functional, calls_of, layers_of, nodes_of, producer_of
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.model.raw_outputs import check_raw_outputs
 
 
 def is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -109,6 +110,7 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | 
     if likelihood is None:
         return outputs, None
     likelihood = likelihoods.get(likelihood)
+    check_raw_outputs(outputs, likelihood)
     return likelihood(outputs), likelihood
 
 
@@ -136,6 +138,44 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
             "The layers of a BayesianModel must agree on the number of members K, with "
             "TileMembers(K) before the first and SplitMembers(K) after the last. Received: "
             f"ensemble_size by layer {sizes}, and outputs with {members} members"
+        )
+
+
+def check_members_are_given(model: Any) -> None:
+    """Refuse rank-1 layers with one member whose rows belong to several.
+
+    The members would all be the same net: `ensemble_size` was forgotten. Layers before
+    `TileMembers` may have one member, which all share.
+
+    Args:
+        model: a Functional model; a subclassed one tells nothing of its graph.
+
+    Raises:
+        ValueError: with the layers.
+    """
+    tiled: dict[int, bool] = {}
+
+    def is_tiled(tensor: Any) -> bool:
+        if id(tensor) not in tiled:
+            operation, index, _ = producer_of(tensor)
+            inputs = calls_of(operation)[index].input_tensors
+            is_split = isinstance(operation, SplitMembers)
+            is_start = isinstance(operation, TileMembers) and operation.ensemble_size > 1
+            tiled[id(tensor)] = is_start or (not is_split and any(map(is_tiled, inputs)))
+        return tiled[id(tensor)]
+
+    forgotten = [
+        layer.name
+        for node in nodes_of(model)
+        if isinstance(node.operation, keras.layers.Layer) and any(map(is_tiled, node.input_tensors))
+        for layer in layers_of(node.operation)
+        if hasattr(layer, "factor_variables") and getattr(layer, "ensemble_size", None) == 1
+    ]
+    if forgotten:
+        raise ValueError(
+            "Rank-1 layers between TileMembers and SplitMembers need the number of members, or "
+            "all members would be the same net: pass ensemble_size=K to each, or build the net "
+            f"inside `with tfp_rank1.members(K):`. Received: ensemble_size=1 in {forgotten}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The last operation of a stock net, which may be one that a likelihood applies itself."""
+"""The last operations of a net, which may be ones that a likelihood applies itself."""
 
 from __future__ import annotations
 
@@ -8,13 +8,29 @@ from typing import Any
 import keras
 
 from tfp_rank1.keras_internals import calls_of, nodes_of, producer_of
+from tfp_rank1.layers import SplitMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.serialization import snake_case
 
-__all__ = ["applies", "check_raw", "function_of", "is_graph", "is_only_use", "last_operation"]
+__all__ = [
+    "applies",
+    "check_raw",
+    "check_raw_outputs",
+    "function_of",
+    "is_graph",
+    "is_only_use",
+    "last_operation",
+]
 
 # Layers that only arrange numbers, or do nothing when a model predicts.
-_PASSING = keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
+_PASSING = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    SplitMembers,
+)
 # Functions whose results are no raw outputs.
 _SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
 
@@ -33,15 +49,56 @@ def last_operation(model: keras.Model) -> Any:
     Args:
         model: a Functional or Sequential model with one output.
     """
-    tensor = model.outputs[0]
+    return _last_of(model.outputs[0])[0]
+
+
+def _last_of(tensor: Any) -> tuple[Any, int]:
+    """The operation that makes the numbers of a symbolic tensor, and the index of its call."""
     while True:
         operation, node, index = producer_of(tensor)
-        if isinstance(operation, keras.Model):
+        if isinstance(operation, keras.Model) and operation.outputs:
             tensor = operation.outputs[index]
         elif isinstance(operation, _PASSING) or _is_linear(operation):
             tensor = calls_of(operation)[node].input_tensors[0]
         else:
-            return operation
+            return operation, node
+
+
+def _ends_of(tensor: Any) -> list[Any]:
+    """The operations that make the parts of a symbolic tensor which may be concatenated."""
+    operation, node = _last_of(tensor)
+    if not isinstance(operation, keras.layers.Concatenate | keras.layers.Average):
+        return [operation]
+    parts = calls_of(operation)[node].input_tensors
+    return [end for part in parts for end in _ends_of(part)]
+
+
+def check_raw_outputs(tensor: Any, likelihood: Likelihood) -> None:
+    """Refuse outputs, or a part of them, that end in a function which the likelihood applies.
+
+    The function would be applied twice: probabilities between .27 and .73, or a scale above .69.
+
+    Args:
+        tensor: symbolic outputs before the likelihood.
+        likelihood: of the model.
+
+    Raises:
+        ValueError: with the name of the function and the layer.
+    """
+    own, ends = likelihood.link_names, _ends_of(tensor)
+    # Logarithms of probabilities are raw outputs: softmax leaves them as they are.
+    squashing = _SQUASHING - {f"log_{name}" for name in own} if own else set()
+    refused = [last for last in ends if function_of(last) in squashing]
+    # A scale is the last part: a mean before it may well be positive.
+    refused += [last for last in ends[-1:] if function_of(last) in likelihood.scale_link_names]
+    if refused:
+        last, applied = refused[0], (*own, *likelihood.scale_link_names)[0]
+        raise ValueError(
+            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {applied} "
+            "itself. Give the last layer no activation (activation=None), and read probabilities "
+            "or scales from `posterior_predictive`. Received: outputs that end in "
+            f"{function_of(last)}, in {type(last).__name__} {last.name!r}"
+        )
 
 
 def is_only_use(model: keras.Model, operation: Any) -> bool:

@@ -1,0 +1,132 @@
+"""Mistakes that are easily made: each is caught with a way out, or made to work."""
+
+import keras
+import numpy as np
+import pytest
+
+import bali_keras as bk
+import tfp_rank1 as r1
+
+L = r1.layers
+
+
+def rank1_net(activation, likelihood, outputs=2):
+    inputs = keras.Input((4,))
+    h = L.DenseRank1(8, activation="relu")(inputs)
+    h = L.DenseRank1(outputs, activation=activation)(h)
+    return r1.BayesianModel(inputs, h, likelihood=likelihood)
+
+
+def bali_net(activation, likelihood, outputs=2):
+    inputs = keras.Input((4,))
+    h = bk.layers.DenseBali(outputs, activation=activation)(inputs)
+    return bk.BaliModel(inputs, h, likelihood=likelihood)
+
+
+# -- functions that the likelihood applies itself -------------------------------------------------
+
+
+@pytest.mark.parametrize("net", [rank1_net, bali_net])
+@pytest.mark.parametrize(
+    ("activation", "likelihood"),
+    [
+        ("softmax", "categorical"),
+        ("sigmoid", "categorical"),
+        ("sigmoid", "bernoulli"),
+        ("softplus", "poisson"),
+        ("exponential", "negative_binomial"),
+        ("softplus", "heteroscedastic_normal"),
+    ],
+)
+def test_a_last_layer_with_the_likelihoods_own_function_is_refused(net, activation, likelihood):
+    with pytest.raises(ValueError, match=rf"activation=None.*Received: .*{activation}, in "):
+        net(activation, likelihood)
+
+
+def test_functions_that_are_none_of_the_likelihoods_are_taken():
+    assert rank1_net("log_softmax", "categorical").output_shape == (None, 2)
+    assert rank1_net("softplus", "normal").output_shape == (None, 2)
+    assert rank1_net("sigmoid", "normal").output_shape == (None, 2)
+
+
+def heads(*activations):
+    inputs = keras.Input((4,))
+    parts = [keras.layers.Dense(1, activation=a)(inputs) for a in activations]
+    return inputs, keras.layers.Concatenate()(parts)
+
+
+def test_what_stands_behind_the_function_does_not_hide_it():
+    layers = keras.layers
+    inputs = keras.Input((4,))
+    h = layers.Softmax()(layers.Dense(3)(inputs))
+    for behind in (layers.Identity(), layers.Reshape((3,)), layers.Activation("linear")):
+        with pytest.raises(ValueError, match="end in softmax, in Softmax"):
+            r1.BayesianModel(inputs, behind(h), likelihood="categorical")
+    with pytest.raises(ValueError, match="end in sigmoid, in Dense"):
+        r1.BayesianModel(*heads("linear", "sigmoid"), likelihood="bernoulli")
+    with pytest.raises(ValueError, match="applies softplus itself.*end in softplus, in Dense"):
+        r1.BayesianModel(*heads(None, "softplus"), likelihood="heteroscedastic_normal")
+    # A positive mean beside a raw scale is right.
+    r1.BayesianModel(*heads("softplus", None), likelihood="heteroscedastic_normal")
+    nested = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="softmax")])
+    with pytest.raises(ValueError, match="end in softmax"):
+        r1.BayesianModel(inputs, nested(inputs), likelihood="categorical")
+
+
+def test_members_are_split_behind_the_function():
+    inputs = keras.Input((4,))
+    with r1.members(2):
+        h = L.DenseRank1(3, activation="softmax")(L.TileMembers()(inputs))
+        outputs = L.SplitMembers()(h)
+    with pytest.raises(ValueError, match="end in softmax, in DenseRank1"):
+        r1.BayesianModel(inputs, outputs, likelihood="categorical")
+
+
+# -- members --------------------------------------------------------------------------------------
+
+
+def test_members_are_named_once():
+    inputs = keras.Input((8,))
+    with r1.members(3):
+        h = L.TileMembers()(inputs)
+        h = keras.layers.Reshape((4, 2))(h)
+        h = L.LSTMRank1(4, return_sequences=True)(h)
+        h = L.MultiHeadAttentionRank1(1, 4)(h, h)
+        h = L.EnsembleBatchNormalization()(keras.layers.Flatten()(h))
+        outputs = L.SplitMembers()(L.DenseRank1(2)(h))
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
+    assert model.output_shape == (None, 3, 2)
+    plain = keras.models.clone_model(model)  # from its configuration, outside of the context
+    assert plain.output_shape == (None, 3, 2)
+    assert L.DenseRank1(2).ensemble_size == 1
+
+
+def test_a_number_of_its_own_counts_and_contexts_nest():
+    with r1.members(3):
+        with r1.members(2):
+            assert L.DenseRank1(2).ensemble_size == L.TileMembers().ensemble_size == 2
+        assert L.DenseRank1(2).ensemble_size == 3
+        assert L.DenseRank1(2, ensemble_size=5).ensemble_size == 5
+    with pytest.raises(ValueError, match="TileMembers needs the number.*Received: .*None"):
+        L.TileMembers()
+    with pytest.raises(ValueError, match="`number` must be a whole number of at least 1"):
+        with r1.members(0):
+            pass
+
+
+def test_forgotten_members_are_refused():
+    inputs = keras.Input((4,))
+    h = L.DenseRank1(8, activation="relu", name="first")(L.TileMembers(4)(inputs))
+    inner = keras.Sequential([keras.Input((8,)), L.DenseRank1(2, name="within")])
+    outputs = L.SplitMembers(4)(inner(h))
+    with pytest.raises(ValueError, match=r"ensemble_size=1 in \[.*first.*within|within.*first"):
+        r1.BayesianModel(inputs, outputs, likelihood="categorical")
+
+
+def test_a_layer_before_the_members_may_be_shared():
+    inputs = keras.Input((4,))
+    shared = L.DenseRank1(8, activation="relu")(inputs)
+    h = L.DenseRank1(2, ensemble_size=4)(L.TileMembers(4)(shared))
+    model = r1.BayesianModel(inputs, L.SplitMembers(4)(h), likelihood="categorical")
+    model.compile("sgd")
+    model.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
