@@ -29,21 +29,34 @@ def cross_sum(
     gradients: list[tf.Tensor],
     weights: tf.Tensor | None,
     role: HiddenLayer | ExactOutput,
+    leverage: tf.Tensor | None,
     dtype: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`BatchSums.cross` and `BatchSums.examples` of one layer, for this replica.
 
-    The calls of a shared layer are rows of one matrix H.
+    The calls of a shared layer are rows of one matrix H. Where L^-1 does not hold the batch, the
+    gradient of a row is divided by `1 + a_n`,
+
+        a_n = rho N / B w_n h_n' L^-1 h_n,
+
+    since `(L + rho N / B w h h')^-1 h = L^-1 h / (1 + a)` (Sherman and Morrison): a row with
+    features that the averages have forgotten would else take a step that is a_n times too long.
 
     Args:
         records: one record per call of the layer.
         gradients: `w_n g_n` per call, `[B, ..., k]`.
         weights: sample weights `[B]`; None for 1.
         role: the role of the layer in the net.
+        leverage: `rho N / B`, scalar; None for a layer whose L^-1 holds the batch.
         dtype: dtype of the sums.
     """
     noise = _rows([r.outputs - r.mean for r in records], dtype)
-    cross = role.cross_rows(_rows(gradients, dtype), noise, _row_weights(records, weights, dtype))
+    row_weights = _row_weights(records, weights, dtype)
+    cross = role.cross_rows(_rows(gradients, dtype), noise, row_weights)
+    if leverage is not None:
+        variance = _rows([r.variance[..., tf.newaxis] for r in records], dtype)[:, 0]
+        variance = variance if row_weights is None else variance * row_weights
+        cross = cross / (1.0 + tf.cast(leverage, dtype) * variance)[:, tf.newaxis]
     # Padding is no data, whatever gradient reaches it.
     mask = _row_weights(records, None, dtype)
     if mask is not None:

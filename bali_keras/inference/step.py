@@ -47,6 +47,7 @@ class Batch(NamedTuple):
         sample_weight: the sample weights as `fit` received them.
         weights: the sample weights as float32 `[B]`; None for 1.
         first_row: index in the global batch of this replica's first example.
+        examples: sum of the sample weights over all replicas, scalar.
         step: number of this step, counted from 1 over the life of the model.
         rate: rho of this step.
     """
@@ -56,6 +57,7 @@ class Batch(NamedTuple):
     sample_weight: Any
     weights: tf.Tensor | None
     first_row: tf.Tensor
+    examples: tf.Tensor
     step: tf.Tensor
     rate: tf.Tensor
 
@@ -73,9 +75,11 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     make_variables(model, x)  # Keras builds by a trial call, which must not be recorded
     before = Snapshot(_other_variables(model))
-    first_row = _first_row(tf.shape(keras.tree.flatten(x)[0])[0])
-    weights = _example_weights(sample_weight)
-    batch = Batch(x, y, sample_weight, weights, first_row, *_next_step(model))
+    rows = tf.shape(keras.tree.flatten(x)[0])[0]
+    first_row, weights = _first_row(rows), _example_weights(sample_weight)
+    own = tf.cast(rows, tf.float32) if weights is None else tf.reduce_sum(weights)
+    examples = sum_over_replicas(own)
+    batch = Batch(x, y, sample_weight, weights, first_row, examples, *_next_step(model))
     seed = shared_seed(model.seed_generator)
     # Persistent: one forward pass gives gradients, scores and the optimizer's gradients.
     with tf.GradientTape(persistent=True) as tape:
@@ -250,9 +254,14 @@ def _sums(
                 i: no_moments(states[i].rows, states[i].size[1], states[i].dtype) for i in stale
             },
         )
+    # One row's part in the sums over the data that the covariances stand for.
+    count = required_count(model) / model.options.temperature
+    per_example = tf.math.divide_no_nan(count, batch.examples)
+    shares = [state.targets.share(batch.examples, batch.rate) for state in states]
     sums = []
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
-        cross = cross_sum(records[i], gradients[i], batch.weights, role, state.dtype)
+        leverage = None if role.is_fresh else shares[i] * per_example
+        cross = cross_sum(records[i], gradients[i], batch.weights, role, leverage, state.dtype)
         sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
     # Outside of the conditional, in which replicas could not meet.
     return sum_over_replicas(sums)
