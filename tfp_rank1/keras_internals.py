@@ -7,7 +7,7 @@ No other module of the project uses a private name of either. When a new Keras l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
@@ -51,9 +51,12 @@ __all__ = [
     "set_initial_epoch",
     "set_loss_tracker",
     "stored_weight",
+    "tracked_by_tensorflow",
     "unpickle_model",
     "update_loss_tracker",
 ]
+
+T = TypeVar("T")
 
 # -- layers ---------------------------------------------------------------------------------------
 
@@ -137,6 +140,25 @@ def set_better_direction(metric: Any, direction: str) -> None:
     Keras sets the direction of its own metrics; no public argument sets that of others.
     """
     metric._direction = direction
+
+
+def tracked_by_tensorflow(cls: type[T]) -> type[T]:
+    """Have TensorFlow find all variables of a layer class, also those that objects of ours hold.
+
+    `tf.train.Checkpoint` and `tf.saved_model.save` follow attributes. A variable that they do not
+    reach is neither written nor missed: a restored model would keep its initial values.
+    """
+
+    def children(self: Any, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        found = dict(super(cls, self)._trackable_children(save_type, **kwargs))
+        states = [generator.state for generator in self._seed_generators]
+        for index, variable in enumerate([*own_variables(self), *states]):
+            # At the time of the call: a variable made in a trial run has no value before.
+            found[f"{variable.name.replace('/', '_')}_{index}"] = variable.value
+        return found
+
+    cls._trackable_children = children  # type: ignore[attr-defined]
+    return cls
 
 
 # -- graphs ---------------------------------------------------------------------------------------
@@ -314,6 +336,7 @@ def missing_names() -> list[str]:
     required: list[tuple[Any, str, list[str]]] = [
         (layer, "Layer", ["_flatten_layers", "_trainable_variables", "_non_trainable_variables"]),
         (layer, "Layer", ["_seed_generators", "_build_shapes_dict", "_tracker"]),
+        (layer, "Layer", ["_trackable_children"]),
         (layer, "Layer", ["_call_has_training_arg", "_call_has_mask_arg"]),
         (layer, "Dense", ["_kernel", "_inbound_nodes"]),
         (embedding, "Embedding", ["_embeddings"]),

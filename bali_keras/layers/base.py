@@ -13,7 +13,7 @@ from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.posterior import LayerPosterior
 from bali_keras.recording import Record, Recorder, current_recorder
-from tfp_rank1.keras_internals import is_made_here
+from tfp_rank1.keras_internals import is_made_here, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
 from tfp_rank1.scopes import mean_mode
@@ -42,6 +42,7 @@ class Marginal:
         self._scope.__exit__(*exception)
 
 
+@tracked_by_tensorflow
 class BaliLayer(keras.layers.Layer):
     """A linear map `Z = H W` whose weights have a matrix-normal posterior, then an activation.
 

@@ -9,11 +9,13 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1.checks import choice
+from tfp_rank1.keras_internals import tracked_by_tensorflow
 from tfp_rank1.layers.folding import check_rows, fold, resolve_members, unfold
 from tfp_rank1.serialization import registered
 
 
 @registered("tfp_rank1")
+@tracked_by_tensorflow
 class EnsembleBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization of rows `[K*B, ...]` with one scale and offset per member.
 

@@ -18,7 +18,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import posteriors, priors, scopes
 from tfp_rank1.checks import choice
 from tfp_rank1.divergence import KLRegularizer
-from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.keras_internals import layers_of, tracked_by_tensorflow
 from tfp_rank1.layers.factor import Factor
 from tfp_rank1.layers.folding import check_rows, fold, resolve_members, unfold
 from tfp_rank1.layers.low_rank import load_weights, save_weights
@@ -52,6 +52,7 @@ _PLAIN = (
 )
 
 
+@tracked_by_tensorflow
 class Rank1Mixin(_Stock):
     """Random rank-1 perturbation of a stock layer's kernel, one per member.
 

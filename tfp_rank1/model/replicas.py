@@ -16,6 +16,7 @@ from tfp_rank1.keras_internals import (
     is_in_multi_worker_mode,
     layers_of,
     parent_hook,
+    tracked_by_tensorflow,
 )
 
 __all__ = ["Replicas"]
@@ -24,6 +25,7 @@ Step = Callable[[Any], Any]
 
 
 @hook_into_trainer
+@tracked_by_tensorflow
 class Replicas(keras.Model):
     """A Keras model that trains on any number of replicas and workers.
 
