@@ -130,3 +130,84 @@ def test_a_layer_before_the_members_may_be_shared():
     model = r1.BayesianModel(inputs, L.SplitMembers(4)(h), likelihood="categorical")
     model.compile("sgd")
     model.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
+
+
+# -- losses and labels ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "way_out"),
+    [
+        ("sparse_categorical_crossentropy", r"SparseCategoricalCrossentropy\(from_logits=True\)"),
+        ("categorical_crossentropy", r"CategoricalCrossentropy\(from_logits=True\)"),
+        (keras.losses.SparseCategoricalCrossentropy(), "loss='average_nll'"),
+        (keras.losses.MeanSquaredError(), "loss='average_nll'"),
+    ],
+)
+@pytest.mark.parametrize("net", [rank1_net, bali_net])
+def test_losses_of_keras_that_take_logits_for_probabilities_are_refused(net, loss, way_out):
+    model = net(None, "categorical")
+    with pytest.raises(ValueError, match=f"outputs .* are raw, before softmax.*{way_out}"):
+        model.compile("sgd", loss=loss)
+
+
+def test_losses_of_keras_that_take_raw_outputs_are_taken():
+    logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    rank1_net(None, "categorical").compile("sgd", loss=logits)
+    rank1_net(None, "normal").compile("sgd", loss="mse")
+    rank1_net(None, "categorical").compile("sgd", loss=lambda y, z: keras.ops.mean(z, axis=-1))
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype("float32")
+    return x, (x[:, 0] > 0).astype("int64") + (x[:, 1] > 1)
+
+
+@pytest.mark.parametrize("net", [rank1_net, bali_net])
+def test_labels_of_any_form_are_the_same(net, table):
+    x, y = table
+    model = net(None, "categorical", 3)
+    m = r1.metrics
+    model.compile("sgd", metrics=["accuracy", m.BrierScore(), m.ExpectedCalibrationError()])
+    model.fit(x, y, verbose=0)
+    p = model.posterior_predictive(x, 4, seed=0)
+    forms = {"[B]": y, "[B, 1]": y[:, np.newaxis], "one-hot": np.eye(3)[y], "list": y.tolist()}
+    with r1.posterior_mean():
+        found = {
+            name: (model.evaluate(x, np.asarray(form), verbose=0), np.array(p.log_prob(form)))
+            for name, form in forms.items()
+        }
+    for scores, log_prob in found.values():
+        np.testing.assert_allclose(scores, found["[B]"][0], rtol=1e-5)
+        np.testing.assert_allclose(log_prob, found["[B]"][1], rtol=1e-5)
+    for form in forms.values():  # one after the other, in one model
+        assert np.isfinite(model.fit(x, np.asarray(form), verbose=0).history["loss"][0])
+
+
+def test_soft_labels_weigh_the_classes(table):
+    x, _ = table
+    soft = np.random.default_rng(1).dirichlet(np.ones(3), len(x)).astype("float32")
+    model = rank1_net(None, "categorical", 3)
+    model.compile("sgd")
+    p = model.posterior_predictive(x, 1, seed=0)
+    logits = np.array(p.samples[0])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(p.log_prob(soft), (soft * log_p).sum(-1), rtol=1e-4)
+    model.fit(x, soft, verbose=0)
+    with pytest.raises(ValueError, match=r"or rows of 3 probabilities. Received: min=0"):
+        model.fit(x, 2.0 * soft, verbose=0)
+
+
+@pytest.mark.parametrize("net", [rank1_net, bali_net])
+def test_texts_as_labels_are_named(net, table):
+    x, y = table
+    model = net(None, "categorical", 3)
+    model.compile("sgd")
+    names = np.array(["cat", "dog", "owl"])[y]
+    for form in (names, names.astype(object)):
+        with pytest.raises(
+            ValueError, match=r"must be numbers.*StringLookup.*Received: .*'(cat|dog|owl)'"
+        ):
+            model.fit(x, form, verbose=0)

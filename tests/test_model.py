@@ -232,14 +232,17 @@ ERRORS = {
     ),
     "label out of range": (
         lambda: fitted(np.full(4, 10)),
-        r"labels must be whole numbers in \[0, 10\). Received: min=10, max=10",
+        r"labels must be whole numbers in \[0, 10\), or .*Received: min=10, max=10",
     ),
     "labels of nan": (
         lambda: fitted(np.full(4, np.nan)), "Received: min=nan, max=nan, 4 values not finite",
     ),
-    "one-hot labels": (
-        lambda: fitted(np.zeros((4, 10))),
-        r"targets must have shape \[batch, 1\] or \[batch\].*(\(None, 10\)|\(4, 10\))",
+    "rows of no probability": (
+        lambda: fitted(np.zeros((4, 10))), r"rows of 10 probabilities. Received: min=0.0, max=0.0",
+    ),
+    "rows of other classes": (
+        lambda: fitted(np.ones((4, 9)) / 9),
+        r"targets must have shape \[batch, 1\] or \[batch\].*(\(None, 9\)|\(4, 9\))",
     ),
     "unknown loss": (lambda: compiled("avg_nll"), r"Unknown loss: .*'average_nll'.*'avg_nll'"),
     "no loss": (lambda: fitted(np.zeros(4), loss=None), "The model has no loss"),

@@ -297,7 +297,7 @@ def test_keras_losses_and_metrics_are_refused_with_members(digits):
     x, y = digits[0][:8], digits[1][:8]
     model = small_classifier()
     for arguments in (
-        {"loss": "sparse_categorical_crossentropy"},
+        {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         {"metrics": [keras.metrics.SparseCategoricalAccuracy()]},
     ):
         model.compile("sgd", **arguments)

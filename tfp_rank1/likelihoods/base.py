@@ -227,9 +227,11 @@ class Likelihood(keras.layers.Layer):
         The arguments are those of `prepare_targets`.
 
         Raises:
-            ValueError: if the shape does not fit the outputs.
+            ValueError: if the shape does not fit the outputs, or for texts.
         """
         y = tf.convert_to_tensor(targets)
+        if y.dtype == tf.string:
+            raise ValueError(_texts_message(f"targets of dtype {y.dtype.name}"))
         expected = self.num_targets(num_outputs)
         if y.shape.rank == 1 + num_position_axes and expected == 1:
             y = y[..., tf.newaxis]
@@ -254,8 +256,21 @@ class Likelihood(keras.layers.Layer):
             ValueError: if a value lies outside the support, with the range of the values.
         """
         y = np.asarray(targets)
-        if y.size and not np.all(self.is_in_support(tf.constant(y, tf.float32), num_outputs)):
+        if y.dtype.kind in "OSU" and any(isinstance(v, str | bytes) for v in y.flat):
+            raise ValueError(_texts_message(f"targets such as {y.flat[0]!r}"))
+        if not y.size:
+            return
+        shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs)
+        if not np.all(self.is_in_support(shaped, num_outputs)):
             raise ValueError(
                 f"{self.support_message(num_outputs)} min={np.min(y)}, max={np.max(y)}, "
                 f"{int(np.sum(~np.isfinite(y.astype(float))))} values not finite"
             )
+
+
+def _texts_message(received: str) -> str:
+    return (
+        "Targets must be numbers. Number the classes first, for example with "
+        "keras.layers.StringLookup(num_oov_indices=0, vocabulary=[...]) or "
+        f"sklearn.preprocessing.LabelEncoder. Received: {received}"
+    )

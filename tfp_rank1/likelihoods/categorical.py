@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
@@ -17,7 +17,8 @@ __all__ = ["Categorical"]
 class Categorical(Likelihood):
     """One of C classes: `p(y = c) = softmax(outputs)_c`.
 
-    Raw outputs are logits `[..., C]`, targets whole numbers `[B]` in `[0, C)`.
+    Raw outputs are logits `[..., C]`. Targets are whole numbers `[B]` or `[B, 1]` in `[0, C)`, or
+    a row of probabilities per example, `[B, C]`: one-hot, or soft with `log p = sum_c y_c log p_c`.
 
     Example:
     ```python
@@ -54,6 +55,8 @@ class Categorical(Likelihood):
     def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`log softmax(outputs)[target]`, `[...]`."""
         log_probabilities = tf.nn.log_softmax(outputs)
+        if self._are_rows(targets, outputs.shape[-1]):
+            return tf.reduce_sum(targets * log_probabilities, axis=-1)
         label = targets[..., 0]
         # A bad label is NaN under XLA, see `prepare_targets`. No index stands for it, so the NaN
         # is passed on to the loss.
@@ -71,12 +74,29 @@ class Categorical(Likelihood):
         """One label."""
         return 1
 
+    def shape_targets(
+        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+    ) -> tf.Tensor:
+        """Labels as `[B, ..., 1]`; rows of probabilities stay `[B, ..., C]`."""
+        y = tf.convert_to_tensor(targets)
+        if y.shape.rank == 2 + num_position_axes and self._are_rows(y, num_outputs):
+            return tf.cast(y, tf.float32)
+        return super().shape_targets(y, num_outputs, num_position_axes)
+
+    @staticmethod
+    def _are_rows(targets: tf.Tensor, num_outputs: int) -> bool:
+        """Whether targets `[..., T]` are probabilities of all classes, and not labels."""
+        return num_outputs > 1 and targets.shape[-1] == num_outputs
+
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
-        """Whole numbers in `[0, C)`."""
+        """Whole numbers in `[0, C)`, or rows of numbers of at least 0 that sum to 1."""
+        if self._are_rows(y, num_outputs):
+            total = tf.reduce_sum(y, axis=-1, keepdims=True)
+            return (y >= 0.0) & (tf.abs(total - 1.0) < 1e-3)
         return (y >= 0.0) & (y < float(num_outputs)) & (tf.floor(y) == y)
 
     def support_message(self, num_outputs: int) -> str:
         return (
             f"Categorical likelihood with {num_outputs} classes: labels must be whole numbers in "
-            f"[0, {num_outputs}). Received:"
+            f"[0, {num_outputs}), or rows of {num_outputs} probabilities. Received:"
         )

@@ -83,8 +83,10 @@ class BrierScore(MixtureMean):
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         probabilities = _probabilities(mixture)
         if mixture.likelihood.is_categorical:
-            one_hot = tf.one_hot(tf.cast(y[:, 0], tf.int32), probabilities.shape[-1])
-            return tf.reduce_sum((probabilities - one_hot) ** 2, axis=-1)
+            classes = probabilities.shape[-1]
+            is_label = y.shape[-1] != classes
+            rows = tf.one_hot(tf.cast(y[:, 0], tf.int32), classes) if is_label else y
+            return tf.reduce_sum((probabilities - rows) ** 2, axis=-1)
         return tf.reduce_mean((probabilities - y) ** 2, axis=-1)
 
 
@@ -237,6 +239,8 @@ def confidence_and_correctness(
     if mixture.likelihood.is_categorical:
         predicted = tf.argmax(probabilities, axis=-1, output_type=tf.int32)[:, tf.newaxis]
         confidence = tf.reduce_max(probabilities, axis=-1, keepdims=True)
+        if y.shape[-1] == probabilities.shape[-1]:  # rows of probabilities: the likeliest is right
+            y = tf.argmax(y, axis=-1)[:, tf.newaxis]
         return confidence, tf.cast(tf.equal(predicted, tf.cast(y, tf.int32)), tf.float32)
     predicted_yes = tf.cast(probabilities > 0.5, tf.float32)
     confidence = tf.maximum(probabilities, 1.0 - probabilities)

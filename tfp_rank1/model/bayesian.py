@@ -28,7 +28,7 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import objective as bound
 from tfp_rank1.model import roles, step
-from tfp_rank1.model.counting import check_not_empty, count_examples
+from tfp_rank1.model.counting import check_not_empty, count_examples, target_rank
 from tfp_rank1.model.graph import (
     check_members_agree,
     check_members_are_given,
@@ -140,6 +140,7 @@ class BayesianModel(Replicas):
         self.options = Options()
         self.samplers = Samplers()
         object.__setattr__(self, "_frozen", [])
+        self._target_ranks: dict[str, int | None] = {}
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = MeanOrNaN(name="nll")
         self._kl_tracker = keras.metrics.Mean(name="kl")
@@ -445,6 +446,7 @@ class BayesianModel(Replicas):
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
+        self._follow_targets("train", x, y)
         if self.options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
         annealing = self.options.annealing
@@ -493,7 +495,19 @@ class BayesianModel(Replicas):
             ValueError: if targets lie outside the support of the likelihood.
         """
         self._check_array_targets(y)
+        self._follow_targets("test", x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def _follow_targets(self, name: str, x: Any, y: Any) -> None:
+        """Drop a compiled function if targets have another rank than those before.
+
+        TensorFlow would trace it for any rank, and labels `[B]` and `[B, C]` differ in what they
+        mean.
+        """
+        rank = target_rank(x, y)
+        if self._target_ranks.get(name, rank) != rank:
+            setattr(self, f"{name}_function", None)
+        self._target_ranks[name] = rank
 
     def _check_array_targets(self, y: Any) -> None:
         if y is None or not hasattr(y, "__array__") or self.options.evaluation_loss is None:

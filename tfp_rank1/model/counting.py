@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["check_not_empty", "count_examples"]
+__all__ = ["check_not_empty", "count_examples", "target_rank"]
 
 
 def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
@@ -60,3 +60,12 @@ def check_not_empty(x: Any, y: Any) -> None:
     if any(0 in leaf.shape[:1] for leaf in arrays):
         shapes = [tuple(leaf.shape) for leaf in arrays]
         raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
+
+
+def target_rank(x: Any, y: Any) -> int | None:
+    """The rank of targets that are given as an array or within a dataset; None where not told."""
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    shape = getattr(y, "shape", None)
+    return None if shape is None else len(shape)

@@ -145,10 +145,12 @@ def known_loss(loss: Any, likelihood: Likelihood) -> Any:
         likelihood: the model's likelihood.
 
     Raises:
-        ValueError: for an unknown name, or a loss with another likelihood than the model's.
+        ValueError: for an unknown name, a loss with another likelihood than the model's, or a loss
+            of Keras that takes raw outputs for probabilities.
     """
-    if isinstance(loss, str):
-        return LOSS_NAMES[loss]() if loss in LOSS_NAMES else _loss_of_keras(loss)
+    if isinstance(loss, str) and loss in LOSS_NAMES:
+        return LOSS_NAMES[loss]()
+    _check_takes_raw_outputs(_loss_of_keras(loss) if isinstance(loss, str) else loss, likelihood)
     # By value: a loss that was loaded with a model brings a likelihood object of its own.
     own = getattr(loss, "likelihood", None) if isinstance(loss, NegativeLogLikelihood) else None
     if own not in (None, likelihood) and not same_likelihood(own, likelihood):
@@ -170,6 +172,25 @@ def _loss_of_keras(name: str) -> str:
             f"Received: loss={name!r}"
         ) from error
     return name
+
+
+def _check_takes_raw_outputs(loss: Any, likelihood: Likelihood) -> None:
+    """Refuse losses of Keras that would take logits or log rates for probabilities or rates.
+
+    A function of the user's own is taken at its word.
+    """
+    found = keras.losses.get(loss) if isinstance(loss, str) else loss
+    is_of_keras = getattr(found, "__module__", type(found).__module__).startswith("keras")
+    if not likelihood.link_names or not is_of_keras or getattr(found, "from_logits", False):
+        return
+    name = loss if isinstance(loss, str) else getattr(found, "name", found.__class__.__name__)
+    cls = "".join(part.title() for part in name.split("_"))
+    own = f", or keras.losses.{cls}(from_logits=True)" if name.endswith("crossentropy") else ""
+    raise ValueError(
+        f"The outputs of a model with a {type(likelihood).__name__} likelihood are raw, before "
+        f"{likelihood.link_names[0]}, and the loss {name!r} takes them as they are. Use the "
+        f"default loss, compile(loss='average_nll'){own}. Received: loss={loss!r}"
+    )
 
 
 def own_metrics(metrics: Any) -> Any:
