@@ -26,6 +26,7 @@ from tfp_rank1.conversion import (
     same_weights,
     uncompiled,
 )
+from tfp_rank1.keras_internals import input_structure
 
 __all__ = ["convert"]
 
@@ -53,10 +54,11 @@ def convert(
     start at the kernels. `fit` then infers the posteriors around these means. A large data set
     takes an epoch; a small one takes about a thousand steps, which also find a learned noise.
 
-    All other layers keep their weights and are frozen; a frozen batch normalization uses its
-    moving statistics. Grouped convolutions, and einsum kernels with an axis per position, have no
-    BALI form and are frozen too. To train a frozen layer, set `trainable = True` and compile with
-    an optimizer. Layers that are frozen in the stock model, such as a backbone, are not converted.
+    All other layers keep their weights and are frozen: batch normalization then uses its moving
+    statistics, and dropout is off. Grouped convolutions, and einsum kernels with an axis per
+    position, have no BALI form and are frozen too. To train a frozen layer, set `trainable = True`
+    and compile with an optimizer. Layers that are frozen in the stock model, such as a backbone,
+    are not converted.
 
     Args:
         model: a built Functional or Sequential model; nested models are converted too. The model
@@ -97,7 +99,7 @@ def convert(
         if id(layer) not in pairs:
             new = _bali_layer(layer, prior_at_kernels)
             if new is None:
-                new = type(layer).from_config(layer.get_config())
+                new = type(layer).from_config(_without_noise(layer.get_config(), type(layer)))
             elif layer is last and applies(layer, likelihood):
                 new.activation = keras.activations.linear
             pairs[id(layer)] = layer, new
@@ -120,9 +122,33 @@ def convert(
             f"{[c.__name__ for c in _ARGUMENTS]}. "
             f"Received: layers {sorted({type(o).__name__ for o, _ in pairs.values()})}"
         )
+    inputs = input_structure(net)  # as they were given: a dict stays a dict
     return BaliModel(
-        net.inputs, net.outputs, likelihood=likelihood, num_train_examples=num_train_examples
+        inputs, net.outputs, likelihood=likelihood, num_train_examples=num_train_examples
     )
+
+
+_NOISY = "Dropout", "Noise"
+_RATES = "dropout", "recurrent_dropout"
+
+
+def _without_noise(config: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The configuration of a layer that stays as it is, with the dropout of stock layers off.
+
+    Frozen parts are not trained, and their noise would count as noise of the observations.
+    """
+    found = dict(config)
+    if not cls.__module__.startswith("keras"):
+        return found  # a layer of one's own: its arguments are unknown
+    off = ("rate", "stddev") if any(name in cls.__name__ for name in _NOISY) else _RATES
+    found |= {name: 0.0 for name in off if name in found}
+    for name in ("layer", "backward_layer", "cell"):  # within a wrapper or a recurrent layer
+        inner = found.get(name)
+        if isinstance(inner, dict) and isinstance(inner.get("config"), dict):
+            kind = getattr(keras.layers, inner.get("class_name", ""), None)
+            if kind is not None:
+                found[name] = {**inner, "config": _without_noise(inner["config"], kind)}
+    return found
 
 
 def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:

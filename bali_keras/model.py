@@ -146,7 +146,7 @@ class BaliModel(BayesianModel):
         prior_precision: float | None = Settings.prior_precision,
         prior_row_precision: Any = Settings.prior_row_precision,
         temperature: float = Settings.temperature,
-        warmup_steps: int = Settings.warmup_steps,
+        warmup_steps: int | None = Settings.warmup_steps,
         trust_region: float | None = Settings.trust_region,
         factorise_every: int | None = Settings.factorise_every,
         noise_prior: float = Settings.noise_prior,
@@ -177,7 +177,7 @@ class BaliModel(BayesianModel):
             temperature: T, above 0; inference divides N by T. A T above 1 widens the posterior.
                 Defaults to 1.
             warmup_steps: number of first steps in the model's life that only gather statistics.
-                Defaults to 10.
+                Defaults to None: 10, but at most a third of the present `fit`.
             trust_region: upper bound of `step_kl`, in nats per training example; longer steps of
                 the hidden layers are shortened to it. None for no bound. Defaults to 0.05.
             factorise_every: steps between two factorisations of the covariances. Defaults to None:
@@ -253,6 +253,7 @@ class BaliModel(BayesianModel):
         # that all other callbacks see covariances that are up to date.
         arguments["callbacks"] = [FactoriseAtEnd(self), *own_list, length]
         self.options.check_names(self.bali_layers)
+        _check_callbacks(own_list, self.optimizer)
         check_finite_arrays(x)
         del arguments["self"]
         return super().fit(**arguments)
@@ -365,6 +366,22 @@ class BaliModel(BayesianModel):
 
     # -- answers --------------------------------------------------------------------------------
 
+    def check_answerable(self) -> None:
+        """Refuse to answer while all BALI layers are points: the answers would look certain.
+
+        Raises:
+            ValueError: before the first `fit`, but for the posterior mean.
+        """
+        layers = [v for v in self.bali_layers if v.built]
+        if not layers or mean_mode.value or not tf.executing_eagerly():
+            return
+        if not any(bool(v.posterior_state.has_statistics()) for v in layers):
+            raise ValueError(
+                "The model was never fitted: its BALI layers are points, and the answers would "
+                "look certain. Call compile() and fit(x, y) first; for the outputs at the initial "
+                "weights use `with tfp_rank1.posterior_mean():`. Received: no statistics"
+            )
+
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Outputs of one pass, with an exact output layer integrated out.
 
@@ -383,6 +400,32 @@ class BaliModel(BayesianModel):
             row_variance = tf.cast(marginal.variance, tf.float32)
         columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
         return mean, row_variance[..., tf.newaxis] * tf.cast(columns, tf.float32)
+
+
+def _check_callbacks(given: list[Any], optimizer: Any) -> None:
+    """Refuse callbacks of Keras that look for an optimizer, where there is none.
+
+    Raises:
+        ValueError: with the callback and the way out.
+    """
+    if optimizer is not None:
+        return
+    rates = keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau
+    for callback in given:
+        name = type(callback).__name__
+        if isinstance(callback, rates):
+            raise ValueError(
+                f"{name} changes a learning rate, and a BaliModel without an optimizer has none. "
+                "Leave it out; compile(forgetting=) is the rate at which posteriors follow the "
+                f"data. Received: callbacks with a {name}"
+            )
+        path = str(getattr(callback, "filepath", ""))
+        is_whole = not getattr(callback, "save_weights_only", False)
+        if path.endswith((".h5", ".hdf5")) and is_whole:
+            raise ValueError(
+                f"{name} would write a model in Keras's old format, which needs an optimizer. Use "
+                f"a path that ends in .keras, or save_weights_only=True. Received: {path!r}"
+            )
 
 
 def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:

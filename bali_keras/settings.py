@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from bali_keras import schedules
 from bali_keras.inference.posterior import Prior
@@ -27,6 +28,8 @@ _FORGETTING = schedules.Linear(0.07, 0.001)
 DAMPING_SCALE, DAMPING_POWER, RELATIVE_DAMPING = 0.3, -0.25, 0.001
 # For classes and counts, and for continuous targets: one number each for all data sets tried.
 PRIOR_PRECISION_DISCRETE, PRIOR_PRECISION_CONTINUOUS = 0.02, 0.06
+# Weights that move by statistics of one small batch are destroyed; ten batches are enough.
+WARMUP_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Settings(Options):
         prior_row_precision: L0 as a number or a matrix, or a dict of these by layer name; None to
             derive L0 from `prior_precision`.
         temperature: T; inference divides N by T.
-        warmup_steps: number of first steps that only gather statistics.
+        warmup_steps: number of first steps that only gather statistics; None for 10, but at most
+            a third of the fit.
         trust_region: upper bound of `step_kl`; None for no bound.
         factorise_every: steps between two factorisations; None to derive it from their cost.
         noise_prior: strength of the prior on a learned noise, in examples.
@@ -54,7 +58,7 @@ class Settings(Options):
     prior_row_precision: Any = None
     temperature: float = 1.0
     # Statistics of the first small batch alone would destroy the initial weights of the net.
-    warmup_steps: int = 10
+    warmup_steps: int | None = None
     trust_region: float | None = 0.05
     factorise_every: int | None = None
     noise_prior: float = 0.01
@@ -78,7 +82,8 @@ class Settings(Options):
         if values["factorise_every"] is not None:
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
-        values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
+        if values["warmup_steps"] is not None:
+            values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)
 
     def check_names(self, layers: list[keras.layers.Layer]) -> None:
@@ -97,6 +102,14 @@ class Settings(Options):
             raise ValueError(
                 f"Argument `prior_row_precision` names layers of {names} only. Received: {unknown}"
             )
+
+    def warmup(self, progress: schedules.Progress) -> tf.Tensor:
+        """Number of first steps that only gather statistics, int64 scalar."""
+        if self.warmup_steps is not None:
+            return tf.constant(self.warmup_steps, tf.int64)
+        # A short fit must leave the warm-up, or no weight would move.
+        third = (progress.last - progress.first + 1) // 3
+        return tf.where(progress.last > 0, tf.minimum(third, WARMUP_STEPS), WARMUP_STEPS)
 
     def prior_of(
         self, layer: keras.layers.Layer, num_examples: float, likelihood: Likelihood

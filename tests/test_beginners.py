@@ -211,3 +211,79 @@ def test_texts_as_labels_are_named(net, table):
             ValueError, match=r"must be numbers.*StringLookup.*Received: .*'(cat|dog|owl)'"
         ):
             model.fit(x, form, verbose=0)
+
+
+# -- BALI -----------------------------------------------------------------------------------------
+
+
+def test_a_short_fit_leaves_the_warm_up(table):
+    x, _ = table
+    model = bali_net(None, "normal", 1)
+    model.compile()
+    before = np.array(model.bali_layers[0].kernel)
+    model.fit(x, x[:, 0], batch_size=60, epochs=3, verbose=0)
+    assert np.abs(np.array(model.bali_layers[0].kernel) - before).max() > 0.01
+    assert int(model.options.warmup(bk.schedules.Progress(*map(np.int64, (1, 1, 300))))) == 10
+
+
+@pytest.mark.parametrize("ask", ["posterior_predictive", "export_predictive"])
+def test_a_model_that_was_never_fitted_does_not_answer(ask, table, tmp_path):
+    x, _ = table
+    stock = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    for model in (bali_net(None, "categorical"), bk.convert(stock, "categorical")):
+        arguments = {"posterior_predictive": (x,), "export_predictive": (str(tmp_path / "a"),)}
+        with pytest.raises(ValueError, match=r"never fitted.*fit\(x, y\).*posterior_mean"):
+            getattr(model, ask)(*arguments[ask])
+        with r1.posterior_mean():
+            assert model.posterior_predictive(x, 2).mean().shape[0] == len(x)
+
+
+def test_callbacks_that_need_an_optimizer_are_named(table, tmp_path):
+    x, _ = table
+    model = bali_net(None, "normal", 1)
+    model.compile()
+    keras_callbacks = keras.callbacks
+    for callback, message in [
+        (keras_callbacks.ReduceLROnPlateau("loss"), "ReduceLROnPlateau.*forgetting="),
+        (keras_callbacks.LearningRateScheduler(lambda e: 0.1), "LearningRateScheduler changes"),
+        (keras_callbacks.ModelCheckpoint(str(tmp_path / "m.h5")), r"ends in \.keras"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, x[:, 0], verbose=0, callbacks=[callback])
+    saved = keras_callbacks.ModelCheckpoint(str(tmp_path / "m.keras"))
+    model.fit(x, x[:, 0], verbose=0, callbacks=[saved])
+    assert (tmp_path / "m.keras").exists()
+
+
+def test_dropout_of_frozen_parts_is_off():
+    """Its noise would be learned as noise of the observations."""
+    layers = keras.layers
+    inputs = keras.Input((5, 3))
+    h = layers.GaussianNoise(0.5)(layers.SpatialDropout1D(0.3)(inputs))
+    h = layers.Bidirectional(layers.LSTM(4, dropout=0.3, recurrent_dropout=0.2))(h)
+    h = layers.TimeDistributed(layers.Dropout(0.4))(layers.Reshape((4, 2))(h))
+    h = layers.Dropout(0.5)(layers.Flatten()(h))
+    stock = keras.Model(inputs, layers.Dense(1)(h))
+    model = bk.convert(stock, "normal")
+    model.bali_layers[0].trainable = False  # so that the call may say training=True
+    x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype("float32")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x, training=True), model(x), rtol=1e-6)
+        np.testing.assert_allclose(model(x), stock(x), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_by_name_stay_so(table, tmp_path):
+    x, y = table
+    a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
+    joined = keras.layers.Concatenate()([a, b])
+    stock = keras.Model({"a": a, "b": b}, keras.layers.Dense(3)(joined))
+    model = bk.convert(stock, "categorical")
+    model.compile()
+    data = {"a": x[:, :2], "b": x[:, 2:]}
+    model.fit(data, y, verbose=0)
+    assert isinstance(model.input, dict)
+    model.export_predictive(str(tmp_path / "served"), num_samples=2)
+    import tensorflow as tf
+
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    assert served.serve(data)["probs"].shape == (60, 3)

@@ -6,7 +6,7 @@ here are pure: they depend on the step, the rate and the sizes only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -61,7 +61,7 @@ def stride(interval: tf.Tensor) -> tf.Tensor:
     return tf.maximum(interval // 2, 1)
 
 
-def is_collecting(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf.Tensor:
+def is_collecting(step: tf.Tensor, warmup_steps: Any, interval: tf.Tensor) -> tf.Tensor:
     """Whether a step collects moments: every `stride` steps, and at first in every step.
 
     At first means the warm-up and one interval after it, when the net changes fastest. The
@@ -71,7 +71,7 @@ def is_collecting(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf
     return (since < interval) | tf.equal(since % stride(interval), 0)
 
 
-def is_factorising(step: tf.Tensor, warmup_steps: int, interval: tf.Tensor) -> tf.Tensor:
+def is_factorising(step: tf.Tensor, warmup_steps: Any, interval: tf.Tensor) -> tf.Tensor:
     """Whether a step recomputes the covariances.
 
     Every `interval` steps, and at steps 0, 1, 2, 4, 8, ... after the warm-up, when the statistics
@@ -108,7 +108,7 @@ def period(costs: list[Cost], batch_size: int) -> int:
 
 
 def collecting_rate(
-    step: tf.Tensor, rate: tf.Tensor, interval: tf.Tensor, warmup_steps: int
+    step: tf.Tensor, rate: tf.Tensor, interval: tf.Tensor, warmup_steps: Any
 ) -> tf.Tensor:
     """The rate of the moments' averages: `1 - (1 - rho)^m` where every m-th step collects.
 

@@ -50,6 +50,7 @@ class Batch(NamedTuple):
         examples: sum of the sample weights over all replicas, scalar.
         step: number of this step, counted from 1 over the life of the model.
         rate: rho of this step.
+        warmup: number of first steps that only gather statistics.
     """
 
     x: Any
@@ -60,6 +61,7 @@ class Batch(NamedTuple):
     examples: tf.Tensor
     step: tf.Tensor
     rate: tf.Tensor
+    warmup: tf.Tensor
 
 
 def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
@@ -248,7 +250,7 @@ def _sums(
     else:
         interval = _interval(model, every, batch.rate)
         collected = tf.cond(
-            cadence.is_collecting(batch.step, model.options.warmup_steps, interval),
+            cadence.is_collecting(batch.step, batch.warmup, interval),
             collect,
             lambda: {
                 i: no_moments(states[i].rows, states[i].size[1], states[i].dtype) for i in stale
@@ -292,12 +294,13 @@ def _interval(model: Any, every: int, rate: tf.Tensor) -> tf.Tensor:
 # -- infer ----------------------------------------------------------------------------------------
 
 
-def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """The number of this step, and rho of this step."""
+def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The number of this step, rho of this step, and the length of the warm-up."""
     counters = model.counters
     step = tf.convert_to_tensor(counters.updates) + 1
     first, last = map(tf.convert_to_tensor, (counters.first_step, counters.last_step))
-    return step, model.options.forgetting(Progress(step, first, last))
+    progress = Progress(step, first, last)
+    return step, model.options.forgetting(progress), model.options.warmup(progress)
 
 
 def _infer(
@@ -342,9 +345,9 @@ def _infer(
         updates,
         count / options.temperature,
         rate,
-        cadence.collecting_rate(step, rate, between, options.warmup_steps),
-        step > options.warmup_steps,
-        cadence.is_factorising(step, options.warmup_steps, between),
+        cadence.collecting_rate(step, rate, between, batch.warmup),
+        step > batch.warmup,
+        cadence.is_factorising(step, batch.warmup, between),
         options.trust_region,
         finite,
     )

@@ -574,6 +574,9 @@ class BayesianModel(Replicas):
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 
+    def check_answerable(self) -> None:
+        """Raise if the model has nothing to answer with yet; a subclass may have a reason."""
+
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Raw outputs of one pass; a subclass may integrate out the last layer in closed form.
 

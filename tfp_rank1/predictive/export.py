@@ -54,6 +54,7 @@ def export_predictive(
     served.samples(x, 8, seed=tf.constant([1, 2]))
     ```
     """
+    model.check_answerable()
     num_samples = whole("num_samples", num_samples)
     if isinstance(input_signature, (list, tuple)) and len(input_signature) == 1:
         input_signature = input_signature[0]  # `keras.Model.export` takes this form

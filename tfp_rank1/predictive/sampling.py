@@ -42,6 +42,9 @@ class Sampleable(Protocol):
     def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
         """Raw outputs of one pass."""
 
+    def check_answerable(self) -> None:
+        """Raise if the model has nothing to answer with yet."""
+
     def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Raw outputs of one pass, and their variance where the model knows it, else None."""
 
@@ -62,6 +65,7 @@ def posterior_predictive(
 
     Arguments, result and errors are those of `BayesianModel.posterior_predictive`.
     """
+    model.check_answerable()
     num_samples = whole("num_samples", num_samples)
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else whole("batch_size", batch_size)
     if reduce not in (None, "moments"):
