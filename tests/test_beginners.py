@@ -287,3 +287,41 @@ def test_inputs_by_name_stay_so(table, tmp_path):
 
     served = tf.saved_model.load(str(tmp_path / "served"))
     assert served.serve(data)["probs"].shape == (60, 3)
+
+
+# -- shapes and arrays ----------------------------------------------------------------------------
+
+
+def test_time_steps_are_not_taken_for_members():
+    inputs = keras.Input((7, 2))
+    h = keras.layers.LSTM(6, return_sequences=True)(inputs)
+    for make in (
+        lambda: r1.BayesianModel(inputs, keras.layers.Dense(1)(h), likelihood="normal"),
+        lambda: bk.BaliModel(inputs, bk.layers.DenseBali(3)(h), likelihood="categorical"),
+        lambda: bk.convert(keras.Model(inputs, keras.layers.Dense(3)(h)), "categorical"),
+    ):
+        with pytest.raises(ValueError, match=r"taken for members.*Received: an axis of size 7"):
+            make()
+    steps = keras.Input((None, 2))
+    h = keras.layers.LSTM(6, return_sequences=True)(steps)
+    with pytest.raises(ValueError, match=r"known number.*Received: .*\(None, None, 6\)"):
+        r1.BayesianModel(steps, h, likelihood="normal")
+
+
+def test_sparse_and_ragged_inputs_are_answered(table):
+    import scipy.sparse as sp
+    import tensorflow as tf
+
+    x = np.where(table[0] > 0.5, table[0], 0.0).astype("float32")
+    model = rank1_net(None, "categorical", 3)
+    model.compile("sgd")
+    expected = model.posterior_predictive(x, 4, batch_size=16, seed=0).samples
+    forms = sp.csr_matrix(x), sp.coo_matrix(x), sp.csc_array(x), tf.sparse.from_dense(x)
+    for form in (*forms, tf.RaggedTensor.from_tensor(x), tf.constant(x)):
+        found = model.posterior_predictive(form, 4, batch_size=16, seed=0).samples
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    batches = tf.data.Dataset.from_tensor_slices(tf.sparse.from_dense(x)).batch(16)
+    found = model.posterior_predictive(batches, 4, seed=0).samples
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cannot be part of a tf.function.*export_predictive"):
+        tf.function(lambda a: model.posterior_predictive(a, 4).mean(), autograph=False)(x)

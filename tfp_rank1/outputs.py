@@ -149,8 +149,21 @@ def as_members(values: Any) -> Outputs:
 
 
 def num_members(output_shape: Sequence[int | None] | tf.TensorShape) -> int:
-    """K of a model's outputs `[B, K, ..., D]`; 1 for `[B, D]`."""
-    return int(output_shape[1]) if len(output_shape) > 2 else 1  # type: ignore[arg-type]
+    """K of a model's outputs `[B, K, ..., D]`; 1 for `[B, D]`.
+
+    Raises:
+        ValueError: for an axis of unknown size, which no `SplitMembers` made.
+    """
+    if len(output_shape) < 3:
+        return 1
+    members = output_shape[1]
+    if members is None:
+        raise ValueError(
+            "Outputs have one row per example, [batch, outputs], or members of known number, "
+            "[batch, members, outputs]. Add a Flatten or a pooling layer, or return the last step. "
+            f"Received: outputs of shape {tuple(output_shape)}"
+        )
+    return int(members)
 
 
 def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:

@@ -133,6 +133,12 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
     sizes = {v.name: v.ensemble_size for v in [*folding, *perturbed]}
     kinds = (TileMembers, SplitMembers)
     missing = [kind for kind in kinds if not any(isinstance(v, kind) for v in folding)]
+    if members != 1 and SplitMembers in missing and not perturbed:
+        raise ValueError(
+            "Outputs have one row per example, [batch, outputs]: no SplitMembers made the other "
+            "axis, and pixels or time steps would be taken for members. Add a Flatten or a "
+            f"pooling layer, or return the last step. Received: an axis of size {members}"
+        )
     if any(size != members for size in sizes.values()) or (perturbed and missing):
         raise ValueError(
             "The layers of a BayesianModel must agree on the number of members K, with "

@@ -19,14 +19,15 @@ def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
     """Batches of inputs, and their number if it is known.
 
     Args:
-        x: an array, a structure of arrays, or batches, with or without targets.
+        x: an array, a structure of arrays, or batches, with or without targets. Sparse arrays (of
+            SciPy or TensorFlow) and ragged ones are made dense, those of SciPy batch by batch.
         batch_size: examples per batch, for arrays.
 
     Returns:
         An iterator over batches without their targets, and the number of batches or None.
 
     Raises:
-        ValueError: for endless batches, or anything else than arrays or batches.
+        ValueError: for endless batches, symbolic tensors, or anything else than arrays or batches.
     """
     if isinstance(x, tf.data.Dataset):
         count = int(x.cardinality())
@@ -45,12 +46,18 @@ def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
             "Argument `x` must be an array with a batch axis, a structure of such arrays, or "
             f"batches (tf.data.Dataset, keras.utils.PyDataset, iterator). Received: {type(x)}"
         )
-    rows = len(leaves[0])
+    if any(tf.is_symbolic_tensor(leaf) for leaf in leaves if tf.is_tensor(leaf)):
+        raise ValueError(
+            "posterior_predictive returns numbers and cannot be part of a tf.function. Call it "
+            "outside, or load what export_predictive writes, which can. Received: symbolic tensors"
+        )
+    x = keras.tree.map_structure(_sliceable, x)
+    rows = keras.tree.flatten(x)[0].shape[0]
 
     def slices() -> Iterator[Any]:
         for start in range(0, rows, batch_size):
             part = slice(start, start + batch_size)
-            yield keras.tree.map_structure(lambda a, part=part: tf.convert_to_tensor(a[part]), x)
+            yield keras.tree.map_structure(lambda a, part=part: _dense(a[part]), x)
 
     return slices(), math.ceil(rows / batch_size)
 
@@ -58,7 +65,28 @@ def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
 def _inputs_of(batch: Any) -> Any:
     """The inputs of a batch, which may come with targets and sample weights."""
     inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
-    return keras.tree.map_structure(tf.convert_to_tensor, inputs)
+    return keras.tree.map_structure(_dense, inputs)
+
+
+def _is_scipy_sparse(array: Any) -> bool:
+    """Whether an array is a matrix of scipy.sparse, which need not be installed."""
+    return type(array).__module__.startswith("scipy.sparse")
+
+
+def _sliceable(array: Any) -> Any:
+    """An array whose rows can be sliced; SciPy's formats differ in that."""
+    if _is_scipy_sparse(array):
+        return array.tocsr()
+    return array if isinstance(array, np.ndarray) or not tf.is_tensor(array) else _dense(array)
+
+
+def _dense(array: Any) -> tf.Tensor:
+    """An array as a dense tensor: a batch of a sparse table is small."""
+    if _is_scipy_sparse(array):
+        return tf.convert_to_tensor(array.toarray())
+    if isinstance(array, tf.SparseTensor):
+        return tf.sparse.to_dense(array)
+    return array.to_tensor() if isinstance(array, tf.RaggedTensor) else tf.convert_to_tensor(array)
 
 
 def check_finite(batch: Any, first_row: int) -> int:
