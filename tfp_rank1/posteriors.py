@@ -38,12 +38,12 @@ DEFAULT_HEAVY_SCALE = 1e-4
 # far worse; 0.001 does as well, but pulls too hard for SGD at means so near to 1. At the start,
 # means that differ cost 7 nats per entry under this prior.
 DEFAULT_HEAVY_PRIOR_SCALE = 1e-2
-_SCALE_FLOOR = 1e-6
+SCALE_FLOOR = 1e-6
 
 
 def softplus_scale(rho: Any) -> tf.Tensor:
     """`softplus(rho) + 1e-6`."""
-    return tf.nn.softplus(tf.convert_to_tensor(rho)) + _SCALE_FLOOR
+    return tf.nn.softplus(tf.convert_to_tensor(rho)) + SCALE_FLOOR
 
 
 class Posterior(Configurable):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfp_rank1.checks import positive
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.likelihoods.base import Likelihood
-from tfp_rank1.posteriors import softplus_scale
+from tfp_rank1.posteriors import SCALE_FLOOR, softplus_scale
 
 __all__ = ["ClosedFormNoise", "ScaledLikelihood"]
 
@@ -149,7 +149,7 @@ class ClosedFormNoise:
 
     def raw(self, variance: tf.Tensor) -> tf.Tensor:
         """The value of `variables[0]` that gives a variance."""
-        scale = tf.sqrt(variance)
+        scale = tf.maximum(tf.sqrt(variance) - SCALE_FLOOR, SCALE_FLOOR)
         # The inverse of softplus as `log(exp(scale) - 1)` would overflow for a large scale, and
         # round to `log(0)` for a small one.
         return scale + tf.math.log(-tf.math.expm1(-scale))

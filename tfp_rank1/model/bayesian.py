@@ -38,6 +38,7 @@ from tfp_rank1.model.graph import (
     is_functional_call,
     take_graph,
 )
+from tfp_rank1.model.noise import without_noise
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
 from tfp_rank1.model.replicas import Replicas
@@ -390,6 +391,11 @@ class BayesianModel(Replicas):
     def track_refusal(self, accepted: tf.Tensor) -> None:
         """Log whether a training batch was refused; `accepted` is a boolean scalar."""
         self._refused_tracker.update_state(1.0 - tf.cast(accepted, tf.float32))
+
+    @property
+    def optimizer_variables(self) -> list[keras.Variable]:
+        """The variables that the optimizer trains: not a noise that is learned in closed form."""
+        return without_noise(self)
 
     # -- parameters by role ---------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
+from tfp_rank1.model.noise import learn_noise, noise_in_closed_form
 from tfp_rank1.model.objective import Objective
 
 __all__ = [
@@ -35,12 +36,16 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     make_variables(model, x)  # first: a snapshot holds only variables that exist
-    before = Snapshot(state_variables(model))
+    noise = noise_in_closed_form(model)
+    learned = [] if noise is None else noise.variables
+    before = Snapshot([*state_variables(model), *learned])
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
+        if noise is not None and y is not None:  # before the loss, which shall have it
+            learn_noise(model, noise, y, outputs, sample_weight)
         objective = model.objective(y, outputs, sample_weight, training=True)
         loss = model.optimizer.scale_loss(objective.loss)
-    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    gradients = tape.gradient(loss, [v.value for v in model.optimizer_variables])
     accepted = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
     _apply_if(accepted, model, gradients)
     before.restore_unless(accepted)
@@ -79,7 +84,7 @@ def checked_gradients(model: Any, gradients: list[Any]) -> list[Any]:
 
 def _apply_if(accepted: tf.Tensor, model: Any, gradients: list[Any]) -> None:
     """Take the optimizer's step if it is accepted."""
-    variables = model.trainable_variables
+    variables = model.optimizer_variables
     if not variables:
         warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return

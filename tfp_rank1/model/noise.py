@@ -1,0 +1,79 @@
+"""The observation noise of a Normal or LogNormal likelihood, found from residuals in training.
+
+    v <- v + share ( E[(y - z)^2] - v ),      share = max(1 / t, rate)
+
+v is the noise variance, z a member's raw output for one draw, and t the number of the optimizer's
+step: the first batch sets v, in whatever unit the target has, and later batches move it. For the
+average NLL over members and draws, v at the mean of the squared residuals is the minimum of the
+loss, which an optimizer would reach by crawling along one scalar.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1.likelihoods import ClosedFormNoise
+from tfp_rank1.losses import AverageNLL
+from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
+from tfp_rank1.outputs import as_members
+
+__all__ = ["learn_noise", "noise_in_closed_form", "without_noise"]
+
+# Examples that the average remembers, and bounds of its rate: below a thousand residuals the scale
+# is uncertain by more than 2 %, and beyond fifty steps the net has changed too much.
+_MEMORY, _SLOWEST, _FASTEST = 1000.0, 0.02, 0.5
+
+
+def noise_in_closed_form(model: Any) -> ClosedFormNoise | None:
+    """The noise that is learned here; None if there is none, or the optimizer learns it.
+
+    Under the NLL of the mixture the mean squared residual is not the minimum, and under a loss of
+    Keras there is no noise.
+    """
+    if not isinstance(model.loss, AverageNLL) or not model.likelihood.trainable:
+        return None
+    return model.likelihood.closed_form_noise
+
+
+def learn_noise(
+    model: Any, noise: ClosedFormNoise, y: Any, outputs: tf.Tensor, sample_weight: Any
+) -> None:
+    """Move the noise variance towards the squared residuals of a batch.
+
+    Args:
+        model: a `BayesianModel` with an optimizer.
+        noise: what `noise_in_closed_form` returned.
+        y: targets `[B]` or `[B, targets]`.
+        outputs: raw outputs of the batch, `[B, K, D]`.
+        sample_weight: optional, `[B]`.
+    """
+    members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
+    targets = model.likelihood.prepare_targets(y, members.num_outputs)
+    residuals = noise.residuals(members.for_all_samples(targets), members.values)
+    squares = members.average(tf.square(residuals))
+    rows = tf.cast(tf.shape(squares)[0], tf.float32)
+    weights = tf.ones([tf.shape(squares)[0]])
+    if sample_weight is not None:
+        weights = tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
+    sums = tf.reduce_sum(weights[:, tf.newaxis] * squares, axis=0), tf.reduce_sum(weights), rows
+    total, count, rows = sum_over_replicas(sums)
+    mean = tf.math.divide_no_nan(total, count)
+    size = tf.cast(model.num_train_examples or _MEMORY, tf.float32)
+    rate = tf.clip_by_value(rows / tf.minimum(size, _MEMORY), _SLOWEST, _FASTEST)
+    inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    step = tf.cast(tf.convert_to_tensor(inner.iterations), tf.float32) + 1.0
+    old, share = noise.variance(), tf.maximum(1.0 / step, rate)
+    variance = noise.bounded(old + share * (mean - old))
+    accept = tf.reduce_all(tf.math.is_finite(variance)) & (count > 0.0)
+    for variable in noise.variables:
+        keep(variable, noise.raw(variance), accept)
+
+
+def without_noise(model: Any) -> list[keras.Variable]:
+    """The trainable variables of a model but for a noise that is learned in closed form."""
+    noise = noise_in_closed_form(model)
+    learned = {id(v) for v in noise.variables} if noise is not None else set()
+    return [v for v in model.trainable_variables if id(v) not in learned]
