@@ -65,7 +65,7 @@ def convert(
             itself is not changed.
         likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs,
             so the last layer loses the softmax for `"categorical"`, the sigmoid for
-            `"bernoulli"`, and the exponential for `"poisson"`.
+            `"bernoulli"`, and the exponential for likelihoods of counts and `"log_normal"`.
         prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
             do not inform stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.

@@ -10,6 +10,11 @@ import tensorflow as tf
 
 from tfp_rank1.checks import rows_not_finite
 
+__all__ = [
+    "check_finite_arrays",
+    "weight_of",
+]
+
 
 def weight_of(arguments: dict[str, Any], count: int) -> float:
     """N for a weighted `fit`: the total sample weight of the training examples.

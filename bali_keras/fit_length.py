@@ -21,7 +21,7 @@ class FactoriseAtEnd(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         # Before the first step there are no statistics to factorise.
-        if int(self._bali.counters.updates.numpy()) > 0:
+        if int(self._bali._counters.updates.numpy()) > 0:
             self._bali.factorise()
 
 
@@ -34,13 +34,13 @@ class FitLength(FactoriseAtEnd):
         self._before = (0, 0)
 
     def _counts(self) -> tuple[int, int]:
-        return int(self._bali.counters.updates.numpy()), self._bali.refused_updates
+        return int(self._bali._counters.updates.numpy()), self._bali.refused_updates
 
     def on_train_begin(self, logs: Any = None) -> None:
         model, steps = self._bali, self.params.get("steps")
         self._before = self._counts()
         if steps is None:
-            if model.options.forgetting.needs_length:
+            if model._options.forgetting.needs_length:
                 raise ValueError(
                     "The forgetting schedule falls over the length of the fit, which cannot be "
                     "told from this data. Pass steps_per_epoch= to fit, or a schedule with a "
@@ -51,9 +51,9 @@ class FitLength(FactoriseAtEnd):
         # As in Keras, the epoch of a restored checkpoint overrides the argument of `fit`.
         epoch = initial_epoch(model) or self._first_epoch
         # The step at which epoch 0 began: a resumed fit goes on along the same schedule.
-        first = int(model.counters.updates.numpy()) + 1 - epoch * steps
-        model.counters.first_step.assign(first)
-        model.counters.last_step.assign(first + self.params["epochs"] * steps - 1)
+        first = int(model._counters.updates.numpy()) + 1 - epoch * steps
+        model._counters.first_step.assign(first)
+        model._counters.last_step.assign(first + self.params["epochs"] * steps - 1)
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)

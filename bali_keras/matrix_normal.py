@@ -18,6 +18,22 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+__all__ = [
+    "SMALL",
+    "MatrixNormal",
+    "NaturalParameters",
+    "add_diagonal",
+    "covariance",
+    "damp",
+    "inverse_factor",
+    "log_diagonal",
+    "precision",
+    "product",
+    "row_variance",
+    "solve",
+    "upper_solve",
+]
+
 # Largest size of a triangular matrix that is inverted in one piece.
 SMALL = 256
 

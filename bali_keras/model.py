@@ -105,18 +105,18 @@ class BaliModel(BayesianModel):
     Source: Kurle, Klushyn & Herbrich (2024).
     """
 
-    options: Settings
+    _options: Settings
     training_logs = (*_HEALTH, "refused")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = Settings()
-        self.batch_size: int | None = None  # of the present `fit`
+        self._options = Settings()
+        self._batch_size: int | None = None  # of the present `fit`
         # Keras saves layers under the names of attributes, in alphabetical order: in files the
         # output layer stands under this name.
         self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
-        self.counters = Counters(self)
-        self.noise_weight = Accumulation(self, "noise")
+        self._counters = Counters(self)
+        self._noise_weight = Accumulation(self, "noise")
         self._health = {name: keras.metrics.Mean(name=name) for name in _HEALTH}
 
     @property
@@ -132,7 +132,7 @@ class BaliModel(BayesianModel):
     @property
     def refused_updates(self) -> int:
         """Number of batches whose update was refused, over the life of the model."""
-        return int(self.counters.refused.numpy())
+        return int(self._counters.refused.numpy())
 
     # -- compile --------------------------------------------------------------------------------
 
@@ -237,8 +237,8 @@ class BaliModel(BayesianModel):
         arguments = bound.arguments
         batch_size = _batch_size(x, arguments["batch_size"])
         # The compiled step holds the period of factorisations, which depends on the batch size.
-        if batch_size != self.batch_size:
-            self.batch_size = batch_size
+        if batch_size != self._batch_size:
+            self._batch_size = batch_size
             self.forget_functions()
         length = FitLength(self, arguments["initial_epoch"])
         given = arguments["callbacks"] or []
@@ -252,7 +252,7 @@ class BaliModel(BayesianModel):
         # and when training ends, `EarlyStopping` the best weights. `FactoriseAtEnd` comes first, so
         # that all other callbacks see covariances that are up to date.
         arguments["callbacks"] = [FactoriseAtEnd(self), *own_list, length]
-        self.options.check_names(self.bali_layers)
+        self._options.check_names(self.bali_layers)
         _check_callbacks(own_list, self.optimizer)
         check_finite_arrays(x)
         del arguments["self"]
@@ -269,11 +269,11 @@ class BaliModel(BayesianModel):
         Raises:
             ValueError: for a schedule over the length of a `fit`, such as the default.
         """
-        if self.options.forgetting.needs_length:
+        if self._options.forgetting.needs_length:
             raise ValueError(
                 "The forgetting schedule falls over the length of a fit, which train_on_batch "
                 "has not. Compile with a rate, forgetting=0.02, or a schedule with a length, "
-                f"schedules.Linear(steps=...). Received: {self.options.forgetting}"
+                f"schedules.Linear(steps=...). Received: {self._options.forgetting}"
             )
         return super().train_on_batch(*args, **kwargs)
 
@@ -290,12 +290,12 @@ class BaliModel(BayesianModel):
         layers = [
             (
                 v.posterior_state,
-                self.options.prior_of(v, count, self.likelihood),
+                self._options.prior_of(v, count, self.likelihood),
                 role_of(self, v),
             )
             for v in trained_layers(self)
         ]
-        return bool(factorise(layers, tf.constant(count / self.options.temperature, tf.float32)))
+        return bool(factorise(layers, tf.constant(count / self._options.temperature, tf.float32)))
 
     def set_annealing(self, annealing: Annealing | None) -> None:
         """Refuse an annealing: the posteriors of BALI layers come from no loss with a KL weight.
@@ -357,7 +357,7 @@ class BaliModel(BayesianModel):
         for layer, records in recorder.records.items():
             if len(records) == 1 and records[0].outputs is outputs:
                 self._exact_layer = layer
-                self.samplers.clear()  # graphs traced before still sample this layer
+                self._samplers.clear()  # graphs traced before still sample this layer
 
     def track_health(self, rate: tf.Tensor, health: Health) -> None:
         """Log the rate of a step and the health of its update."""

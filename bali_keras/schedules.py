@@ -18,6 +18,16 @@ import tensorflow as tf
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import Configurable, registered
 
+__all__ = [
+    "Averaging",
+    "Constant",
+    "Linear",
+    "Progress",
+    "Schedule",
+    "check_rate",
+    "get",
+]
+
 
 class Progress(NamedTuple):
     """Where training stands, as int64 scalars.

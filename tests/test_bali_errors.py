@@ -220,7 +220,7 @@ def test_a_refused_batch_leaves_the_other_layers_as_they_were():
     model.fit(x, y, batch_size=20, epochs=2, verbose=0)
     before = [np.array(v) for v in model.weights + model.optimizer.variables]
     model.train_on_batch(np.full_like(x, np.nan), y)
-    counters = {id(v) for v in (model.counters.updates, model.counters.refused)}
+    counters = {id(v) for v in (model._counters.updates, model._counters.refused)}
     variables = model.weights + model.optimizer.variables
     for variable, old in zip(variables, before, strict=True):
         if id(variable) not in counters:

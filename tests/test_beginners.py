@@ -36,6 +36,7 @@ def bali_net(activation, likelihood, outputs=2):
         ("softplus", "poisson"),
         ("exponential", "negative_binomial"),
         ("softplus", "heteroscedastic_normal"),
+        ("exponential", "log_normal"),
     ],
 )
 def test_a_last_layer_with_the_likelihoods_own_function_is_refused(net, activation, likelihood):
@@ -223,7 +224,7 @@ def test_a_short_fit_leaves_the_warm_up(table):
     before = np.array(model.bali_layers[0].kernel)
     model.fit(x, x[:, 0], batch_size=60, epochs=3, verbose=0)
     assert np.abs(np.array(model.bali_layers[0].kernel) - before).max() > 0.01
-    assert int(model.options.warmup(bk.schedules.Progress(*map(np.int64, (1, 1, 300))))) == 10
+    assert int(model._options.warmup(bk.schedules.Progress(*map(np.int64, (1, 1, 300))))) == 10
 
 
 @pytest.mark.parametrize("ask", ["posterior_predictive", "export_predictive"])

@@ -45,6 +45,9 @@ class Laplacian(r1.posteriors.Posterior):
         center, width = (tf.convert_to_tensor(parameters[n]) for n in ("center", "width"))
         return tfd.Laplace(center, tf.nn.softplus(width))
 
+    def around(self, center):
+        return self  # `build` starts there
+
     def assign_mean(self, variables, mean):
         center = variables["center"]
         center.assign(tf.broadcast_to(tf.cast(mean, center.dtype), center.shape))
@@ -153,3 +156,68 @@ def test_a_registered_formula_counts_before_all_others(monkeypatch):
         tfd.Laplace(0.0, 1.0), tfd.Cauchy(0.0, 1.0), tf.constant([1, 2])
     )
     assert float(found) == 7.0
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ordinal(r1.likelihoods.Likelihood):
+    """One of three classes, by nothing but a distribution over class numbers."""
+
+    discrete = predicts_probabilities = is_categorical = True
+    link_names = ("softmax",)
+
+    def distribution(self, outputs):
+        return tfd.Categorical(logits=outputs)
+
+
+def test_a_likelihood_over_classes_needs_a_distribution_alone():
+    """It equals Categorical, which has formulas of its own."""
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(6, 4, 3)).astype("float32")
+    y = rng.integers(0, 3, 6)
+    own, stock = (
+        r1.predictive.PredictiveMixture(likelihood, outputs, 1)
+        for likelihood in (Ordinal(), r1.likelihoods.Categorical())
+    )
+    for verb in ("mean", "variance", "entropy", "expected_entropy", "mutual_information"):
+        np.testing.assert_allclose(getattr(own, verb)(), getattr(stock, verb)(), rtol=1e-5)
+    np.testing.assert_allclose(own.log_prob(y), stock.log_prob(y), rtol=1e-5)
+    losses = (r1.losses.AverageNLL(lk)(y, outputs) for lk in (Ordinal(), "categorical"))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    accuracies = []
+    for likelihood in (Ordinal(), "categorical"):
+        metric = r1.metrics.Accuracy(likelihood=likelihood)
+        metric.update_state(y, outputs)
+        accuracies.append(float(metric.result()))
+    assert accuracies[0] == accuracies[1]
+
+
+def test_attributes_of_a_subclass_are_its_own():
+    """State that the base classes need stands under underscored names."""
+
+    class Net(bk.BaliModel):
+        def __init__(self, options):
+            super().__init__(likelihood="normal")
+            self.options, self.samplers, self.counters, self.batch_size = options, [1], [0], 16
+            self.dense = bk.layers.DenseBali(1)
+
+        def call(self, x):
+            return self.likelihood(self.dense(x))
+
+    model = Net({"units": 5})
+    model.compile()
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    model.fit(x, x[:, :1], verbose=0)
+    assert model.posterior_predictive(x, 2).mean().shape == (40, 1)
+    assert dict(model.options) == {"units": 5} and model.batch_size == 16
+
+
+@pytest.mark.parametrize("prior", ["normal", "hierarchical_normal"])
+def test_a_family_without_moments_in_tfp_has_an_estimated_kl(prior):
+    class Bounded(Laplacian):
+        def distribution(self, parameters):
+            center, width = (tf.convert_to_tensor(parameters[n]) for n in ("center", "width"))
+            return tfd.LogitNormal(center, tf.nn.softplus(width))
+
+    layer = r1.layers.DenseRank1(2, ensemble_size=2, posterior=Bounded(), prior=prior)
+    layer(np.ones((2, 3), "float32"))
+    assert np.isfinite(layer.kl()) and layer.kl() != layer.kl()  # Monte Carlo

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bali_case import net
+from scipy import stats
 
 import tfp_rank1 as r1
 from tfp_rank1.predictive import PredictiveMixture
@@ -137,3 +138,30 @@ def test_a_tail_without_a_variance_still_has_quantiles():
     for probability in (0.01, 0.5, 0.97):
         q = mixture.quantile(probability)
         np.testing.assert_allclose(mixture.cdf(q), probability, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["student_t", "negative_binomial", "poisson", "normal"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_intervals_of_batches_of_any_size(name, jit_compile):
+    """40 rows in batches of 32: the last batch is smaller, so no size is static."""
+    inputs = keras.Input((4,))
+    model = r1.BayesianModel(inputs, keras.layers.Dense(1)(inputs), likelihood=name)
+    metrics = [r1.metrics.IntervalWidth(), r1.metrics.IntervalCoverage()]
+    model.compile("sgd", metrics=metrics, jit_compile=jit_compile)
+    x, y = np.ones((40, 4), "float32"), np.ones((40, 1))
+    found = model.evaluate(x, y, batch_size=32, verbose=0, return_dict=True)
+    assert np.isfinite(list(found.values())).all()
+
+
+@pytest.mark.parametrize("mean", [50.0, 1e4, 1e6])
+def test_quantiles_of_large_counts(mean):
+    outputs = np.full((1, 1, 1), np.log(mean), "float32")
+    exact_mean = np.exp(np.float64(outputs)).item()
+    for likelihood, exact in [
+        (LK.NegativeBinomial(dispersion=0.5), stats.nbinom(2.0, 1 / (1 + 0.5 * exact_mean))),
+        (LK.Poisson(), stats.poisson(exact_mean)),
+    ]:
+        mixture = PredictiveMixture(likelihood, outputs)
+        for p in (0.05, 0.5, 0.95):
+            found = float(mixture.quantile(p)[0, 0])
+            assert found == pytest.approx(exact.ppf(p), rel=2e-6, abs=1.0)

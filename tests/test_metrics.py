@@ -236,7 +236,7 @@ ERRORS = [
     (lambda: M.CRPS().update_state(TARGETS, MEANS), "CRPS has no likelihood"),
     (
         lambda: M.CRPS(likelihood="poisson").update_state(np.ones(N), MEANS),
-        "closed form for Normal and HeteroscedasticNormal likelihoods only. Received: Poisson",
+        "closed form for Gaussian likelihoods only, such as Normal. Received: Poisson",
     ),
     (
         lambda: M.Accuracy(likelihood=r1.likelihoods.Normal(1.0)).update_state(TARGETS, MEANS),

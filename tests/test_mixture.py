@@ -315,5 +315,5 @@ def test_integrated_outputs_are_a_wider_normal():
     np.testing.assert_allclose(exact.distribution().log_prob(y), exact.log_prob(y), rtol=1e-5)
     draws = exact.sample(20_000, seed=1)
     np.testing.assert_allclose(np.var(draws, axis=0), exact.variance(), rtol=0.06)
-    with pytest.raises(ValueError, match="Normal likelihood only"):
+    with pytest.raises(ValueError, match="such as Normal only"):
         r1.PosteriorPredictive(mean, r1.likelihoods.Poisson(), variance)

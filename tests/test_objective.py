@@ -342,5 +342,14 @@ def test_annealing_needs_a_kl():
     inferred.compile()
     with pytest.raises(ValueError, match="A BaliModel has no KL whose weight could be annealed"):
         inferred.fit(x, y, verbose=0, callbacks=annealing)
-    assert inferred.options.annealing is None
+    assert inferred._options.annealing is None
+
+    class Unbuilt(r1.BayesianModel):
+        def call(self, x):
+            return self.likelihood(x)
+
+    later = Unbuilt(likelihood="normal")
+    later.compile("sgd")
+    with pytest.raises(ValueError, match="no KL whose weight could be annealed: no trainable"):
+        later.fit(x, np.ones((4, 2)), verbose=0, callbacks=annealing)
     inferred.fit(x, y, verbose=0)

@@ -117,12 +117,12 @@ def test_compiled_samplers_do_not_pile_up():
     model = r1.BayesianModel(inputs, keras.layers.Dense(1)(inputs), likelihood="bernoulli")
     for count in range(1, 22):
         model.posterior_predictive(np.ones((1, 2)), num_samples=count)
-    assert len(model.samplers) == 16
-    latest = model.samplers.get(model, tf.ones((1, 2)), 21)
+    assert len(model._samplers) == 16
+    latest = model._samplers.get(model, tf.ones((1, 2)), 21)
     model.posterior_predictive(np.ones((3, 2), "float32"), num_samples=21)
-    assert model.samplers.get(model, tf.ones((5, 2)), 21) is latest
-    model.samplers.clear()
-    assert len(model.samplers) == 0
+    assert model._samplers.get(model, tf.ones((5, 2)), 21) is latest
+    model._samplers.clear()
+    assert len(model._samplers) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

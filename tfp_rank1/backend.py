@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+__all__ = [
+    "require_tensorflow",
+]
+
 _MESSAGE = (
     "{package} needs Keras 3 with the TensorFlow backend. "
     "Received: backend={backend!r}. "

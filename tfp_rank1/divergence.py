@@ -23,6 +23,7 @@ __all__ = [
     "KLRegularizer",
     "entropy",
     "kl_divergence",
+    "kl_from_random_normal",
     "normal_cross_entropy",
     "register_kl",
     "weigh",
@@ -119,9 +120,10 @@ def _point_penalty(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
 @register_kl(tfd.Distribution, tfd.Normal)
 def _kl_from_normal(q: tfd.Distribution, p: tfd.Distribution) -> tf.Tensor:
     """The KL from a Normal of any q with finite variance and known entropy."""
-    if isinstance(q, tfd.MixtureSameFamily) and not _is_point(q):
-        return NotImplemented  # a mixture's entropy has no closed form
-    return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
+    try:
+        return normal_cross_entropy(q, p.loc, tf.math.log(p.scale), p.scale**-2) - entropy(q)
+    except NotImplementedError:  # TFP knows no variance, or no entropy
+        return NotImplemented
 
 
 # After the formula above, which fits this pair too. TFP's form does not subtract an entropy from a
@@ -156,6 +158,27 @@ def normal_cross_entropy(
     """
     second_moment = q.variance() + tf.math.squared_difference(q.mean(), mean)
     return log_stddev + _HALF_LOG_TWO_PI + 0.5 * precision * second_moment
+
+
+def kl_from_random_normal(
+    q: tfd.Distribution,
+    mean: tf.Tensor,
+    log_stddev: tf.Tensor,
+    precision: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """`E KL(q || N(mean, stddev^2))` over a random stddev, per entry, in nats.
+
+    In closed form where TFP knows q's variance and entropy, else a Monte Carlo estimate over z ~ q.
+    The arguments are those of `normal_cross_entropy`; the seed is int32 `[2]`.
+    """
+    try:
+        return normal_cross_entropy(q, mean, log_stddev, precision) - entropy(q)
+    except NotImplementedError:
+        z = q.sample(MONTE_CARLO_SAMPLES, seed=seed)
+        square = tf.reduce_mean(tf.math.squared_difference(z, mean), axis=0)
+        cross_entropy = log_stddev + _HALF_LOG_TWO_PI + 0.5 * precision * square
+        return cross_entropy + tf.reduce_mean(q.log_prob(z), axis=0)
 
 
 def _with_trailing_axis(p: tfd.Distribution) -> tfd.Distribution:

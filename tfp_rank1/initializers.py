@@ -11,6 +11,11 @@ import tensorflow as tf
 from tfp_rank1.checks import positive
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "InverseSoftplus",
+    "RandomSign",
+]
+
 
 @registered("tfp_rank1")
 class RandomSign(keras.initializers.Initializer):

@@ -9,6 +9,13 @@ import numpy as np
 from tfp_rank1.metrics import ExpectedCalibrationError, ood_score
 from tfp_rank1.predictive import PredictiveMixture
 
+__all__ = [
+    "ood_histogram",
+    "ood_roc",
+    "predictive_band",
+    "reliability_diagram",
+]
+
 try:
     import matplotlib.pyplot as plt
     from sklearn import metrics as sklearn_metrics

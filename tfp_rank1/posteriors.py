@@ -22,6 +22,30 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.random import normal
 from tfp_rank1.serialization import Configurable, lookup, registered
 
+__all__ = [
+    "ALL",
+    "DEFAULT_HEAVY_PRIOR_SCALE",
+    "DEFAULT_HEAVY_SCALE",
+    "DEFAULT_SCALE",
+    "DEFAULT_SPREAD",
+    "SCALE_FLOOR",
+    "AddWeight",
+    "Cauchy",
+    "Deterministic",
+    "HalfCauchy",
+    "LogNormal",
+    "MixtureOfDeltas",
+    "Normal",
+    "NormalFixedStddev",
+    "NormalSharedStddev",
+    "Parameters",
+    "Posterior",
+    "Variables",
+    "family",
+    "get",
+    "softplus_scale",
+]
+
 AddWeight = Callable[..., keras.Variable]
 Variables = dict[str, keras.Variable]
 Parameters = Mapping[str, Any]
@@ -110,10 +134,16 @@ class Posterior(Configurable):
         """The same family with its mean at exactly `center` at the start.
 
         Returns:
-            A new posterior; or, as in the base class, the posterior itself, if its start was given
-            by the user or cannot be moved.
+            A new posterior; or the posterior itself, if its start was given by the user or is
+            documented as its own.
+
+        Raises:
+            ValueError: in the base class: a start elsewhere would change a converted net unseen.
         """
-        return self
+        raise ValueError(
+            f"The family {type(self).__name__} does not say how it starts at a mean of {center}: "
+            f"override `around`. Received: posterior={self!r}"
+        )
 
     @classmethod
     def starting_at(cls, mean_initializer: Any, spread: float) -> Posterior:
@@ -451,6 +481,10 @@ class MixtureOfDeltas(Posterior):
 
     def mean(self, parameters: Parameters) -> tf.Tensor:
         return tf.reduce_mean(tf.convert_to_tensor(parameters["loc"]), axis=-1)
+
+    def around(self, center: float) -> Posterior:
+        """The posterior itself: its points have a start of their own, around the centre."""
+        return self
 
     def assign_mean(self, variables: Variables, mean: Any) -> None:
         """Set all points to the mean."""

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1.checks import positive
-from tfp_rank1.divergence import entropy, kl_divergence, normal_cross_entropy
+from tfp_rank1.divergence import kl_divergence, kl_from_random_normal
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.posteriors import (
     DEFAULT_HEAVY_PRIOR_SCALE,
@@ -26,6 +26,23 @@ from tfp_rank1.posteriors import (
     softplus_scale,
 )
 from tfp_rank1.serialization import Configurable, lookup, registered
+
+__all__ = [
+    "ALL",
+    "Cauchy",
+    "EmpiricalBayesNormal",
+    "FactorState",
+    "HalfCauchy",
+    "HierarchicalNormal",
+    "LogNormal",
+    "Normal",
+    "NormalWithTiedMean",
+    "NormalWithTrainableStddev",
+    "Parameters",
+    "Prior",
+    "default_for",
+    "get",
+]
 
 Parameters = Mapping[str, Any]
 
@@ -329,8 +346,7 @@ class HierarchicalNormal(_NormalPrior):
     def divergence(self, parameters: Parameters, factor: FactorState, seed: tf.Tensor) -> tf.Tensor:
         tau = self.tau_posterior(parameters)
         precision = tf.exp(2.0 * tau.scale**2 - 2.0 * tau.loc)
-        cross_entropy = normal_cross_entropy(factor.q, self._mean(factor), tau.loc, precision)
-        return cross_entropy - entropy(factor.q)
+        return kl_from_random_normal(factor.q, self._mean(factor), tau.loc, precision, seed)
 
     def hyper_divergence(
         self, parameters: Parameters, factor: FactorState, seed: tf.Tensor

@@ -35,9 +35,9 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         The logs.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    count, exact = model.options.evaluation_samples, None
+    count, exact = model._options.evaluation_samples, None
     # Losses and metrics of Keras would broadcast the targets over the samples.
-    if model.options.stock_names or mean_mode.value or count == 1:
+    if model._options.stock_names or mean_mode.value or count == 1:
         outputs = model(x, training=False)
     else:
         samples, variance = sample_marginals(model, x, count, next_seed(model.seed_generator))
@@ -45,7 +45,7 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
             exact = PredictiveMixture(model.likelihood, samples, 0, variance)
         outputs = _equal_samples(samples, variance).by_example().values
     objective = model.objective(y, outputs, sample_weight, training=False)
-    evaluation = model.options.evaluation_loss
+    evaluation = model._options.evaluation_loss
     if exact is not None and evaluation is not None:
         # The NLL found above is that of `_equal_samples`, whose tails are cut off.
         losses = -exact.log_prob(tf.convert_to_tensor(y))

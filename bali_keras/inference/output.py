@@ -9,7 +9,7 @@ hold all that differs between the two roles; the rest of inference calls their m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -24,14 +24,15 @@ from tfp_rank1.model.all_or_nothing import keep
 __all__ = [
     "ExactOutput",
     "HiddenLayer",
+    "LayerRole",
     "NoiseAverage",
     "exact_layer_of",
     "squared_residuals",
 ]
 
 
-class HiddenLayer:
-    """The role of a layer whose V is found from scores, `V^-1 = F + damping`.
+class LayerRole(Protocol):
+    """What inference asks of a layer's role.
 
     Attributes:
         collects_scores: whether the layer needs F.
@@ -40,18 +41,17 @@ class HiddenLayer:
             one linear layer conjugate regression.
     """
 
-    collects_scores = True
-    is_fresh = False
+    collects_scores: bool
+    is_fresh: bool
 
     def cross_rows(self, gradients: tf.Tensor, noise: tf.Tensor, weights: Any) -> tf.Tensor:
-        """The rows that `H'` is multiplied by, `[R, k]`; for a hidden layer `w_r g_r`.
+        """The rows that `H'` is multiplied by, `[R, k]`.
 
         Args:
             gradients: `w_r g_r` of every row r, `[R, k]`.
             noise: the noise of the forward pass, outputs minus mean, `[R, k]`.
             weights: the sample weight of every row, `[R]`; None for 1.
         """
-        return gradients
 
     def column(
         self, fisher: tf.Tensor, damping: tuple[float, float]
@@ -62,8 +62,6 @@ class HiddenLayer:
             fisher: F, `[k, k]`.
             damping: absolute and relative part of the damping of F.
         """
-        precision = damp(fisher, *damping)
-        return inverse_factor(precision), precision
 
     def gradient_and_shift(
         self, cross: tf.Tensor, covariance: tf.Tensor
@@ -74,10 +72,33 @@ class HiddenLayer:
             cross: `H'` times `cross_rows`, `[d, k]`.
             covariance: V, `[k, k]`.
         """
+
+
+class HiddenLayer:
+    """The role of a layer whose V is found from scores, `V^-1 = F + damping`."""
+
+    collects_scores = True
+    is_fresh = False
+
+    def cross_rows(self, gradients: tf.Tensor, noise: tf.Tensor, weights: Any) -> tf.Tensor:
+        """`w_r g_r`."""
+        return gradients
+
+    def column(
+        self, fisher: tf.Tensor, damping: tuple[float, float]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """C and `V^-1` of the damped Fisher information."""
+        precision = damp(fisher, *damping)
+        return inverse_factor(precision), precision
+
+    def gradient_and_shift(
+        self, cross: tf.Tensor, covariance: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`cross` is `H'G`, and V is multiplied."""
         return cross, tf.matmul(cross, covariance)
 
 
-class ExactOutput(HiddenLayer):
+class ExactOutput:
     """The role of a Gaussian likelihood's linear output layer: labels as targets, their noise as V.
 
     Args:
@@ -108,7 +129,7 @@ class ExactOutput(HiddenLayer):
     def gradient_and_shift(
         self, cross: tf.Tensor, covariance: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """As in the base class; here `cross` is `H'G V`, and the diagonal V is divided out."""
+        """`cross` is `H'G V`, and the diagonal V is divided out."""
         # V is 0 during the warm-up, in which the mean does not move.
         return tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance)), cross
 

@@ -34,7 +34,7 @@ import keras
 import tensorflow as tf
 
 from bali_keras.inference.cadence import Cost
-from bali_keras.inference.output import ExactOutput, HiddenLayer
+from bali_keras.inference.output import LayerRole
 from bali_keras.inference.rows import RowCovariance, rows_for
 from bali_keras.inference.statistics import (
     Accumulation,
@@ -197,9 +197,7 @@ class LayerPosterior:
         # Divided by `squares` in place of a sample weight, this average is `c tr F`.
         self.together.update(moments.together, moments.squares, rate, accept)
 
-    def factorised(
-        self, num_examples: tf.Tensor, prior: Prior, role: HiddenLayer | ExactOutput
-    ) -> Factors:
+    def factorised(self, num_examples: tf.Tensor, prior: Prior, role: LayerRole) -> Factors:
         """L0 and the Cholesky factors of L^-1 and V for the present averages; changes nothing.
 
         Args:
@@ -270,7 +268,7 @@ class LayerPosterior:
         sums: BatchSums,
         num_examples: tf.Tensor,
         prior: Prior,
-        role: HiddenLayer | ExactOutput,
+        role: LayerRole,
     ) -> Step:
         """The step of M at rate 1 for one batch.
 

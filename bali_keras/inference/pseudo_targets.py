@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from bali_keras.inference.output import ExactOutput, HiddenLayer
+from bali_keras.inference.output import LayerRole
 from bali_keras.inference.rows import RowCovariance
 from bali_keras.inference.statistics import Moments
 from bali_keras.recording import Record
@@ -28,7 +28,7 @@ def cross_sum(
     records: list[Record],
     gradients: list[tf.Tensor],
     weights: tf.Tensor | None,
-    role: HiddenLayer | ExactOutput,
+    role: LayerRole,
     leverage: tf.Tensor | None,
     dtype: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:

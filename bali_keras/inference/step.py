@@ -17,6 +17,7 @@ from bali_keras.inference import cadence
 from bali_keras.inference.output import (
     ExactOutput,
     HiddenLayer,
+    LayerRole,
     NoiseAverage,
     squared_residuals,
 )
@@ -107,8 +108,8 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         apply_gradients(model, gradients, model.optimizer_variables)
     before.restore_unless(health.accepted)
     # A refused batch counts as a step, so that schedules keep to the length of the fit.
-    model.counters.updates.assign(batch.step)
-    model.counters.refused.assign_add(tf.cast(~health.accepted, tf.int64))
+    model._counters.updates.assign(batch.step)
+    model._counters.refused.assign_add(tf.cast(~health.accepted, tf.int64))
     model.track_health(batch.rate, health)
     return track(model, objective, (x, y, outputs, sample_weight), health.accepted)
 
@@ -137,13 +138,13 @@ def is_nll(model: Any) -> bool:
     return isinstance(model.loss, NegativeLogLikelihood)
 
 
-def role_of(model: Any, layer: keras.layers.Layer) -> HiddenLayer | ExactOutput:
+def role_of(model: Any, layer: keras.layers.Layer) -> LayerRole:
     """The role of a layer in the net, under the compiled loss."""
     # Under a loss of Keras the labels are no observations with Gaussian noise.
     if layer is not model.exact_layer or not is_nll(model):
         return HiddenLayer()
     variance = tf.broadcast_to(model.likelihood.noise_variance(), [layer.posterior_state.size[1]])
-    return ExactOutput(variance, is_fresh=model.options.factorise_every in (None, 1))
+    return ExactOutput(variance, is_fresh=model._options.factorise_every in (None, 1))
 
 
 def required_count(model: Any) -> float:
@@ -257,7 +258,7 @@ def _sums(
             },
         )
     # One row's part in the sums over the data that the covariances stand for.
-    count = required_count(model) / model.options.temperature
+    count = required_count(model) / model._options.temperature
     per_example = tf.math.divide_no_nan(count, batch.examples)
     shares = [state.targets.share(batch.examples, batch.rate) for state in states]
     sums = []
@@ -281,12 +282,12 @@ def _check_connected(layers: list[keras.layers.Layer], gradients: list[list[Any]
 
 def _factorise_every(model: Any, layers: list[keras.layers.Layer]) -> int:
     costs = [v.posterior_state.cost for v in layers]
-    return model.options.factorise_every or cadence.period(costs, model.batch_size or 32)
+    return model._options.factorise_every or cadence.period(costs, model._batch_size or 32)
 
 
 def _interval(model: Any, every: int, rate: tf.Tensor) -> tf.Tensor:
     """Steps between factorisations now, int64 scalar."""
-    if model.options.factorise_every is not None:
+    if model._options.factorise_every is not None:
         return tf.constant(every, tf.int64)
     return cadence.interval(rate, every)
 
@@ -296,11 +297,11 @@ def _interval(model: Any, every: int, rate: tf.Tensor) -> tf.Tensor:
 
 def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The number of this step, rho of this step, and the length of the warm-up."""
-    counters = model.counters
+    counters = model._counters
     step = tf.convert_to_tensor(counters.updates) + 1
     first, last = map(tf.convert_to_tensor, (counters.first_step, counters.last_step))
     progress = Progress(step, first, last)
-    return step, model.options.forgetting(progress), model.options.warmup(progress)
+    return step, model._options.forgetting(progress), model._options.warmup(progress)
 
 
 def _infer(
@@ -319,13 +320,13 @@ def _infer(
         residuals: as `_residuals` returns them.
         finite: boolean scalar; False refuses the batch.
     """
-    options, layers = model.options, trained_layers(model)
+    options, layers = model._options, trained_layers(model)
     number = required_count(model)
     count = tf.constant(float(number), tf.float32)
     # The noise comes first: `role_of` below reads it as the V of an exact output layer.
     if residuals is not None:
         noise = model.likelihood.closed_form_noise
-        average = NoiseAverage(noise, options.noise_prior, model.noise_weight)
+        average = NoiseAverage(noise, options.noise_prior, model._noise_weight)
         average.update(*residuals, count, batch.rate)
     if not layers:  # all are frozen, and the optimizer trains what remains
         zero = tf.zeros(())
@@ -381,7 +382,7 @@ def _other_variables(model: Any) -> list[keras.Variable]:
     # Frozen kernels, such as those of a backbone, never change: copying them would cost every step.
     layers = layers_of(model, include_self=False)
     frozen = {id(v) for w in layers if not w.trainable for v in own_trainable_variables(w)}
-    left_out = inferred | frozen | {id(v) for v in model.counters.variables}
+    left_out = inferred | frozen | {id(v) for v in model._counters.variables}
     slots = [] if model.optimizer is None else model.optimizer.variables
     return [v for v in [*model.weights, *slots] if id(v) not in left_out]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from bali_keras.inference.output import ExactOutput, HiddenLayer
+from bali_keras.inference.output import LayerRole
 from bali_keras.inference.posterior import LayerPosterior, Prior, Step
 from bali_keras.inference.statistics import BatchSums
 from tfp_rank1.model.all_or_nothing import all_finite
@@ -28,7 +28,7 @@ class LayerUpdate(NamedTuple):
     state: LayerPosterior
     prior: Prior
     sums: BatchSums
-    role: HiddenLayer | ExactOutput
+    role: LayerRole
 
 
 class Health(NamedTuple):
@@ -108,7 +108,7 @@ def update(
 
 
 def factorise(
-    layers: Iterable[tuple[LayerPosterior, Prior, HiddenLayer | ExactOutput]],
+    layers: Iterable[tuple[LayerPosterior, Prior, LayerRole]],
     num_examples: tf.Tensor,
 ) -> tf.Tensor:
     """Compute new covariances for all layers or, if one factorisation fails, for none.

@@ -13,6 +13,12 @@ from bali_keras.layers.patches import extract_patches
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "Conv1DBali",
+    "Conv2DBali",
+    "Conv3DBali",
+]
+
 
 class _ConvBali(BaliLayer):
     """Base of the convolutions; a subclass gives the number of spatial axes and the stock layer."""

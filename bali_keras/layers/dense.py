@@ -10,6 +10,10 @@ from bali_keras.layers.base import BaliLayer
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "DenseBali",
+]
+
 
 @registered("bali_keras")
 class DenseBali(BaliLayer):

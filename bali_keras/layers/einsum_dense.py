@@ -13,6 +13,10 @@ from bali_keras.layers.base import BaliLayer
 from tfp_rank1.einsum_axes import expand, letters
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "EinsumDenseBali",
+]
+
 
 @registered("bali_keras")
 class EinsumDenseBali(BaliLayer):

@@ -6,6 +6,11 @@ import itertools
 
 import tensorflow as tf
 
+__all__ = [
+    "extract_patches",
+    "pad",
+]
+
 
 def extract_patches(
     x: tf.Tensor,

@@ -91,7 +91,8 @@ def convert(
         ensemble_size: number of members K, at least 1. Defaults to 4.
         likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs, so
             a last activation that it applies itself is dropped: the softmax for `"categorical"`,
-            the sigmoid for `"bernoulli"`, the exponential for `"poisson"`.
+            the sigmoid for `"bernoulli"`, the exponential for likelihoods of
+            counts and `"log_normal"`.
         batch_normalization: `"member"` (default): every member has its own statistics, scale and
             offset, copied from the original; `"shared"`: the stock layers stay.
         exclude: names of layers to leave as they are. Defaults to none.

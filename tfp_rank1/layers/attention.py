@@ -12,6 +12,10 @@ from tfp_rank1.layers.einsum_dense import EinsumDenseRank1
 from tfp_rank1.layers.rank1 import Composite, by_name, rank1_config, split_arguments
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "MultiHeadAttentionRank1",
+]
+
 
 @registered("tfp_rank1")
 @fill_docstring

@@ -13,6 +13,13 @@ from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "Conv1DRank1",
+    "Conv2DRank1",
+    "Conv3DRank1",
+    "ConvRank1",
+]
+
 
 class ConvRank1(Rank1Mixin):
     """The part that convolutions of all dimensions share: r on input, s on output channels."""

@@ -10,6 +10,12 @@ from tfp_rank1.layers.conv import ConvRank1
 from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "Conv1DTransposeRank1",
+    "Conv2DTransposeRank1",
+    "Conv3DTransposeRank1",
+]
+
 
 class _ConvTransposeRank1(ConvRank1):
     """The part that transposed convolutions of all dimensions share."""

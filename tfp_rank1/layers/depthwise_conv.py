@@ -12,6 +12,13 @@ from tfp_rank1.layers.conv import ConvRank1
 from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "DepthwiseConv1DRank1",
+    "DepthwiseConv2DRank1",
+    "SeparableConv1DRank1",
+    "SeparableConv2DRank1",
+]
+
 
 class _DepthwiseConvRank1(ConvRank1):
     """The part that depthwise convolutions share: s has `channels * depth_multiplier` entries."""

@@ -14,6 +14,10 @@ from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "EinsumDenseRank1",
+]
+
 
 @registered("tfp_rank1")
 @fill_docstring

@@ -15,6 +15,10 @@ from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.random import fold_in, next_seed
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "EmbeddingRank1",
+]
+
 
 @registered("tfp_rank1")
 @fill_docstring

@@ -11,6 +11,10 @@ from tfp_rank1.posteriors import Posterior, Variables
 from tfp_rank1.priors import FactorState, Prior
 from tfp_rank1.random import fold_in
 
+__all__ = [
+    "Factor",
+]
+
 if TYPE_CHECKING:
     import keras
 

@@ -8,6 +8,15 @@ from keras import ops
 from tfp_rank1 import scopes
 from tfp_rank1.checks import whole
 
+__all__ = [
+    "check_rows",
+    "check_split",
+    "fold",
+    "resolve_members",
+    "split_message",
+    "unfold",
+]
+
 
 def resolve_members(ensemble_size: int | None, default: int | None, layer_name: str) -> int:
     """K of a layer: the number given, else that of `tfp_rank1.members`, else `default`.

@@ -14,6 +14,11 @@ import numpy as np
 
 from tfp_rank1.keras_internals import own_variables, stored_weight
 
+__all__ = [
+    "load_weights",
+    "save_weights",
+]
+
 # The scale is stored too: the layer that reads the file may have another one.
 _NAMES = ("lora_a", "lora_b", "lora_scale")
 

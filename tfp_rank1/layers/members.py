@@ -12,6 +12,12 @@ from tfp_rank1 import scopes
 from tfp_rank1.layers.folding import check_rows, check_split, resolve_members, unfold
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "Shape",
+    "SplitMembers",
+    "TileMembers",
+]
+
 Shape = tuple[int | None, ...]
 
 

@@ -13,6 +13,10 @@ from tfp_rank1.keras_internals import tracked_by_tensorflow
 from tfp_rank1.layers.folding import check_rows, fold, resolve_members, unfold
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "EnsembleBatchNormalization",
+]
+
 
 @registered("tfp_rank1")
 @tracked_by_tensorflow

@@ -25,6 +25,18 @@ from tfp_rank1.layers.low_rank import load_weights, save_weights
 from tfp_rank1.random import fold_in, load_seed_state, next_seed, save_seed_state
 from tfp_rank1.serialization import serialize
 
+__all__ = [
+    "ARGUMENTS",
+    "DEFAULT",
+    "SEED_STEP",
+    "Axes",
+    "Composite",
+    "Rank1Mixin",
+    "by_name",
+    "rank1_config",
+    "split_arguments",
+]
+
 # A prior that was not given. None is taken: it means "no prior, no KL".
 if TYPE_CHECKING:  # the mixins stand in front of a stock layer, which has all that they call
     from keras.layers import Layer as _Stock

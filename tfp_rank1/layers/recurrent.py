@@ -20,6 +20,14 @@ from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, ra
 from tfp_rank1.random import fold_in, next_seed
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "Draws",
+    "GRUCellRank1",
+    "GRURank1",
+    "LSTMCellRank1",
+    "LSTMRank1",
+]
+
 
 class Draws(NamedTuple):
     """The draws for one sequence, `[K, B or 1, ...]`.

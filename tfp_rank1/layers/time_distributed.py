@@ -11,6 +11,10 @@ from keras import ops
 from tfp_rank1.keras_internals import accepts_in_call
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "TimeDistributedRank1",
+]
+
 
 @registered("tfp_rank1")
 class TimeDistributedRank1(keras.layers.TimeDistributed):

@@ -88,10 +88,14 @@ class Likelihood(keras.layers.Layer):
 
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
         """Mean of the target, `[..., targets]`; for Categorical class probabilities, `[..., D]`."""
-        return self.distribution(outputs).mean()
+        distribution = self.distribution(outputs)
+        return distribution.probs_parameter() if self.is_categorical else distribution.mean()
 
     def variance(self, outputs: tf.Tensor) -> tf.Tensor:
         """Variance of the target, `[..., targets]`; for Categorical of the one-hot target."""
+        if self.is_categorical:
+            probabilities = self.mean(outputs)
+            return probabilities * (1.0 - probabilities)
         return self.distribution(outputs).variance()
 
     def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
@@ -100,7 +104,8 @@ class Likelihood(keras.layers.Layer):
         Raises:
             NotImplementedError: for a distribution without a closed form, such as Poisson.
         """
-        return tf.reduce_sum(self.distribution(outputs).entropy(), axis=-1)
+        entropy = self.distribution(outputs).entropy()
+        return entropy if self.is_categorical else tf.reduce_sum(entropy, axis=-1)
 
     def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`log p(targets | outputs)` in nats, `[...]`, summed over independent targets.
@@ -109,7 +114,13 @@ class Likelihood(keras.layers.Layer):
             outputs: raw outputs `[..., D]`.
             targets: targets as `prepare_targets` returns them, broadcast over the leading axes.
         """
+        if self.is_categorical:  # one variable, whose axis of targets has size 1
+            return self.distribution(outputs).log_prob(targets[..., 0])
         return tf.reduce_sum(self.distribution(outputs).log_prob(targets), axis=-1)
+
+    def cdf(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """`P(Y <= targets)` of each target on its own, `[..., targets]`."""
+        return self.distribution(outputs).cdf(targets)
 
     # -- what only some likelihoods can do ------------------------------------------------------
 
@@ -117,10 +128,11 @@ class Likelihood(keras.layers.Layer):
         """Entropy in nats, `[...]`, of a mixture over samples, given its mean `[..., targets]`.
 
         Returns:
-            The entropy. None, as in the base class, if the mean does not determine the entropy,
-            which is then estimated.
+            The entropy, `-sum_c p_c log p_c` if `is_categorical`: a mixture of distributions over
+            classes is one. None in general, where the mean does not determine the entropy, which is
+            then estimated.
         """
-        return None
+        return tf.reduce_sum(-tf.math.xlogy(mean, mean), axis=-1) if self.is_categorical else None
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """Random vectors s with the Fisher information at the outputs as covariance.
@@ -181,7 +193,7 @@ class Likelihood(keras.layers.Layer):
 
     def num_targets(self, num_outputs: int) -> int:
         """Number of target values per example and position for D raw outputs."""
-        return num_outputs
+        return 1 if self.is_categorical else num_outputs
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
         """Which target values the distribution can take, boolean, the shape of y."""

@@ -39,19 +39,6 @@ class Categorical(Likelihood):
         """Class probabilities `[..., C]`."""
         return tf.nn.softmax(outputs)
 
-    def variance(self, outputs: tf.Tensor) -> tf.Tensor:
-        """`p (1 - p)` per class, `[..., C]`."""
-        probabilities = self.mean(outputs)
-        return probabilities * (1.0 - probabilities)
-
-    def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
-        """`-sum_c p_c log p_c`, `[...]`."""
-        return tfd.Categorical(logits=outputs).entropy()
-
-    def entropy_of_mixture(self, mean: tf.Tensor) -> tf.Tensor | None:
-        """`-sum_c p_c log p_c` of the mean: a mixture of Categoricals is a Categorical."""
-        return tf.reduce_sum(-tf.math.xlogy(mean, mean), axis=-1)
-
     def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`log softmax(outputs)[target]`, `[...]`."""
         log_probabilities = tf.nn.log_softmax(outputs)
@@ -69,10 +56,6 @@ class Categorical(Likelihood):
         probabilities = tf.nn.softmax(outputs)
         root = tf.sqrt(probabilities) * noise
         return root - probabilities * tf.reduce_sum(root, axis=-1, keepdims=True)
-
-    def num_targets(self, num_outputs: int) -> int:
-        """One label."""
-        return 1
 
     def shape_targets(
         self, targets: Any, num_outputs: int, num_position_axes: int = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -9,6 +12,9 @@ from tfp_rank1.likelihoods.noise import ClosedFormNoise, ScaledLikelihood
 from tfp_rank1.serialization import registered
 
 __all__ = ["LogNormal"]
+
+# Smaller numbers are 0 to TensorFlow, and have no logarithm.
+_SMALLEST = float(np.finfo("float32").tiny)
 
 
 @registered("tfp_rank1.likelihoods")
@@ -30,6 +36,8 @@ class LogNormal(ScaledLikelihood):
     ```
     """
 
+    link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
+
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.LogNormal` with batch shape `[..., D]`."""
         return tfd.LogNormal(outputs, self.scale_of(outputs))
@@ -47,7 +55,7 @@ class LogNormal(ScaledLikelihood):
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
         """Finite numbers above 0."""
-        return (y > 0.0) & tf.math.is_finite(y)
+        return (y >= _SMALLEST) & tf.math.is_finite(y)
 
     def support_message(self, num_outputs: int) -> str:
         return "LogNormal likelihood: targets must be finite numbers above 0. Received:"

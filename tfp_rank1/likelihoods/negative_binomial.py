@@ -57,6 +57,13 @@ class NegativeBinomial(ScaledLikelihood):
             total_count=tf.broadcast_to(1.0 / dispersion, tf.shape(outputs)), logits=logits
         )
 
+    def cdf(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """In float64: the incomplete beta function of large counts has no digits in float32."""
+        dispersion = tf.cast(self.scale_of(outputs), tf.float64)
+        logits = tf.cast(outputs, tf.float64) + tf.math.log(dispersion)
+        exact = tfd.NegativeBinomial(1.0 / dispersion + tf.zeros_like(logits), logits=logits)
+        return tf.cast(exact.cdf(tf.cast(targets, tf.float64)), tf.float32)
+
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(m / (1 + dispersion m)) o e`."""
         # Not m / (1 + dispersion m), which is NaN where m overflows.

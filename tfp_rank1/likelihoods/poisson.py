@@ -38,6 +38,13 @@ class Poisson(Likelihood):
         """`tfd.Poisson` with batch shape `[..., D]`."""
         return tfd.Poisson(log_rate=outputs)
 
+    def cdf(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """In float64: the incomplete gamma function of large counts has no digits in float32."""
+        exact = tfd.Poisson(log_rate=tf.cast(outputs, tf.float64))
+        rates, targets = tf.cast(outputs, tf.float64), tf.cast(targets, tf.float64)
+        # Both of one shape: XLA's incomplete gamma function does not broadcast.
+        return tf.cast(exact.cdf(targets + tf.zeros_like(rates)), tf.float32)
+
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(rate) o e`."""
         return noise * tf.exp(0.5 * outputs)

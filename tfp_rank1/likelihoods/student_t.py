@@ -42,9 +42,9 @@ class StudentT(ScaledLikelihood):
 
     def __init__(
         self,
-        df: float = 4.0,
         scale: float | None = None,
         initial_scale: float = 1.0,
+        df: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(scale, initial_scale, **kwargs)

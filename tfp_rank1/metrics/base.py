@@ -14,6 +14,11 @@ from tfp_rank1.losses import as_mixture
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import serialize
 
+__all__ = [
+    "MixtureMean",
+    "UncertaintyMetric",
+]
+
 if TYPE_CHECKING:  # the mixin stands in front of a metric of Keras
     from keras.metrics import Metric as _Stock
 else:

@@ -12,6 +12,10 @@ from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.probabilistic import confidence_and_correctness
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "ExpectedCalibrationError",
+]
+
 # Bins of equal mass depend on all examples, and a streaming metric cannot keep all: it keeps this
 # many cells and merges them at the end.
 _FINE_CELLS = 4096

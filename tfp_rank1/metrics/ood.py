@@ -11,6 +11,14 @@ from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "FPR95",
+    "OODAUPR",
+    "OODAUROC",
+    "SCORES",
+    "ood_score",
+]
+
 SCORES = ("max_probability", "entropy", "mutual_information", "energy", "epistemic_variance")
 
 # Above the least normal float32, 1.2e-38, so that a score of 0 has a finite logarithm.

@@ -13,6 +13,17 @@ from tfp_rank1.metrics.base import MixtureMean, UncertaintyMetric
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "CRPS",
+    "Accuracy",
+    "BrierScore",
+    "IntervalCoverage",
+    "IntervalWidth",
+    "PredictiveNLL",
+    "RootMeanSquaredError",
+    "confidence_and_correctness",
+]
+
 
 @registered("tfp_rank1")
 class PredictiveNLL(MixtureMean):
@@ -113,7 +124,7 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
         if mixture.likelihood.is_categorical:
             raise ValueError(
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
-                "Received: likelihood=Categorical"
+                f"Received: likelihood={type(mixture.likelihood).__name__}"
             )
         super().update_state(mixture.prepare_targets(y_true), mixture.mean(), sample_weight)
 
@@ -206,7 +217,7 @@ class CRPS(MixtureMean):
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         if not mixture.likelihood.is_gaussian:
             raise ValueError(
-                "CRPS has its closed form for Normal and HeteroscedasticNormal likelihoods only. "
+                "CRPS has its closed form for Gaussian likelihoods only, such as Normal. "
                 f"Received: {type(mixture.likelihood).__name__}"
             )
         mean, variance = mixture.member_moments()

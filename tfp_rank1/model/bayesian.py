@@ -138,8 +138,8 @@ class BayesianModel(Replicas):
         self._likelihood: Likelihood = likelihoods.get(likelihood)
         self._count: float | None = _check_count(num_train_examples)
         self._count_is_given = num_train_examples is not None
-        self.options = Options()
-        self.samplers = Samplers()
+        self._options = Options()
+        self._samplers = Samplers()
         object.__setattr__(self, "_frozen", [])
         self._target_ranks: dict[str, int | None] = {}
         self.seed_generator = keras.random.SeedGenerator()
@@ -252,7 +252,7 @@ class BayesianModel(Replicas):
             restore_compile_state(self, before)
             raise
         # Last, as all lines above may refuse: a refused `compile` leaves the options in place.
-        self.options = options.bound_to(
+        self._options = options.bound_to(
             self.likelihood, loss, keras.tree.flatten([metrics, weighted])
         )
         set_loss_tracker(self, MeanOrNaN(name="loss"))
@@ -262,7 +262,7 @@ class BayesianModel(Replicas):
         config = super().get_compile_config()
         if not config:
             return None
-        config |= self.options.get_config()
+        config |= self._options.get_config()
         if self._frozen:
             config["frozen_normalizations"] = roles.places_of(self, self._frozen)
         return config
@@ -360,13 +360,9 @@ class BayesianModel(Replicas):
         Raises:
             ValueError: for a model without a KL, whose weight would change nothing.
         """
-        if annealing is not None and self.built and not bound.has_kl(self):
-            raise ValueError(
-                "The model has no KL whose weight could be annealed: no trainable layer has a "
-                "prior. Leave the annealing out, or give the layers a prior. Received: "
-                f"{len(self.factor_variables)} variables of factors"
-            )
-        self.options = dataclasses.replace(self.options, annealing=annealing)
+        if annealing is not None:  # an unbuilt model is asked again in its first step
+            bound.check_anneals(self)
+        self._options = dataclasses.replace(self._options, annealing=annealing)
         self.forget_functions()
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -453,9 +449,9 @@ class BayesianModel(Replicas):
             self._find_count(arguments)
         self._check_array_targets(y)
         self._follow_targets("train", x, y)
-        if self.options.member_batches == "split":
+        if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
-        annealing = self.options.annealing
+        annealing = self._options.annealing
         try:
             history = super().fit(x, y, *args, **kwargs)
             self.warn_of_refused(history.history.get("refused", []))
@@ -463,7 +459,7 @@ class BayesianModel(Replicas):
         finally:
             # After an interrupt, too: Keras then tells no callback that training has ended.
             set_initial_epoch(self, None)  # which a restored checkpoint may have set
-            if self.options.annealing is not annealing:
+            if self._options.annealing is not annealing:
                 self.set_annealing(annealing)
 
     def warn_of_refused(self, shares: list[float]) -> None:
@@ -516,7 +512,7 @@ class BayesianModel(Replicas):
         self._target_ranks[name] = rank
 
     def _check_array_targets(self, y: Any) -> None:
-        if y is None or not hasattr(y, "__array__") or self.options.evaluation_loss is None:
+        if y is None or not hasattr(y, "__array__") or self._options.evaluation_loss is None:
             return
         num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
         if num_outputs is not None:

@@ -13,6 +13,18 @@ from tfp_rank1.keras_internals import Functional, calls_of, layers_of, nodes_of,
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.raw_outputs import check_raw_outputs
+from tfp_rank1.outputs import num_members
+
+__all__ = [
+    "check_members_agree",
+    "check_members_are_given",
+    "end_in_likelihood",
+    "functional_variant",
+    "inputs_and_outputs",
+    "is_functional_call",
+    "same_likelihood",
+    "take_graph",
+]
 
 
 def is_functional_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -133,12 +145,6 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
     sizes = {v.name: v.ensemble_size for v in [*folding, *perturbed]}
     kinds = (TileMembers, SplitMembers)
     missing = [kind for kind in kinds if not any(isinstance(v, kind) for v in folding)]
-    if members != 1 and SplitMembers in missing and not perturbed:
-        raise ValueError(
-            "Outputs have one row per example, [batch, outputs]: no SplitMembers made the other "
-            "axis, and pixels or time steps would be taken for members. Add a Flatten or a "
-            f"pooling layer, or return the last step. Received: an axis of size {members}"
-        )
     if any(size != members for size in sizes.values()) or (perturbed and missing):
         raise ValueError(
             "The layers of a BayesianModel must agree on the number of members K, with "
@@ -148,17 +154,24 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
 
 
 def check_members_are_given(model: Any) -> None:
-    """Refuse rank-1 layers with one member whose rows belong to several.
+    """Refuse members that no layer made, and rank-1 layers that do not tell members apart.
 
-    The members would all be the same net: `ensemble_size` was forgotten. Layers before
+    Where `ensemble_size` was forgotten all members would be the same net. Layers before
     `TileMembers` may have one member, which all share.
 
     Args:
         model: a Functional model; a subclassed one tells nothing of its graph.
 
     Raises:
-        ValueError: with the layers.
+        ValueError: with the axis, or the layers.
     """
+    members = num_members(model.output_shape)
+    if members != 1 and not any(isinstance(v, SplitMembers) for v in layers_of(model)):
+        raise ValueError(
+            "Outputs have one row per example, [batch, outputs]: no SplitMembers made the other "
+            "axis, and pixels or time steps would be taken for members. Add a Flatten or a "
+            f"pooling layer, or return the last step. Received: an axis of size {members}"
+        )
     tiled: dict[int, bool] = {}
 
     def is_tiled(tensor: Any) -> bool:

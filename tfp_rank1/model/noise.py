@@ -51,6 +51,7 @@ def learn_noise(
         sample_weight: optional, `[B]`.
     """
     members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
+    model.likelihood.distribution(members.values)  # refuses a scale of another model
     targets = model.likelihood.prepare_targets(y, members.num_outputs)
     residuals = noise.residuals(members.for_all_samples(targets), members.values)
     squares = members.average(tf.square(residuals))

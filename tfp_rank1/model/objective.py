@@ -53,12 +53,12 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
         ValueError: for S above 1 with layers that draw once per member and call, or with layers
             that fold another number of members.
     """
-    samples = model.options.num_train_samples
+    samples = model._options.num_train_samples
     if samples > 1:
         _check_samples_differ(model)
         # One pass over S copies of the batch gives S samples: layers draw for every row.
         x = keras.tree.map_structure(lambda v: tf.concat([v] * samples, axis=0), x)
-    is_split = model.options.member_batches == "split"
+    is_split = model._options.member_batches == "split"
     with scopes.split_members.set(True) if is_split else contextlib.nullcontext():
         outputs = model(x, training=True)
     if is_split:  # the outputs have one member, whatever the layers fold
@@ -77,7 +77,7 @@ def evidence_bound(
     """The loss of one batch and its parts; see `BayesianModel.objective`."""
     _check_outputs(model, outputs)
     # Outputs of a batch that is spread have other members than the model's layers.
-    if not (training and model.options.spreads_batches):
+    if not (training and model._options.spreads_batches):
         _check_members(model, outputs)
     if y is None:
         raise ValueError(
@@ -89,7 +89,7 @@ def evidence_bound(
             "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
             f". Received: {type(model).__name__}.call returns raw outputs"
         )
-    evaluation = model.options.evaluation_loss
+    evaluation = model._options.evaluation_loss
     is_compiled = training or evaluation is None
     loss_of: Any = compiled_loss(model) if is_compiled else evaluation
     nll = loss_of(y, outputs, sample_weight)
@@ -139,9 +139,25 @@ def kl_weight(model: Any, training: bool) -> tf.Tensor:
             "Call `fit`, which finds it in arrays and finite datasets, or pass "
             "num_train_examples= to the model. Received: num_train_examples=None"
         )
-    annealing = model.options.annealing if training else None
+    annealing = model._options.annealing if training else None
+    if annealing is not None:
+        check_anneals(model)
     anneal = tf.ones(()) if annealing is None else annealing(_step(model))
     return anneal / float(model.num_train_examples)
+
+
+def check_anneals(model: Any) -> None:
+    """Refuse the annealing of a KL that is not there: it would change nothing.
+
+    Raises:
+        ValueError: for a built model without a trainable layer that has a prior.
+    """
+    if model.built and not has_kl(model):
+        raise ValueError(
+            "The model has no KL whose weight could be annealed: no trainable layer has a "
+            "prior. Leave the annealing out, or give the layers a prior. Received: "
+            f"{len(model.factor_variables)} variables of factors"
+        )
 
 
 def has_kl(model: Any) -> bool:
@@ -180,11 +196,11 @@ def _check_outputs(model: Any, outputs: tf.Tensor) -> None:
             "The model has no loss. Call compile(loss='average_nll') or compile(loss="
             "'mixture_nll') first. Received: loss=None"
         )
-    if len(outputs.shape) > 2 and model.options.stock_names:
+    if len(outputs.shape) > 2 and model._options.stock_names:
         raise ValueError(
             "Losses and metrics of Keras know no members and cannot be used for outputs "
             "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
-            f"of tfp_rank1.metrics. Received: {', '.join(model.options.stock_names)}"
+            f"of tfp_rank1.metrics. Received: {', '.join(model._options.stock_names)}"
         )
 
 

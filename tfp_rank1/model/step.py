@@ -107,7 +107,7 @@ def apply_gradients(model: Any, gradients: list[Any], variables: list[keras.Vari
     """Apply the optimizer, then multiply the steps of the factors."""
     # Not the gradients: Adam normalizes them, so that a multiple would give the same step. The
     # copies cost O(in + out) per layer.
-    multiplier = model.options.factor_learning_rate_multiplier
+    multiplier = model._options.factor_learning_rate_multiplier
     scaled = [] if multiplier == 1.0 else [v for v in model.factor_variables if v.trainable]
     before = [tf.identity(v.value) for v in scaled]
     model.optimizer.apply_gradients(zip(gradients, variables, strict=True))

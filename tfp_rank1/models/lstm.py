@@ -10,6 +10,10 @@ from tfp_rank1.checks import whole
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts
 
+__all__ = [
+    "lstm",
+]
+
 
 def lstm(
     num_events: int,

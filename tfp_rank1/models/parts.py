@@ -11,6 +11,11 @@ from tfp_rank1.checks import choice
 from tfp_rank1.layers.rank1 import SEED_STEP
 from tfp_rank1.model import BayesianModel
 
+__all__ = [
+    "Parts",
+    "input_of",
+]
+
 # Batch normalization has these values in the reference code.
 MOMENTUM, EPSILON = 0.9, 1e-5
 

@@ -10,6 +10,11 @@ import keras
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts, input_of
 
+__all__ = [
+    "STAGES",
+    "resnet50",
+]
+
 # Number of blocks and of filters in each of the four stages.
 STAGES = (3, 64), (4, 128), (6, 256), (3, 512)
 

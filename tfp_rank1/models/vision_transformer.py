@@ -11,6 +11,11 @@ from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts, input_of
 from tfp_rank1.serialization import registered
 
+__all__ = [
+    "AddPositions",
+    "vision_transformer",
+]
+
 
 @registered("tfp_rank1")
 class AddPositions(keras.layers.Layer):

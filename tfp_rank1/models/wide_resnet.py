@@ -10,6 +10,10 @@ import keras
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts, input_of
 
+__all__ = [
+    "wide_resnet",
+]
+
 
 def wide_resnet(
     input_shape: Sequence[int] = (32, 32, 3),

@@ -57,7 +57,7 @@ class PredictiveMixture:
         self.output_variance = output_variance
         if output_variance is not None and not likelihood.has_closed_form_marginal:
             raise ValueError(
-                "Argument `output_variance` has a closed form for the Normal likelihood only. "
+                "Argument `output_variance` has a closed form for likelihoods such as Normal only. "
                 f"Received: a {type(likelihood).__name__} likelihood"
             )
 
@@ -213,7 +213,10 @@ class PredictiveMixture:
         self._require_order("cdf")
         layout = self._layout
         y = self.likelihood.shape_targets(y, layout.num_outputs, layout.num_position_axes)
-        return layout.average(self.conditional().cdf(layout.for_all_samples(y)))
+        y = layout.for_all_samples(y)
+        if self.output_variance is None:
+            return layout.average(self.likelihood.cdf(self._raw_outputs, y))
+        return layout.average(self.conditional().cdf(y))
 
     def quantile(self, probability: float) -> tf.Tensor:
         """The value y with `P(Y <= y) = probability`, per target, `[N, targets]`.
@@ -243,6 +246,8 @@ class PredictiveMixture:
             middle = 0.5 * (low + high)
             point = tf.floor(middle) if self.likelihood.discrete else middle
             below = self.cdf(point) < p
+            # Some CDFs of TFP lose the static shape, which a loop must keep.
+            below = tf.ensure_shape(below, middle.shape)
             return tf.where(below, middle, low), tf.where(below, high, middle)
 
         _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_BISECTIONS)
@@ -280,9 +285,9 @@ class PredictiveMixture:
     def _require_order(self, what: str) -> None:
         if self.likelihood.is_categorical:
             raise ValueError(
-                f"`{what}` needs an ordered target; the classes of a Categorical likelihood have "
-                "no order. Use `mean()`, the class probabilities. Received: "
-                "likelihood=Categorical"
+                f"`{what}` needs an ordered target; the classes of a "
+                f"{type(self.likelihood).__name__} likelihood have no order. Use `mean()`, the "
+                f"class probabilities. Received: likelihood={type(self.likelihood).__name__}"
             )
 
     # -- draws ----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Sampleable(Protocol):
 
     likelihood: Likelihood
     seed_generator: keras.random.SeedGenerator
-    samplers: Samplers
+    _samplers: Samplers
     output_shape: Any
 
     def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
@@ -80,7 +80,7 @@ def posterior_predictive(
     for index, batch in enumerate(batches):
         # Rows that are not finite would give NaN as answers, in silence.
         first_row = check_finite(batch, first_row)
-        sample = model.samplers.get(model, batch, num_samples)
+        sample = model._samplers.get(model, batch, num_samples)
         outputs, variance = sample(batch, fold_in(base, index))
         part = PosteriorPredictive(outputs, model.likelihood, variance)
         parts.append((outputs, variance) if reduce is None else part.moments())
