@@ -49,11 +49,18 @@ def private_names(tree):
             name = node.value
         elif isinstance(node, ast.FunctionDef):
             name = node.name  # overriding a method of Keras is using its name
+        elif isinstance(node, ast.JoinedStr) and is_private_prefix(node.values[0]):
+            yield ast.unparse(node), node  # a name that is put together
+            continue
         else:
             continue
         is_private = name.startswith("_") and not name.startswith("__") and name != "_"
         if is_private and name.isidentifier() and name not in NAMED_TUPLE:
             yield name, node
+
+
+def is_private_prefix(part):
+    return isinstance(part, ast.Constant) and str(part.value).startswith("_")
 
 
 def defined_here():
@@ -102,13 +109,17 @@ def test_private_names_of_keras_stay_behind_one_door():
             continue
         for private, node in private_names(tree):
             is_attribute = isinstance(node, ast.Attribute)
-            if private in foreign or (is_attribute and private not in own):
+            is_joined = isinstance(node, ast.JoinedStr)
+            if private in foreign or is_joined or (is_attribute and private not in own):
                 found.append(f"{name}:{node.lineno} {private}")
         for node in ast.walk(tree):
+            names = []
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
-                if any(n.startswith(("keras.src", "tensorflow.python")) for n in names):
-                    found.append(f"{name}:{node.lineno} {names}")
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            if any(n.startswith(("keras.src", "tensorflow.python", "tf.python")) for n in names):
+                found.append(f"{name}:{node.lineno} {names}")
     assert not sorted(found), "\n".join(sorted(found))
 
 
@@ -128,31 +139,80 @@ def test_thread_locals_stand_in_one_file():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported = [a.name for a in node.names] + [getattr(node, "module", None)]
-                if "threading" in imported and name != "tfp_rank1.scopes":
+                if {"threading", "contextvars"} & set(imported) and name != "tfp_rank1.scopes":
                     found.append(name)
     assert not found
 
 
+def names_in(tree):
+    """What a module's names stand for, those imported within functions as well."""
+    scope = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                value = getattr(module, alias.name, None)
+                scope[alias.asname or alias.name] = value
+    return scope
+
+
+def classes_of(value):
+    """The classes that the second argument of `isinstance` stands for."""
+    if isinstance(value, type):
+        return [value]
+    if isinstance(value, tuple):
+        return [cls for part in value for cls in classes_of(part)]
+    return list(getattr(value, "__args__", []))  # a union
+
+
+def asked_classes(tree, scope):
+    """The expressions by which code asks for a class: isinstance, `type(x) is`, `case Class()`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("isinstance", "issubclass"):
+                yield node, node.args[1]
+        elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Call):
+            if getattr(node.left.func, "id", None) == "type":
+                yield from ((node, other) for other in node.comparators)
+        elif isinstance(node, ast.MatchClass):
+            yield node, node.cls
+
+
 def test_nobody_asks_which_likelihood_or_family_an_object_is():
-    """`isinstance` is for the base classes; what a class can do is an attribute of it."""
+    """A check may ask for a base class; what a class can do is an attribute of it."""
     found = []
     for name, tree in TREES.items():
-        scope = vars(importlib.import_module(name))
-        for node in ast.walk(tree):
-            is_check = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            if not is_check or node.func.id not in ("isinstance", "issubclass"):
+        scope = names_in(tree) | vars(importlib.import_module(name))
+        for node, asked in asked_classes(tree, scope):
+            try:
+                classes = classes_of(eval(ast.unparse(asked), dict(scope)))
+            except NameError:  # a local name
                 continue
-            second = node.args[1]
-            for kind in second.elts if isinstance(second, ast.Tuple) else [second]:
-                try:
-                    cls = eval(ast.unparse(kind), scope)
-                except NameError:  # a local name
-                    continue
+            for cls in classes:
                 for base, home in FAMILIES.items():
-                    is_concrete = isinstance(cls, type) and issubclass(cls, base) and cls != base
-                    if is_concrete and not name.startswith(home):
+                    if issubclass(cls, base) and cls != base and not name.startswith(home):
                         found.append(f"{name}:{node.lineno} {cls.__name__}")
     assert not found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(x, Categorical | Normal)",
+        "isinstance(x, (int, Categorical))",
+        "KINDS = (Normal,)\nisinstance(x, KINDS)",
+        "def f():\n    from tfp_rank1.likelihoods import Poisson\n    isinstance(x, Poisson)",
+        "type(x) is Normal",
+        "match x:\n    case Normal():\n        pass",
+    ],
+)
+def test_the_ways_to_ask_are_seen(code):
+    tree = ast.parse(f"from tfp_rank1.likelihoods import Categorical, Normal\n{code}")
+    scope = names_in(tree)
+    scope["KINDS"] = (r1.likelihoods.Normal,)
+    asked = [classes_of(eval(ast.unparse(e), dict(scope))) for _, e in asked_classes(tree, scope)]
+    likelihood = r1.likelihoods.Likelihood
+    assert any(issubclass(cls, likelihood) for classes in asked for cls in classes)
 
 
 def test_bali_uses_public_names_only():
@@ -161,6 +221,8 @@ def test_bali_uses_public_names_only():
         if not name.startswith("bali_keras"):
             continue
         for node in ast.walk(tree):
+            if isinstance(node, ast.Import):  # by name alone, so that `__all__` can be asked
+                found += [f"{name}:{node.lineno}" for a in node.names if "tfp_rank1." in a.name]
             if not isinstance(node, ast.ImportFrom) or not node.module.startswith("tfp_rank1"):
                 continue
             public = importlib.import_module(node.module).__all__

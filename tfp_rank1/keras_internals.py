@@ -6,6 +6,7 @@ No other module of the project uses a private name of either. When a new Keras l
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -330,6 +331,11 @@ def missing_names() -> list[str]:
     sequential = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     attention = keras.layers.MultiHeadAttention(1, 1)
     attention(keras.ops.zeros((1, 2, 2)), keras.ops.zeros((1, 2, 2)))
+    # A strategy itself would look for other workers.
+    strategy = importlib.import_module(
+        "tensorflow.python.distribute.collective_all_reduce_strategy"
+    )
+    workers = strategy.CollectiveAllReduceExtended
     embedding = keras.layers.Embedding(2, 2)
     embedding.build()
     rank1_names = [n for n in ATTENTION_PROJECTIONS if n != "_gate_dense"]  # newer Keras only
@@ -349,6 +355,7 @@ def missing_names() -> list[str]:
         (sequential, "Sequential", ["_functional"]),
         (model, "Trainer", [*_HOOKS, *_COMPILED, "_loss_tracker", "_aggregate_additional_loss"]),
         (model, "Trainer", ["_initial_epoch", "_distribute_strategy", "_unpickle_model"]),
+        (workers, "CollectiveAllReduceExtended", ["_in_multi_worker_mode"]),
     ]
     pairs = [(owner, kind, name) for owner, kind, names in required for name in names]
     return [f"{kind}.{name}" for owner, kind, name in pairs if not hasattr(owner, name)]

@@ -52,17 +52,17 @@ class Replicas(keras.Model):
         Args:
             force: True makes the function anew. Defaults to False.
         """
-        if self._mode_changes("train") or force or self.train_function is None:
+        if self._mode_changes("_train_in_mean") or force or self.train_function is None:
             self.train_function = self._after_slots(self.make_step_function(self.train_step))
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
         """Make the test function if needed; it follows `posterior_mean()`."""
-        return super().make_test_function(self._mode_changes("test") or force)
+        return super().make_test_function(self._mode_changes("_test_in_mean") or force)
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Make the predict function if needed; it follows `posterior_mean()`."""
-        return super().make_predict_function(self._mode_changes("predict") or force)
+        return super().make_predict_function(self._mode_changes("_predict_in_mean") or force)
 
     def predict_step(self, data: Any) -> Any:
         """Outputs for one batch, in the mode that the predict function was made for."""
@@ -98,7 +98,7 @@ class Replicas(keras.Model):
             with self.distribute_strategy.scope():
                 self.build_optimizer()
 
-    def _mode_changes(self, name: str) -> bool:
+    def _mode_changes(self, attribute: str) -> bool:
         """Whether the mode differs from the one that a function was made for; note the new mode.
 
         Args:
@@ -106,7 +106,7 @@ class Replicas(keras.Model):
         """
         # A function reads the mode while it is traced. Each has a mode of its own, because a
         # callback may predict in the other mode while `fit` is running.
-        attribute, mode = f"_{name}_in_mean", scopes.mean_mode.value
+        mode = scopes.mean_mode.value
         changes = getattr(self, attribute) != mode
         setattr(self, attribute, mode)
         return changes
