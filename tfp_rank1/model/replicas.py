@@ -102,7 +102,7 @@ class Replicas(keras.Model):
         """Whether the mode differs from the one that a function was made for; note the new mode.
 
         Args:
-            name: `"train"`, `"test"` or `"predict"`.
+            attribute: name of the attribute that holds the function's mode.
         """
         # A function reads the mode while it is traced. Each has a mode of its own, because a
         # callback may predict in the other mode while `fit` is running.
