@@ -375,7 +375,9 @@ class BaliModel(BayesianModel):
         layers = [v for v in self.bali_layers if v.built]
         if not layers or mean_mode.value or not tf.executing_eagerly():
             return
-        if not any(bool(v.posterior_state.has_statistics()) for v in layers):
+        # A callback may ask during the warm-up, and layers may come from another model.
+        has_posterior = any(bool(v.posterior_state.has_statistics()) for v in layers)
+        if not has_posterior and int(self._counters.updates.numpy()) == 0:
             raise ValueError(
                 "The model was never fitted: its BALI layers are points, and the answers would "
                 "look certain. Call compile() and fit(x, y) first; for the outputs at the initial "

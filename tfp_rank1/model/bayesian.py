@@ -121,10 +121,12 @@ class BayesianModel(Replicas):
             cls: Any = type(self)
             self.__class__ = functional_variant(cls)
             inputs, outputs, args = take_graph(args, kwargs)
+            is_given = likelihood is not None  # else the graph is that of a clone or a file
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
             check_members_agree(layers_of(self, include_self=False), num_members(self.output_shape))
-            check_members_are_given(self)
+            if is_given and likelihood is not None:
+                check_members_are_given(self, likelihood)
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:

@@ -12,7 +12,7 @@ from tfp_rank1 import likelihoods
 from tfp_rank1.keras_internals import Functional, calls_of, layers_of, nodes_of, producer_of
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.model.raw_outputs import check_raw_outputs
+from tfp_rank1.model.raw_outputs import check_raw_outputs, function_of
 from tfp_rank1.outputs import num_members
 
 __all__ = [
@@ -153,7 +153,7 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
         )
 
 
-def check_members_are_given(model: Any) -> None:
+def check_members_are_given(model: Any, likelihood: Likelihood) -> None:
     """Refuse members that no layer made, and rank-1 layers that do not tell members apart.
 
     Where `ensemble_size` was forgotten all members would be the same net. Layers before
@@ -161,12 +161,16 @@ def check_members_are_given(model: Any) -> None:
 
     Args:
         model: a Functional model; a subclassed one tells nothing of its graph.
+        likelihood: the model's last operation.
 
     Raises:
         ValueError: with the axis, or the layers.
     """
     members = num_members(model.output_shape)
-    if members != 1 and not any(isinstance(v, SplitMembers) for v in layers_of(model)):
+    last, _, _ = producer_of(calls_of(likelihood)[-1].input_tensors[0])
+    is_made = any(isinstance(v, SplitMembers) for v in layers_of(model))
+    # `keras.ops.stack` of several nets makes members, too.
+    if members != 1 and not is_made and function_of(last) != "stack":
         raise ValueError(
             "Outputs have one row per example, [batch, outputs]: no SplitMembers made the other "
             "axis, and pixels or time steps would be taken for members. Add a Flatten or a "

@@ -41,7 +41,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     before = Snapshot([*state_variables(model), *learned])
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
-        if noise is not None and y is not None:  # before the loss, which shall have it
+        if noise is not None and y is not None and model.likelihood.built:  # before the loss
             learn_noise(model, noise, y, outputs, sample_weight)
         objective = model.objective(y, outputs, sample_weight, training=True)
         loss = model.optimizer.scale_loss(objective.loss)
