@@ -163,8 +163,7 @@ class NoiseAverage:
         """
         mean = tf.math.divide_no_nan(squares, examples)
         batch = self._noise.mode(mean, num_examples, self._prior_examples)
-        old, share = self._noise.variance(), self._weight.share(examples, rate)
-        variance = self._noise.bounded(old + share * (batch - old))
+        variance = self._noise.moved(batch, self._weight.share(examples, rate))
         accept = tf.reduce_all(tf.math.is_finite(variance))
         self._weight.update(examples, rate, accept)
         for variable in self._noise.variables:

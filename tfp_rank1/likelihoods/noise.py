@@ -102,7 +102,7 @@ class ClosedFormNoise:
 
         v = (a s^2 + N E[(y - z)^2]) / (a + N)
 
-    The prior counts for as much as `a` examples whose residual is s, the likelihood's
+    The prior counts for as much as `a` examples whose residual is s, by default the likelihood's
     `initial_scale`. The code that trains the model keeps the moving average of squared residuals.
 
     Args:
@@ -130,7 +130,11 @@ class ClosedFormNoise:
         return tf.square(self._likelihood.scale)
 
     def mode(
-        self, mean_square: tf.Tensor, num_examples: tf.Tensor, prior_examples: float
+        self,
+        mean_square: tf.Tensor,
+        num_examples: tf.Tensor,
+        prior_examples: float,
+        prior_variance: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The mode v of the equation above, `[D]`.
 
@@ -138,10 +142,17 @@ class ClosedFormNoise:
             mean_square: `E[(y - z)^2]`, `[D]`.
             num_examples: N.
             prior_examples: a.
+            prior_variance: `s^2`, `[D]`. Defaults to None: the square of `initial_scale`.
         """
-        start = self._likelihood.initial_scale
-        total = prior_examples * start**2 + num_examples * mean_square
+        if prior_variance is None:
+            prior_variance = tf.constant(self._likelihood.initial_scale**2, tf.float32)
+        total = prior_examples * prior_variance + num_examples * mean_square
         return total / (prior_examples + num_examples)
+
+    def moved(self, mode: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+        """The variance after a step of a moving average, `(1 - share) v + share mode`, bounded."""
+        # Not `v + share (mode - v)`: from 1 to 1e-8 the difference would round to -1.
+        return self.bounded((1.0 - share) * self.variance() + share * mode)
 
     def bounded(self, variance: tf.Tensor) -> tf.Tensor:
         """The variance, or 1e-10 of the variance at the start if that is larger."""

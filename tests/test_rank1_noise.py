@@ -1,0 +1,110 @@
+"""The observation noise that a rank-1 net learns in closed form."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfp_rank1 as r1
+from tfp_rank1.model import noise as noise_module
+from tfp_rank1.model.noise import learn_noise, noise_in_closed_form, without_noise
+
+ROWS, INPUTS = 200, 3
+
+
+def compiled(num_train_examples=ROWS, likelihood="normal"):
+    net = keras.Sequential([keras.Input((INPUTS,)), keras.layers.Dense(2)])
+    model = r1.BayesianModel(
+        net.inputs, net.outputs, likelihood=likelihood, num_train_examples=num_train_examples
+    )
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.build_optimizer()
+    return model
+
+
+def batch(unit, rows=32, members=4):
+    rng = np.random.default_rng(0)
+    y = unit * (rng.normal(size=(rows, 2)) * [1.0, 3.0] + [0.0, 20.0])
+    outputs = y[:, np.newaxis] + unit * 0.3 * rng.normal(size=(rows, members, 2))
+    return y, outputs, rng.uniform(0.5, 2.0, size=rows)
+
+
+def mode(y, outputs, weights):
+    """The mode by hand, float64: one example as far off as targets are from their mean."""
+    squares = np.average(((y[:, np.newaxis] - outputs) ** 2).mean(1), axis=0, weights=weights)
+    center = np.average(y, axis=0, weights=weights)
+    prior = np.average((y - center) ** 2, axis=0, weights=weights)
+    strength = noise_module._PRIOR_EXAMPLES
+    return (strength * prior + ROWS * squares) / (strength + ROWS)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_the_first_batch_sets_the_noise_in_any_unit(unit):
+    model = compiled()
+    y, outputs, weights = batch(unit)
+    noise = noise_in_closed_form(model)
+    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    np.testing.assert_allclose(noise.variance(), mode(y, outputs, weights), rtol=2e-3)
+
+
+def test_later_batches_move_the_noise_by_their_share():
+    model = compiled()
+    y, outputs, weights = batch(1.0)
+    noise = noise_in_closed_form(model)
+    noise.variables[0].assign(noise.raw(tf.constant([4.0, 4.0])))
+    model.optimizer.iterations.assign(99)
+    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    share = 32 / ROWS
+    expected = 4.0 + share * (mode(y, outputs, weights) - 4.0)
+    np.testing.assert_allclose(noise.variance(), expected, rtol=1e-4)
+
+
+def test_a_batch_that_is_not_finite_keeps_the_noise():
+    model = compiled()
+    y, outputs, weights = batch(1.0)
+    outputs[3, 1] = np.nan
+    noise = noise_in_closed_form(model)
+    before = noise.variance().numpy()
+    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    np.testing.assert_array_equal(noise.variance(), before)
+
+
+def test_an_exact_fit_leaves_the_noise_that_its_rows_allow():
+    """N residuals of 0 say that the noise is about the targets' spread over sqrt(N)."""
+    model = compiled()
+    y, outputs, weights = batch(1.0)
+    outputs[:] = y[:, np.newaxis]
+    noise = noise_in_closed_form(model)
+    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    expected = mode(y, outputs, weights)
+    assert (expected > 0).all()
+    np.testing.assert_allclose(noise.variance(), expected, rtol=1e-3)
+
+
+def test_the_optimizer_leaves_a_noise_in_closed_form_alone():
+    model = compiled()
+    rho = model.likelihood.rho
+    assert all(v is not rho for v in without_noise(model))
+    assert any(v is rho for v in model.trainable_variables)
+    student = compiled(likelihood="student_t")
+    assert noise_in_closed_form(student) is None
+    assert any(v is student.likelihood.rho for v in without_noise(student))
+    model.compile("adam", loss=r1.losses.MixtureNLL())
+    assert any(v is model.likelihood.rho for v in without_noise(model))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_intervals_cover_right_after_conversion_in_any_unit(unit):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 4)).astype("float32")
+    y = (unit * (x[:, :1] + 0.1 * rng.normal(size=(600, 1)))).astype("float32")
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, use_bias=False)])
+    net.layers[0].set_weights([unit * np.eye(4, 1, dtype="float32")])
+    model = r1.convert(net, likelihood="normal")
+    # Adam moves a kernel by its rate at each step, so the rate has the kernel's unit.
+    model.compile(keras.optimizers.Adam(1e-3 * min(unit, 1.0)))
+    model.fit(x[:400], y[:400], epochs=2, verbose=0)
+    low, high = map(np.asarray, model.posterior_predictive(x[400:], seed=0).credible_interval(0.9))
+    covered = ((low <= y[400:]) & (y[400:] <= high)).mean()
+    assert 0.84 < covered < 0.995
+    assert float(model.likelihood.scale[0]) / unit == pytest.approx(0.1, rel=0.3)
