@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1.likelihoods.noise import ClosedFormNoise, ScaledLikelihood
+from tfp_rank1.likelihoods.noise import GaussianNoiseLikelihood
 from tfp_rank1.serialization import registered
 
 __all__ = ["LogNormal"]
@@ -18,7 +18,7 @@ _SMALLEST = float(np.finfo("float32").tiny)
 
 
 @registered("tfp_rank1.likelihoods")
-class LogNormal(ScaledLikelihood):
+class LogNormal(GaussianNoiseLikelihood):
     """`log y ~ N(outputs, scale^2)`: positive targets with a noise that is relative to their size.
 
     Such targets are prices, durations or concentrations. Raw outputs `[..., D]` are logarithms of
@@ -42,16 +42,9 @@ class LogNormal(ScaledLikelihood):
         """`tfd.LogNormal` with batch shape `[..., D]`."""
         return tfd.LogNormal(outputs, self.scale_of(outputs))
 
-    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
-        """`e / scale`."""
-        return noise / self.scale
-
-    @property
-    def closed_form_noise(self) -> ClosedFormNoise | None:
-        """The mode of the variance given residuals of log y; None for a fixed scale."""
-        if self.fixed_scale is not None:
-            return None
-        return ClosedFormNoise(self, lambda targets, outputs: tf.math.log(targets) - outputs)
+    def residuals(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """`log y - z`."""
+        return tf.math.log(targets) - outputs
 
     def is_in_support(self, y: tf.Tensor, num_outputs: int) -> tf.Tensor:
         """Finite numbers above 0."""

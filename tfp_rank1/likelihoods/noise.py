@@ -13,7 +13,7 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.likelihoods.base import Likelihood
 from tfp_rank1.posteriors import SCALE_FLOOR, softplus_scale
 
-__all__ = ["ClosedFormNoise", "ScaledLikelihood"]
+__all__ = ["ClosedFormNoise", "GaussianNoiseLikelihood", "ScaledLikelihood"]
 
 # Smallest variance, in units of `initial_scale` squared, because float32 residuals are no finer.
 _SMALLEST = 1e-10
@@ -95,6 +95,28 @@ class ScaledLikelihood(Likelihood):
             "scale": self.fixed_scale,
             "initial_scale": self.initial_scale,
         }
+
+
+class GaussianNoiseLikelihood(ScaledLikelihood):
+    """Base of likelihoods whose targets, on the scale of the raw outputs, have Gaussian noise.
+
+        residuals(y, z) ~ N(0, scale^2)
+
+    A subclass defines `distribution`, and `residuals` unless they are `y - z`.
+    """
+
+    def residuals(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Targets minus raw outputs, on the scale of the raw outputs."""
+        return targets - outputs
+
+    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
+        """`e / scale`."""
+        return noise / self.scale
+
+    @property
+    def closed_form_noise(self) -> ClosedFormNoise | None:
+        """The mode of the variance given residuals; None for a fixed scale."""
+        return ClosedFormNoise(self, self.residuals) if self.fixed_scale is None else None
 
 
 class ClosedFormNoise:

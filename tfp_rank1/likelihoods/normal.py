@@ -7,14 +7,14 @@ from typing import ClassVar
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1.likelihoods.noise import ClosedFormNoise, ScaledLikelihood
+from tfp_rank1.likelihoods.noise import GaussianNoiseLikelihood
 from tfp_rank1.serialization import registered
 
 __all__ = ["Normal"]
 
 
 @registered("tfp_rank1.likelihoods")
-class Normal(ScaledLikelihood):
+class Normal(GaussianNoiseLikelihood):
     """`y ~ N(outputs, scale^2)`, one scale per output.
 
     Raw outputs `[..., D]` are means, targets `[B, D]` are finite numbers.
@@ -38,17 +38,6 @@ class Normal(ScaledLikelihood):
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.Normal` with batch shape `[..., D]`."""
         return tfd.Normal(outputs, self.scale_of(outputs))
-
-    def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
-        """`e / scale`."""
-        return noise / self.scale
-
-    @property
-    def closed_form_noise(self) -> ClosedFormNoise | None:
-        """The mode of the variance given residuals; None for a fixed scale."""
-        if self.fixed_scale is not None:
-            return None
-        return ClosedFormNoise(self, tf.subtract)
 
     def noise_variance(self) -> tf.Tensor:
         """`scale^2`."""
