@@ -19,6 +19,8 @@ __all__ = [
 def weight_of(arguments: dict[str, Any], count: int) -> float:
     """N for a weighted `fit`: the total sample weight of the training examples.
 
+    An example with a weight per target counts by the largest of them.
+
     Args:
         arguments: the arguments of `keras.Model.fit`, by name.
         count: number of training examples, without those for validation.
@@ -42,7 +44,7 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
     if arguments.get("sample_weight") is not None:
         # Keras validates on the last examples, so the first `count` are those it trains on.
         given = np.asarray(arguments["sample_weight"], "float64")
-        weights = given.reshape(len(given), -1)[:count, 0]
+        weights = _largest(given)[:count]
     if class_weight is not None:
         # As Keras does: one-hot labels by their largest entry, and 1 for a class that is not named.
         labels = np.asarray(arguments["y"])
@@ -64,7 +66,12 @@ def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarra
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) < 3 or spec[2] is None:
         return weights
-    return np.concatenate([np.reshape(batch[2], -1) for batch in dataset])
+    return np.concatenate([_largest(np.asarray(batch[2], "float64")) for batch in dataset])
+
+
+def _largest(weights: np.ndarray) -> np.ndarray:
+    """The weight by which an example counts, `[N]`: the largest of those of its targets."""
+    return weights.reshape(len(weights), -1).max(axis=1)
 
 
 def check_finite_arrays(x: Any) -> None:

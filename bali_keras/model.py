@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from bali_keras.example_weights import check_finite_arrays, weight_of
 from bali_keras.fit_length import FactoriseAtEnd, FitLength
-from bali_keras.inference.evaluation import evaluate_batch
 from bali_keras.inference.output import exact_layer_of
 from bali_keras.inference.statistics import Accumulation
 from bali_keras.inference.step import required_count, role_of, train_batch, trained_layers
@@ -84,8 +83,8 @@ class BaliModel(BayesianModel):
         num_train_examples: N. Defaults to None: every `fit` counts its own examples, each by its
             `sample_weight` and `class_weight`. Give N for a stream that comes in several fits.
 
-    `predict`, like every call of the model, draws one new sample of the network weights. For
-    answers use `posterior_predictive`, or predict inside `tfp_rank1.posterior_mean()`.
+    `predict` gives the predictive mean, as in every `BayesianModel`. A call of the model draws one
+    new sample of its raw outputs.
 
     Scale inputs and targets. The priors are meant for targets of unit size. In float32, the default
     of a layer's `statistics_dtype`, inputs whose mean is thousands of times their spread lose the
@@ -187,8 +186,8 @@ class BaliModel(BayesianModel):
                 `fit` ends with a factorisation in any case.
             noise_prior: strength of the prior on a learned noise scale, in examples whose
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.
-            evaluation_samples: samples of the predictive distribution in `evaluate` and validation.
-                Defaults to 8. Losses and metrics of Keras always see 1.
+            evaluation_samples: samples of the predictive distribution in `evaluate`, validation
+                and `predict`; the same draws in every call. Defaults to 16.
             **kwargs: as for `BayesianModel.compile` (`metrics`, `run_eagerly`, `jit_compile`, ...).
 
         Raises:
@@ -319,15 +318,9 @@ class BaliModel(BayesianModel):
         """Update all layers by one batch."""
         return train_batch(self, data)
 
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Loss and metrics of one batch, for the mixture of `evaluation_samples` samples."""
-        return evaluate_batch(self, data)
-
-    def objective(
-        self, y: Any, outputs: tf.Tensor, sample_weight: Any = None, training: bool = True
-    ) -> Objective:
-        """As `BayesianModel.objective`, with the KL of the BALI layers."""
-        plain = super().objective(y, outputs, sample_weight, training)
+    def with_penalties(self, nll: tf.Tensor, rows: tf.Tensor, training: bool = True) -> Objective:
+        """As `BayesianModel.with_penalties`, with the KL of the BALI layers."""
+        plain = super().with_penalties(nll, rows, training)
         # NLL and metrics need no N; only the KL is weighted by 1 / N.
         if self.num_train_examples is None:
             return plain

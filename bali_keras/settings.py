@@ -49,7 +49,6 @@ class Settings(Options):
         trust_region: upper bound of `step_kl`; None for no bound.
         factorise_every: steps between two factorisations; None to derive it from their cost.
         noise_prior: strength of the prior on a learned noise, in examples.
-        evaluation_samples: samples of the predictive distribution in evaluation.
     """
 
     forgetting: schedules.Schedule = _FORGETTING
@@ -62,7 +61,7 @@ class Settings(Options):
     trust_region: float | None = 0.05
     factorise_every: int | None = None
     noise_prior: float = 0.01
-    evaluation_samples: int = 8
+    evaluation_samples: int = 16
 
     @classmethod
     def of(cls, **arguments: Any) -> Settings:

@@ -69,9 +69,13 @@ def train(method, strategy, served=None, **compile_arguments):
     # After compile: initial values drew from the global generator alike.
     model.seed_generator.state.assign([5, 0])
     history = model.fit(dataset(), epochs=3, verbose=0).history
+    scores = model.evaluate(dataset(), verbose=0, return_dict=True)
     with r1.posterior_mean():
-        scores = model.evaluate(dataset(), verbose=0, return_dict=True)
-        outputs = model.predict(dataset(weighted=False), verbose=0)
+        scores |= {
+            f"mean_{name}": value
+            for name, value in model.evaluate(dataset(), verbose=0, return_dict=True).items()
+        }
+    outputs = model.predict(dataset(weighted=False), verbose=0)
     found = {f"history/{name}": np.array(values) for name, values in history.items()}
     found |= {f"scores/{name}": np.array(value) for name, value in scores.items()}
     found |= {f"weights/{i}": np.array(v) for i, v in enumerate(model.weights)}

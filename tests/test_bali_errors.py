@@ -88,7 +88,7 @@ def test_statistics_that_are_not_positive_definite_are_refused():
 
 def test_bad_targets_are_named():
     x, y = linear_data()
-    y[3] = np.nan
+    y[3] = np.inf
     model = net()
     model.compile()
     with pytest.raises(ValueError, match="must be finite"):

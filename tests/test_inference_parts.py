@@ -92,13 +92,13 @@ def test_the_exact_output_moves_to_its_labels():
     variance = np.array([0.5, 2.0, 0.1])
     role = ExactOutput(tf.constant(variance), is_fresh=True)
     mean, labels, noise = (RNG.normal(size=(R, K)) for _ in range(3))
-    weights = RNG.uniform(0.5, 2.0, R)
+    weights = RNG.uniform(0.5, 2.0, (R, K))
     gradients = (labels - mean - noise) / variance  # of the log-likelihood at mean + noise
     rows = role.cross_rows(tf.constant(gradients), tf.constant(noise), None)
     np.testing.assert_allclose(rows, labels - mean, atol=1e-12)
-    weighted = gradients * weights[:, None]
+    weighted = gradients * weights
     rows = role.cross_rows(tf.constant(weighted), tf.constant(noise), tf.constant(weights))
-    np.testing.assert_allclose(rows, (labels - mean) * weights[:, None], atol=1e-12)
+    np.testing.assert_allclose(rows, (labels - mean) * weights, atol=1e-12)
     factor, precision = role.column(tf.zeros((K, K), tf.float64), (0.1, 0.2))
     np.testing.assert_allclose(np.array(factor) ** 2, np.diag(variance))
     np.testing.assert_allclose(precision, np.diag(1 / variance))

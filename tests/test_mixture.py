@@ -230,12 +230,12 @@ ERRORS = [
     (LK.Categorical(), 3, [0.5], "Received: min=0.5"),
     (LK.Categorical(), 3, [-1], "Received: min=-1"),
     (LK.Bernoulli(), 1, [2], "must be 0 or 1. Received: min=2"),
-    (LK.Normal(1.0), 1, [np.inf], "must be finite. Received: .*1 values not finite"),
+    (LK.Normal(1.0), 1, [np.inf], "NaN where missing. Received: .*1 values not finite"),
     (LK.Poisson(), 1, [-1], "whole numbers of at least 0. Received: min=-1"),
     (LK.Poisson(), 1, [1.5], "whole numbers of at least 0"),
     (LK.NegativeBinomial(), 1, [-1], "whole numbers of at least 0. Received: min=-1"),
     (LK.LogNormal(), 1, [0.0], "finite numbers above 0. Received: min=0"),
-    (LK.StudentT(), 1, [np.nan], "must be finite. Received: .*1 values not finite"),
+    (LK.StudentT(), 1, [np.inf], "NaN where missing. Received: .*1 values not finite"),
 ]
 
 

@@ -117,14 +117,13 @@ def test_n_of_an_endless_dataset_must_be_given():
 def test_posterior_mean_governs_predict_and_evaluate(digits, digits_model):
     """Also after `predict` was compiled, in both directions."""
     x = digits[2][:16]
-    assert not np.array_equal(
-        digits_model.predict(x, verbose=0), digits_model.predict(x, verbose=0)
-    )
+    sampled = digits_model.predict(x, verbose=0)
     with r1.posterior_mean():
         mean = digits_model.predict(x, verbose=0)
-        np.testing.assert_array_equal(mean, digits_model.predict(x, verbose=0))
-        np.testing.assert_allclose(mean, digits_model(x), atol=1e-5)
-    assert not np.array_equal(digits_model.predict(x, verbose=0), mean)
+        expected = tf.reduce_mean(tf.nn.softmax(digits_model(x)), axis=1)
+        np.testing.assert_allclose(mean, expected, atol=1e-5)
+    assert not np.allclose(mean, sampled, atol=1e-4)
+    np.testing.assert_array_equal(digits_model.predict(x, verbose=0), sampled)
 
 
 def test_resume_is_exact(digits, tmp_path):
@@ -238,7 +237,7 @@ ERRORS = {
         lambda: fitted(np.full(4, np.nan)), "Received: min=nan, max=nan, 4 values not finite",
     ),
     "rows of no probability": (
-        lambda: fitted(np.zeros((4, 10))), r"rows of 10 probabilities. Received: min=0.0, max=0.0",
+        lambda: fitted(np.zeros((4, 10))), r"rows of 10 probabilities.* Received: min=0.0, max=0.0",
     ),
     "rows of other classes": (
         lambda: fitted(np.ones((4, 9)) / 9),
@@ -372,12 +371,10 @@ def test_posterior_mean_governs_single_batches(digits):
         return model.test_on_batch(x, y)
 
     for call in (model.predict_on_batch, scores):
-        first, second = call(x), call(x)
-        assert not np.array_equal(first, second)
+        first = call(x)
         with r1.posterior_mean():
-            mean = call(x)
-            np.testing.assert_array_equal(mean, call(x))
-        assert not np.array_equal(call(x), mean)
+            assert not np.array_equal(call(x), first)
+        np.testing.assert_array_equal(call(x), first)
 
 
 def test_pickle_and_uncompiled_files(digits, tmp_path):

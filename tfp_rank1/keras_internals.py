@@ -6,6 +6,7 @@ No other module of the project uses a private name of either. When a new Keras l
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "added_loss",
     "attention_value_dim",
     "auto_name",
+    "better_direction",
     "build_input_shape",
     "calls_of",
     "causal_padding",
@@ -29,6 +31,7 @@ __all__ = [
     "compiled_loss",
     "compiled_metrics",
     "forget_metrics",
+    "graph_of",
     "has_strategy_of_its_own",
     "hook_into_trainer",
     "initial_epoch",
@@ -141,6 +144,11 @@ def set_better_direction(metric: Any, direction: str) -> None:
     Keras sets the direction of its own metrics; no public argument sets that of others.
     """
     metric._direction = direction
+
+
+def better_direction(metric: Any) -> str | None:
+    """`"up"` or `"down"`, whichever is better; None for a metric that does not say."""
+    return getattr(metric, "_direction", None)
 
 
 def tracked_by_tensorflow(cls: type[T]) -> type[T]:
@@ -316,6 +324,15 @@ def is_made_here(tensor: tf.Tensor) -> bool:
     if not tf.is_symbolic_tensor(tensor):
         return True
     return tensor.graph is tf.compat.v1.get_default_graph()
+
+
+def graph_of(tensor: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context for operations that belong into the graph in which a tensor was made.
+
+    In a loop over samples some tensors come from outside of the loop. What depends on these alone
+    is computed outside of the loop, once for all samples.
+    """
+    return contextlib.nullcontext() if is_made_here(tensor) else tensor.graph.as_default()
 
 
 # -- the check ------------------------------------------------------------------------------------

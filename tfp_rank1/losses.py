@@ -12,6 +12,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.outputs import as_members
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered, serialize, snake_case
+from tfp_rank1.target_weights import split_weights
 
 __all__ = ["NAMES", "AverageNLL", "MixtureNLL", "NegativeLogLikelihood", "as_mixture"]
 
@@ -54,6 +55,36 @@ class NegativeLogLikelihood(keras.losses.Loss):
             )
         return as_mixture(self.likelihood, y_pred)
 
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        """The losses of all examples, weighted and reduced; as every loss of Keras.
+
+        Args:
+            y_true: targets `[B]` or `[B, targets]`; a missing one is NaN, or `ignore_class`.
+            y_pred: raw outputs `[B, K, D]`.
+            sample_weight: `[B]`, or one weight per target, `[B, targets]`. Defaults to None: 1.
+        """
+        return self.reduce(y_true, self._mixture(y_pred), sample_weight)
+
+    def reduce(self, y: Any, mixture: PredictiveMixture, sample_weight: Any = None) -> tf.Tensor:
+        """As `__call__`, for a mixture in the layout `[B, K, D]`."""
+        num_targets = mixture.likelihood.num_targets(int(mixture.outputs.shape[-1]))
+        examples, targets = split_weights(sample_weight, num_targets)
+        losses = self.losses(y, mixture, targets)
+        # Keras's own reduction, which knows `reduction` and replicas.
+        return _Given(name=self.name, reduction=self.reduction, dtype="float32")(
+            losses, losses, examples
+        )
+
+    def losses(
+        self, y: Any, mixture: PredictiveMixture, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Loss per example, `[B]`, nats; `weights` are those of the targets, `[B, targets]`."""
+        raise NotImplementedError
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Loss per example, `[B]`, nats."""
+        return self.losses(y_true, self._mixture(y_pred))
+
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the loss."""
         return {**super().get_config(), "likelihood": serialize(self.likelihood)}
@@ -80,9 +111,11 @@ class AverageNLL(NegativeLogLikelihood):
     Source: Dusenberry et al. (2020).
     """
 
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    def losses(
+        self, y: Any, mixture: PredictiveMixture, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Loss per example, `[B]`, nats."""
-        return -tf.reduce_mean(self._mixture(y_pred).member_log_prob(y_true), axis=1)
+        return -tf.reduce_mean(mixture.member_log_prob(y, weights), axis=1)
 
 
 @registered("tfp_rank1")
@@ -101,9 +134,18 @@ class MixtureNLL(NegativeLogLikelihood):
     Source: Dusenberry et al. (2020).
     """
 
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    def losses(
+        self, y: Any, mixture: PredictiveMixture, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Loss per example, `[B]`, nats."""
-        return -self._mixture(y_pred).log_prob(y_true)
+        return -mixture.log_prob(y, weights)
+
+
+class _Given(keras.losses.Loss):
+    """Weighs and reduces losses per example that are given as `y_pred`."""
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return y_pred
 
 
 NAMES = {"average_nll": AverageNLL, "mixture_nll": MixtureNLL}

@@ -27,6 +27,7 @@ __all__ = [
     "posterior_mean",
     "recorder",
     "seed_source",
+    "shared_draws",
     "split_members",
 ]
 
@@ -67,6 +68,9 @@ def _none() -> Any:
 
 # Whether layers use posterior means instead of drawing samples.
 mean_mode: Scope[bool] = Scope(bool)
+# The draws that all examples share: a `random.SharedDraws`, so that an example's outputs depend on
+# nothing but the example; or None, for draws of every example's own.
+shared_draws: Scope[Any] = Scope(_none)
 # Whether members share a batch: `TileMembers` then passes `[B, ...]` on, member k takes the B / K
 # rows from row `k B / K` on, and `SplitMembers` gives every row its only output, `[B, 1, ...]`.
 split_members: Scope[bool] = Scope(bool)

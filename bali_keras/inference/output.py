@@ -50,7 +50,7 @@ class LayerRole(Protocol):
         Args:
             gradients: `w_r g_r` of every row r, `[R, k]`.
             noise: the noise of the forward pass, outputs minus mean, `[R, k]`.
-            weights: the sample weight of every row, `[R]`; None for 1.
+            weights: the weight of every target of every row, `[R, k]`; None for 1.
         """
 
     def column(
@@ -112,11 +112,11 @@ class ExactOutput:
         self._noise_variance, self.is_fresh = noise_variance, is_fresh
 
     def cross_rows(self, gradients: tf.Tensor, noise: tf.Tensor, weights: Any) -> tf.Tensor:
-        """`w_r (y_r - M' h_r)`, whatever noise the forward pass drew."""
+        """`w_rt (y_rt - m_t' h_r)`, whatever noise the forward pass drew."""
         # `V g` is the distance of the label from the sampled output; with the noise added back it
         # is the distance from the mean.
         shift = gradients * tf.cast(self._noise_variance, gradients.dtype)
-        return shift + (noise if weights is None else noise * weights[:, tf.newaxis])
+        return shift + (noise if weights is None else noise * tf.cast(weights, noise.dtype))
 
     def column(
         self, fisher: tf.Tensor, damping: tuple[float, float]
@@ -156,16 +156,19 @@ class NoiseAverage:
         """Take in one batch: the variance moves by the batch's share towards the batch's mode.
 
         Args:
-            squares: `sum_n w_n E[(y_n - z_n)^2]`, `[D]`, over all replicas.
-            examples: `sum_n w_n`, scalar, over all replicas.
+            squares: `sum_n w_nt E[(y_nt - z_nt)^2]`, `[D]`, over all replicas.
+            examples: `sum_n w_nt`, `[D]`, over all replicas.
             num_examples: N.
             rate: rho.
         """
         mean = tf.math.divide_no_nan(squares, examples)
         batch = self._noise.mode(mean, num_examples, self._prior_examples)
-        variance = self._noise.moved(batch, self._weight.share(examples, rate))
+        total = tf.reduce_mean(examples)
+        variance = self._noise.moved(batch, self._weight.share(total, rate))
+        # A target that the batch does not hold says nothing of its noise.
+        variance = tf.where(examples > 0.0, variance, self._noise.variance())
         accept = tf.reduce_all(tf.math.is_finite(variance))
-        self._weight.update(examples, rate, accept)
+        self._weight.update(total, rate, accept)
         for variable in self._noise.variables:
             keep(variable, self._noise.raw(variance), accept)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from bali_keras.inference.output import LayerRole
 from bali_keras.inference.rows import RowCovariance
 from bali_keras.inference.statistics import Moments
+from bali_keras.inference.weights import BatchWeights
 from bali_keras.recording import Record
 from tfp_rank1.random import normal_rows
 
@@ -27,7 +28,7 @@ DIRECTIONS = 4
 def cross_sum(
     records: list[Record],
     gradients: list[tf.Tensor],
-    weights: tf.Tensor | None,
+    weights: BatchWeights,
     role: LayerRole,
     leverage: tf.Tensor | None,
     dtype: str,
@@ -45,14 +46,14 @@ def cross_sum(
     Args:
         records: one record per call of the layer.
         gradients: `w_n g_n` per call, `[B, ..., k]`.
-        weights: sample weights `[B]`; None for 1.
+        weights: the weights of the batch.
         role: the role of the layer in the net.
         leverage: `rho N / B`, scalar; None for a layer whose L^-1 holds the batch.
         dtype: dtype of the sums.
     """
     noise = _rows([r.outputs - r.mean for r in records], dtype)
-    row_weights = _row_weights(records, weights, dtype)
-    cross = role.cross_rows(_rows(gradients, dtype), noise, row_weights)
+    row_weights = _row_weights(records, weights.rows, dtype)
+    cross = role.cross_rows(_rows(gradients, dtype), noise, weights.targets)
     if leverage is not None:
         variance = _rows([r.variance[..., tf.newaxis] for r in records], dtype)[:, 0]
         variance = variance if row_weights is None else variance * row_weights
@@ -63,13 +64,13 @@ def cross_sum(
         cross = cross * mask[:, tf.newaxis]
     inputs = _rows([r.inputs for r in records], dtype)
     # All calls of a shared layer see the same examples: one call counts them.
-    return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights)
+    return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights.counts)
 
 
 def moments(
     records: list[Record],
     scores: list[tf.Tensor] | None,
-    weights: tf.Tensor | None,
+    weights: BatchWeights,
     seed: tf.Tensor,
     rows: RowCovariance,
     dtype: str,
@@ -79,13 +80,13 @@ def moments(
     Args:
         records: one record per call of the layer.
         scores: `sqrt(w_n) s_n` per call, `[B, ..., k]`; None for a layer that needs no F.
-        weights: sample weights `[B]`; None for 1.
+        weights: the weights of the batch.
         seed: int32 `[2]`, the same on all replicas.
         rows: the layer's row covariance, which knows the form of `Moments.inputs`.
         dtype: dtype of the sums.
     """
     inputs = _rows([r.inputs for r in records], dtype)
-    weight, mask = (_row_weights(records, w, dtype) for w in (weights, None))
+    weight, mask = (_row_weights(records, w, dtype) for w in (weights.rows, None))
     weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
     k = records[0].mean.shape[-1]
     fisher, together, squares = (tf.zeros(shape, dtype) for shape in ((k, k), (), ()))
@@ -97,7 +98,7 @@ def moments(
     return Moments(
         inputs=rows.second_moment(inputs, weighted),
         fisher=fisher,
-        examples=_total(records[0].inputs, weights),
+        examples=_total(records[0].inputs, weights.counts),
         rows=_total(inputs, weight),
         together=together,
         squares=squares,

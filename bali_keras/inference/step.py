@@ -24,10 +24,11 @@ from bali_keras.inference.output import (
 from bali_keras.inference.pseudo_targets import cross_sum, moments, no_moments
 from bali_keras.inference.statistics import BatchSums, Moments
 from bali_keras.inference.update import Health, LayerUpdate, update
+from bali_keras.inference.weights import BatchWeights, of_examples, of_targets
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
-from tfp_rank1.losses import NegativeLogLikelihood
+from tfp_rank1.losses import NegativeLogLikelihood, as_mixture
 from tfp_rank1.model.all_or_nothing import (
     Snapshot,
     all_finite,
@@ -45,8 +46,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x, y: inputs and targets.
-        sample_weight: the sample weights as `fit` received them.
-        weights: the sample weights as float32 `[B]`; None for 1.
+        weights: the weights of the batch.
         first_row: index in the global batch of this replica's first example.
         examples: sum of the sample weights over all replicas, scalar.
         step: number of this step, counted from 1 over the life of the model.
@@ -56,8 +56,7 @@ class Batch(NamedTuple):
 
     x: Any
     y: Any
-    sample_weight: Any
-    weights: tf.Tensor | None
+    weights: BatchWeights
     first_row: tf.Tensor
     examples: tf.Tensor
     step: tf.Tensor
@@ -79,10 +78,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     make_variables(model, x)  # Keras builds by a trial call, which must not be recorded
     before = Snapshot(_other_variables(model))
     rows = tf.shape(keras.tree.flatten(x)[0])[0]
-    first_row, weights = _first_row(rows), _example_weights(sample_weight)
-    own = tf.cast(rows, tf.float32) if weights is None else tf.reduce_sum(weights)
-    examples = sum_over_replicas(own)
-    batch = Batch(x, y, sample_weight, weights, first_row, examples, *_next_step(model))
+    first_row = _first_row(rows)
     seed = shared_seed(model.seed_generator)
     # Persistent: one forward pass gives gradients, scores and the optimizer's gradients.
     with tf.GradientTape(persistent=True) as tape:
@@ -92,6 +88,10 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         # First: a layer that took no part may not be built, and then it has no posterior to read.
         _check_used(model, recorder)
         objective = model.objective(y, outputs, sample_weight, training=True)
+        weights = _weights(model, y, outputs, sample_weight)
+        counts = tf.cast(rows, tf.float32) if weights.counts is None else weights.counts
+        examples = sum_over_replicas(tf.reduce_sum(counts))
+        batch = Batch(x, y, weights, first_row, examples, *_next_step(model))
         log_prob = -_sum_of_losses(model, batch, outputs)
         score = _score(model, batch, outputs, fold_in(seed, 1))
         scaled = objective.loss
@@ -162,12 +162,21 @@ def required_count(model: Any) -> float:
     return model.num_train_examples
 
 
+def _weights(model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any) -> BatchWeights:
+    if not is_nll(model):
+        return of_examples(sample_weight)
+    return of_targets(sample_weight, y, model.likelihood, outputs.shape[-1])
+
+
 # -- differentiate --------------------------------------------------------------------------------
 
 
 def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
     """`sum_n w_n loss_n`, not divided by B: a mean would make the prior B times stronger."""
-    loss, y = model.loss, batch.y
+    loss, y, weights = model.loss, batch.y, batch.weights
+    if is_nll(model) and weights.targets is not None:
+        mixture = as_mixture(model.likelihood, outputs)
+        return tf.reduce_sum(loss.losses(y, mixture, weights.targets))
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if not is_nll(model):
@@ -183,24 +192,31 @@ def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         )
     losses = tf.cast(tf.reshape(losses, [tf.shape(outputs)[0], -1]), tf.float32)
     per_example = tf.reduce_sum(losses, axis=-1)
-    return tf.reduce_sum(per_example if batch.weights is None else batch.weights * per_example)
+    return tf.reduce_sum(per_example if weights.rows is None else weights.rows * per_example)
 
 
 def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
-    """A scalar whose gradients at the pre-activations are `sqrt(w_n) s_n`.
+    """A scalar whose gradients at the pre-activations are `sqrt(w_n) s_n`, or `sqrt(w_nt) s_nt`.
 
     None for a loss of Keras: the gradients of the data's own labels are then the scores.
     """
     if not is_nll(model):
         return None
     # The root, because F sums the squares of scores: `w_n s_n s_n'`.
-    root = 1.0 if batch.weights is None else tf.sqrt(batch.weights)
-    shape = (tf.shape(outputs)[0], outputs.shape[-1])
+    weights, size = batch.weights, int(outputs.shape[-1])
+    shape = (tf.shape(outputs)[0], size)
+    if weights.targets is not None:
+        root = tf.sqrt(weights.targets)
+    else:
+        ones = tf.ones(shape[:1]) if weights.rows is None else weights.rows
+        root = tf.tile(tf.sqrt(ones)[:, tf.newaxis], [1, model.likelihood.num_targets(size)])
     scores = model.likelihood.scores(outputs, normal_rows(batch.first_row, shape, seed))
     if scores is None:
         own = fold_in(seed, batch.first_row)  # replicas draw labels of their own
-        return tf.reduce_sum(root * model.likelihood.sampled_log_prob(outputs, own))
-    return tf.reduce_sum(root * tf.reduce_sum(outputs * tf.stop_gradient(scores), axis=-1))
+        return tf.reduce_sum(model.likelihood.sampled_log_prob(outputs, own, root))
+    # A target may have several outputs, such as its mean and its scale.
+    root = tf.tile(root, [1, size // root.shape[-1]])
+    return tf.reduce_sum(root * outputs * tf.stop_gradient(scores))
 
 
 def _sums(
@@ -240,7 +256,7 @@ def _sums(
             found = tape.gradient(score, [outputs[i] for i in scored])
         else:
             labels = [gradients[i] for i in scored]
-            found = tf.nest.map_structure(lambda g: _unweigh(g, batch.weights), labels)
+            found = tf.nest.map_structure(lambda g: _unweigh(g, batch.weights.rows), labels)
         scores = dict(zip(scored, found, strict=True))
         return {i: moments_of(i, scores.get(i)) for i in stale}
 
@@ -357,20 +373,25 @@ def _infer(
 def _residuals(
     model: Any, recorder: Recorder, batch: Batch, outputs: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor] | None:
-    """`sum_n w_n E[(y_n - z_n)^2]`, `[D]`, and `sum_n w_n`, on all replicas together.
+    """`sum_n w_nt E[(y_nt - z_nt)^2]` and `sum_n w_nt`, `[D]` each, on all replicas together.
 
     None for a likelihood whose noise is not learned in closed form.
     """
     noise = model.likelihood.closed_form_noise
     if noise is None or not is_nll(model):
         return None
-    targets = model.likelihood.prepare_targets(batch.y, outputs.shape[-1])
+    likelihood = model.likelihood
+    targets = likelihood.prepare_targets(batch.y, outputs.shape[-1])
+    targets = tf.where(likelihood.observed(targets), targets, likelihood.placeholder)
     records = recorder.records.get(model.exact_layer)
     record = records[0] if records else None
     squares = squared_residuals(noise, record, targets, outputs)
-    weights = tf.ones(tf.shape(squares)[:1]) if batch.weights is None else batch.weights
-    sums = tf.reduce_sum(weights[:, tf.newaxis] * squares, axis=0), tf.reduce_sum(weights)
-    return sum_over_replicas(sums)
+    weights = batch.weights.targets
+    if weights is None:
+        weights = tf.ones(tf.shape(squares))
+    return sum_over_replicas(
+        (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))
+    )
 
 
 # -- the rest of the net --------------------------------------------------------------------------
@@ -401,21 +422,6 @@ def _optimizer_gradients(model: Any, tape: tf.GradientTape, loss: tf.Tensor) -> 
 
 
 # -- one batch ------------------------------------------------------------------------------------
-
-
-def _example_weights(sample_weight: Any) -> tf.Tensor | None:
-    """Sample weights as float32 `[B]`; None for 1."""
-    if sample_weight is None:
-        return None
-    weights = tf.cast(tf.convert_to_tensor(sample_weight), tf.float32)
-    if weights.shape.rank == 2 and weights.shape[-1] == 1:
-        weights = weights[:, 0]
-    if weights.shape.rank != 1:
-        raise ValueError(
-            "A BaliModel takes one `sample_weight` per example, shape [batch]. "
-            f"Received: shape {weights.shape}"
-        )
-    return weights
 
 
 def _unweigh(gradient: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -13,10 +12,10 @@ from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.posterior import LayerPosterior
 from bali_keras.recording import Record, Recorder, current_recorder
-from tfp_rank1.keras_internals import is_made_here, tracked_by_tensorflow
+from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
-from tfp_rank1.scopes import mean_mode
+from tfp_rank1.scopes import mean_mode, shared_draws
 
 __all__ = ["BaliLayer", "Marginal"]
 
@@ -171,7 +170,7 @@ class BaliLayer(keras.layers.Layer):
             z = self._record(h, recorder, mask if self.supports_masking else None)
         else:
             self._refuse_training(training)
-            with _graph_of(inputs):
+            with graph_of(inputs):
                 h = self._homogeneous(inputs)
             z = self._predict(h)
         outputs = self._arrange(z)
@@ -206,17 +205,24 @@ class BaliLayer(keras.layers.Layer):
         is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state.matrix_normal()
-            noise = normal(self.posterior_state.size, next_seed(self.seed_generator))
+            noise = self._noise(self.posterior_state.size)
             return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
-        with _graph_of(h):
+        with graph_of(h):
             mean = self._mean(h)
             variance = None if is_mean else self._row_variance(h)
         if marginal is not None and is_marginal:
             marginal.variance = variance
         if is_mean or is_marginal:
             return mean
-        noise = normal(_sizes(mean), next_seed(self.seed_generator))
-        return self._add_noise(mean, variance, noise)
+        sizes = _sizes(mean) if shared_draws.value is None else (1, *_sizes(mean)[1:])
+        return self._add_noise(mean, variance, self._noise(sizes))
+
+    def _noise(self, shape: tuple[Any, ...]) -> tf.Tensor:
+        """Standard normal numbers, of this call or of all examples."""
+        shared = shared_draws.value
+        if shared is not None:
+            return shared.normal(shape)
+        return normal(shape, next_seed(self.seed_generator))
 
     def _samples_weights(self, h: tf.Tensor) -> bool:
         return (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights"
@@ -299,16 +305,6 @@ class BaliLayer(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(load_seed_state(self.seed_generator, store))
-
-
-def _graph_of(tensor: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """A context for operations that belong into the graph in which a tensor was made.
-
-    In a loop over samples the model's inputs come from outside of the loop. The first layer's mean
-    and `h' L^-1 h` depend on these inputs alone: outside of the loop they are computed once for all
-    samples.
-    """
-    return contextlib.nullcontext() if is_made_here(tensor) else tensor.graph.as_default()
 
 
 def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:

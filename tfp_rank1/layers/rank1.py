@@ -253,6 +253,11 @@ class Rank1Mixin(_Stock):
         bias = [self.bias_factor] if self.bias_factor is not None and self.use_bias else []
         return [self.r_factor, self.s_factor, *bias]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether calls draw: not if all factors are points."""
+        return any(factor.posterior.stochastic for factor in self._factors())
+
     # -- calling --------------------------------------------------------------------------------
 
     def _perturb_inputs(self, x: tf.Tensor, channel_axis: Axes) -> tuple[tf.Tensor, tf.Tensor]:
@@ -293,7 +298,8 @@ class Rank1Mixin(_Stock):
         return ops.convert_to_tensor(self.bias)[:, tf.newaxis]
 
     def _num_draws(self, x: tf.Tensor) -> Any:
-        return 1 if self.sampling == "member" else ops.shape(x)[0] // self.ensemble_size
+        is_shared = self.sampling == "member" or scopes.shared_draws.value is not None
+        return 1 if is_shared else ops.shape(x)[0] // self.ensemble_size
 
     def _perturb(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes) -> tf.Tensor:
         """`x o value`, or `x + value`."""

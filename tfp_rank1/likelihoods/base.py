@@ -41,6 +41,8 @@ class Likelihood(keras.layers.Layer):
         link_names: names of the function that the likelihood applies to raw outputs, such as
             `"softmax"`, so that a net must not end in it.
         scale_link_names: the same for the last part of the raw outputs, where this is a scale.
+        placeholder: a value inside the support, which stands in for a missing target: log-densities
+            are computed for all targets, and those of missing ones are left out.
 
     Example:
     ```python
@@ -60,6 +62,7 @@ class Likelihood(keras.layers.Layer):
     has_closed_form_marginal: ClassVar[bool] = False
     link_names: ClassVar[tuple[str, ...]] = ()
     scale_link_names: ClassVar[tuple[str, ...]] = ()
+    placeholder: ClassVar[float] = 1.0
 
     def __init__(self, **kwargs: Any) -> None:
         # The suffix keeps the name free for a layer or an input called "categorical".
@@ -107,16 +110,40 @@ class Likelihood(keras.layers.Layer):
         entropy = self.distribution(outputs).entropy()
         return entropy if self.is_categorical else tf.reduce_sum(entropy, axis=-1)
 
-    def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-        """`log p(targets | outputs)` in nats, `[...]`, summed over independent targets.
+    def log_prob(
+        self, outputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """`sum_t w_t log p(targets_t | outputs)` in nats, `[...]`, over the observed targets t.
 
         Args:
             outputs: raw outputs `[..., D]`.
             targets: targets as `prepare_targets` returns them, broadcast over the leading axes.
+            weights: weights w of the targets, broadcast like the targets. Defaults to None: 1.
         """
+        return self.log_prob_under(self.distribution(outputs), targets, weights)
+
+    def log_prob_under(
+        self, distribution: tfd.Distribution, targets: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """As `log_prob`, for a distribution of the target such as `marginal` returns."""
+        observed = self.observed(targets)
+        # In place of NaN, whose gradient would be NaN although the value is left out.
+        values = tf.where(observed, targets, self.placeholder)
         if self.is_categorical:  # one variable, whose axis of targets has size 1
-            return self.distribution(outputs).log_prob(targets[..., 0])
-        return tf.reduce_sum(self.distribution(outputs).log_prob(targets), axis=-1)
+            log_probs = distribution.log_prob(values[..., 0])[..., tf.newaxis]
+        else:
+            log_probs = distribution.log_prob(values)
+        log_probs = tf.where(observed, log_probs, 0.0)
+        return tf.reduce_sum(log_probs if weights is None else weights * log_probs, axis=-1)
+
+    @property
+    def has_missing_targets(self) -> bool:
+        """Whether a target may be missing, see `observed`."""
+        return not self.is_categorical
+
+    def observed(self, targets: tf.Tensor) -> tf.Tensor:
+        """Which targets are not missing, boolean `[..., targets]`: all but NaN."""
+        return ~tf.math.is_nan(targets)
 
     def cdf(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`P(Y <= targets)` of each target on its own, `[..., targets]`."""
@@ -152,7 +179,9 @@ class Likelihood(keras.layers.Layer):
         """
         return None
 
-    def sampled_log_prob(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def sampled_log_prob(
+        self, outputs: tf.Tensor, seed: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """`log p(y | outputs)`, `[...]`, for a label y drawn from the model's own distribution.
 
         The gradient is a score with the Fisher information as covariance, for any likelihood.
@@ -160,11 +189,12 @@ class Likelihood(keras.layers.Layer):
         Args:
             outputs: raw outputs `[..., D]`.
             seed: int32 `[2]`.
+            weights: weights of the targets, as in `log_prob`. Defaults to None: 1.
         """
         # A score is a gradient at a fixed label; TFP's draws depend on the outputs.
         drawn = tf.stop_gradient(self.distribution(outputs).sample(seed=seed))
         drawn = drawn[..., tf.newaxis] if self.is_categorical else drawn
-        return self.log_prob(outputs, tf.cast(drawn, tf.float32))
+        return self.log_prob(outputs, tf.cast(drawn, tf.float32), weights)
 
     @property
     def closed_form_noise(self) -> Any:
@@ -201,15 +231,17 @@ class Likelihood(keras.layers.Layer):
 
     def support_message(self, num_outputs: int) -> str:
         """The start of an error message: what targets must be, before the values received."""
-        return f"{type(self).__name__} likelihood: targets must be finite. Received:"
+        name = type(self).__name__
+        return f"{name} likelihood: targets must be finite, or NaN where missing. Received:"
 
     def prepare_targets(
         self, targets: Any, num_outputs: int, num_position_axes: int = 0
     ) -> tf.Tensor:
         """Targets as float32 `[B, ..., targets]`, with their values checked.
 
-        A bad value raises an error in eager execution and in graphs. XLA drops such checks; there a
-        bad value becomes NaN, and so does the loss.
+        A missing target stays as it is: NaN, see `observed`. A bad value raises an error in eager
+        execution and in graphs. XLA drops such checks; there a bad value becomes infinite, and the
+        loss is not finite.
 
         Args:
             targets: `[B, ..., targets]`, or `[B, ...]` if there is one target.
@@ -221,7 +253,7 @@ class Likelihood(keras.layers.Layer):
             tf.errors.InvalidArgumentError: if a value lies outside the support.
         """
         y = self.shape_targets(targets, num_outputs, num_position_axes)
-        valid = self.is_in_support(y, num_outputs)
+        valid = self.is_in_support(y, num_outputs) | ~self.observed(y)
         check = tf.debugging.Assert(
             tf.reduce_all(valid),
             [self.support_message(num_outputs), tf.reduce_min(y), tf.reduce_max(y)],
@@ -229,7 +261,7 @@ class Likelihood(keras.layers.Layer):
         )
         # In eager execution `Assert` has raised by now, or returned None.
         with tf.control_dependencies([check] if check is not None else []):
-            return tf.where(valid, y, float("nan"))
+            return tf.where(valid, y, float("inf"))
 
     def shape_targets(
         self, targets: Any, num_outputs: int, num_position_axes: int = 0
@@ -273,10 +305,16 @@ class Likelihood(keras.layers.Layer):
         if not y.size:
             return
         shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs)
-        if not np.all(self.is_in_support(shaped, num_outputs)):
+        observed = self.observed(shaped)
+        if not np.all(self.is_in_support(shaped, num_outputs) | ~observed):
             raise ValueError(
                 f"{self.support_message(num_outputs)} min={np.min(y)}, max={np.max(y)}, "
                 f"{int(np.sum(~np.isfinite(y.astype(float))))} values not finite"
+            )
+        if not np.any(observed):
+            raise ValueError(
+                f"All targets are missing, so there is nothing to learn from. Received: {y.size} "
+                "targets, none of them observed"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -20,6 +21,11 @@ class Categorical(Likelihood):
     Raw outputs are logits `[..., C]`. Targets are whole numbers `[B]` or `[B, 1]` in `[0, C)`, or
     a row of probabilities per example, `[B, C]`: one-hot, or soft with `log p = sum_c y_c log p_c`.
 
+    Args:
+        ignore_class: the label of examples whose class is missing, such as -1 or 255: they count
+            in no loss and no metric. Defaults to None: no label is missing.
+        **kwargs: as for `keras.layers.Layer`.
+
     Example:
     ```python
     r1.BayesianModel(inputs, outputs, likelihood="categorical")
@@ -30,6 +36,17 @@ class Categorical(Likelihood):
     predicts_probabilities: ClassVar[bool] = True
     is_categorical: ClassVar[bool] = True
     link_names: ClassVar[tuple[str, ...]] = ("softmax",)
+    placeholder: ClassVar[float] = 0.0
+
+    def __init__(self, ignore_class: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        is_whole = isinstance(ignore_class, int | np.integer) and ignore_class is not True
+        if ignore_class is not None and not is_whole:
+            raise ValueError(
+                "Argument `ignore_class` must be the whole number that stands for a missing class, "
+                f"or None. Received: ignore_class={ignore_class!r}"
+            )
+        self.ignore_class = None if ignore_class is None else int(ignore_class)
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.Categorical` with batch shape `[...]`."""
@@ -39,17 +56,37 @@ class Categorical(Likelihood):
         """Class probabilities `[..., C]`."""
         return tf.nn.softmax(outputs)
 
-    def log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-        """`log softmax(outputs)[target]`, `[...]`."""
+    def log_prob(
+        self, outputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """`log softmax(outputs)[target]`, `[...]`, 0 for a missing class."""
+        log_probs = self._log_prob(outputs, targets)
+        return log_probs if weights is None else weights[..., 0] * log_probs
+
+    def _log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         log_probabilities = tf.nn.log_softmax(outputs)
         if self._are_rows(targets, outputs.shape[-1]):
             return tf.reduce_sum(targets * log_probabilities, axis=-1)
         label = targets[..., 0]
-        # A bad label is NaN under XLA, see `prepare_targets`. No index stands for it, so the NaN
-        # is passed on to the loss.
-        one_hot = tf.one_hot(tf.cast(label, tf.int32), outputs.shape[-1])
+        # A bad label is infinite under XLA, see `prepare_targets`. No index stands for it, so the
+        # loss becomes infinite as well.
+        is_bad, is_observed = tf.math.is_inf(label), self.observed(targets)[..., 0]
+        index = tf.cast(tf.where(is_bad | ~is_observed, 0.0, label), tf.int32)
+        one_hot = tf.one_hot(index, outputs.shape[-1])
         chosen = tf.reduce_sum(one_hot * log_probabilities, axis=-1)
-        return tf.where(tf.math.is_nan(label), label, chosen)
+        return tf.where(is_observed, tf.where(is_bad, -float("inf"), chosen), 0.0)
+
+    @property
+    def has_missing_targets(self) -> bool:
+        """Whether `ignore_class` is given."""
+        return self.ignore_class is not None
+
+    def observed(self, targets: tf.Tensor) -> tf.Tensor:
+        """All but `ignore_class`; rows of probabilities are observed."""
+        labels = targets[..., :1]
+        if self.ignore_class is None or targets.shape[-1] != 1:
+            return tf.ones_like(labels, tf.bool)
+        return tf.not_equal(labels, float(self.ignore_class))
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(p) o e - p (sqrt(p)' e)`, of covariance `diag(p) - p p'`."""
@@ -81,5 +118,9 @@ class Categorical(Likelihood):
     def support_message(self, num_outputs: int) -> str:
         return (
             f"Categorical likelihood with {num_outputs} classes: labels must be whole numbers in "
-            f"[0, {num_outputs}), or rows of {num_outputs} probabilities. Received:"
+            f"[0, {num_outputs}), or rows of {num_outputs} probabilities; name the label of "
+            "a missing class, Categorical(ignore_class=...). Received:"
         )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ignore_class": self.ignore_class}

@@ -2,6 +2,7 @@
 
 from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.calibration import ExpectedCalibrationError
+from tfp_rank1.metrics.keras_metrics import OfPredictiveMean, on_predictive_mean
 from tfp_rank1.metrics.ood import FPR95, OODAUPR, OODAUROC, ood_score
 from tfp_rank1.metrics.probabilistic import (
     CRPS,
@@ -23,8 +24,10 @@ __all__ = [
     "ExpectedCalibrationError",
     "IntervalCoverage",
     "IntervalWidth",
+    "OfPredictiveMean",
     "PredictiveNLL",
     "RootMeanSquaredError",
     "UncertaintyMetric",
+    "on_predictive_mean",
     "ood_score",
 ]

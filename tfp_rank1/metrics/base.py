@@ -13,6 +13,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import as_mixture
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import serialize
+from tfp_rank1.target_weights import weights_by_target
 
 __all__ = [
     "MixtureMean",
@@ -88,14 +89,20 @@ class UncertaintyMetric(_Stock):
 
 
 class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
-    """Mean over examples of a value that `values` computes from targets and mixture."""
+    """Mean over all targets of a value that `values` computes from targets and mixture.
+
+    Missing targets are left out.
+    """
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
         mixture = self.mixture(y_pred)
-        values = self.values(mixture.prepare_targets(y_true), mixture)
-        super().update_state(values, sample_weight)
+        targets = mixture.prepare_targets(y_true)
+        observed = mixture.observed(targets)
+        values = self.values(tf.where(observed, targets, mixture.likelihood.placeholder), mixture)
+        weights = weights_by_target(sample_weight, observed)
+        super().update_state(values, tf.broadcast_to(weights, tf.shape(values)))
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        """The value of each example, `[B]`, from targets `[B, targets]`."""
+        """The value of each target, `[B, targets]`, from targets `[B, targets]`."""
         raise NotImplementedError

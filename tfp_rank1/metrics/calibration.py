@@ -11,6 +11,7 @@ from tfp_rank1.checks import choice, whole
 from tfp_rank1.metrics.base import UncertaintyMetric
 from tfp_rank1.metrics.probabilistic import confidence_and_correctness
 from tfp_rank1.serialization import registered
+from tfp_rank1.target_weights import weights_by_target
 
 __all__ = [
     "ExpectedCalibrationError",
@@ -68,11 +69,11 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: labels `[B]` or `[B, targets]`, logits `[B, K, C]` or `[B, C]`."""
         mixture = self.mixture(y_pred)
-        y = mixture.prepare_targets(y_true)
+        targets = mixture.prepare_targets(y_true)
+        observed = mixture.observed(targets)
+        y = tf.where(observed, targets, mixture.likelihood.placeholder)
         confidence, correct = confidence_and_correctness(y, mixture)
-        weight = tf.ones_like(confidence)
-        if sample_weight is not None:
-            weight *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1, 1])
+        weight = weights_by_target(sample_weight, observed)
         # Cells are closed on the right, (0, 1/b], ..., (1 - 1/b, 1]: a confidence of 1 has a cell.
         cell = tf.cast(tf.math.ceil(confidence * self._cells), tf.int32) - 1
         rows = tf.stack([weight, weight * confidence, weight * correct], axis=-1)

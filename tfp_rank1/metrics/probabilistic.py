@@ -12,6 +12,7 @@ from tfp_rank1 import checks
 from tfp_rank1.metrics.base import MixtureMean, UncertaintyMetric
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered
+from tfp_rank1.target_weights import split_weights, weights_by_target
 
 __all__ = [
     "CRPS",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 @registered("tfp_rank1")
-class PredictiveNLL(MixtureMean):
+class PredictiveNLL(UncertaintyMetric, keras.metrics.Mean):
     """`-log 1/K sum_k p(y | member k)`, in nats per example; lower is better.
 
     Args:
@@ -41,8 +42,15 @@ class PredictiveNLL(MixtureMean):
     def __init__(self, name: str = "predictive_nll", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        return -mixture.log_prob(y)
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
+        mixture = self.mixture(y_pred)
+        targets = mixture.prepare_targets(y_true)
+        observed = mixture.observed(targets)
+        examples, weights = split_weights(sample_weight, observed.shape[-1])
+        is_seen = tf.cast(tf.reduce_any(observed, axis=-1), tf.float32)
+        examples = is_seen if examples is None else is_seen * examples
+        super().update_state(-mixture.log_prob(targets, weights), examples)
 
 
 @registered("tfp_rank1")
@@ -66,7 +74,7 @@ class Accuracy(MixtureMean):
         super().__init__(name=name, **kwargs)
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        return tf.reduce_mean(confidence_and_correctness(y, mixture)[1], axis=-1)
+        return confidence_and_correctness(y, mixture)[1]
 
 
 @registered("tfp_rank1")
@@ -97,8 +105,8 @@ class BrierScore(MixtureMean):
             classes = probabilities.shape[-1]
             is_label = y.shape[-1] != classes
             rows = tf.one_hot(tf.cast(y[:, 0], tf.int32), classes) if is_label else y
-            return tf.reduce_sum((probabilities - rows) ** 2, axis=-1)
-        return tf.reduce_mean((probabilities - y) ** 2, axis=-1)
+            return tf.reduce_sum((probabilities - rows) ** 2, axis=-1, keepdims=True)
+        return (probabilities - y) ** 2
 
 
 @registered("tfp_rank1")
@@ -126,7 +134,15 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
                 f"Received: likelihood={type(mixture.likelihood).__name__}"
             )
-        super().update_state(mixture.prepare_targets(y_true), mixture.mean(), sample_weight)
+        targets = mixture.prepare_targets(y_true)
+        observed = mixture.observed(targets)
+        y = tf.where(observed, targets, mixture.likelihood.placeholder)
+        # As columns: Keras would average the squares of an example before it weighs them.
+        y, mean, weights = (
+            tf.reshape(v, [-1, 1])
+            for v in (y, mixture.mean(), weights_by_target(sample_weight, observed))
+        )
+        super().update_state(y, mean, weights)
 
 
 class _Interval(MixtureMean):
@@ -162,7 +178,7 @@ class IntervalCoverage(_Interval):
         # of a mixture would have to be searched for. Counts are whole, so P(Y < y) is cdf(y - 1).
         below = mixture.cdf(y - 1.0) if mixture.likelihood.discrete else mixture.cdf(y)
         inside = (mixture.cdf(y) >= tail) & (below < 1.0 - tail)
-        return tf.reduce_mean(tf.cast(inside, tf.float32), axis=-1)
+        return tf.cast(inside, tf.float32)
 
 
 @registered("tfp_rank1")
@@ -185,7 +201,7 @@ class IntervalWidth(_Interval):
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
         low, high = mixture.credible_interval(self.level)
-        return tf.reduce_mean(high - low, axis=-1)
+        return high - low
 
 
 @registered("tfp_rank1")
@@ -226,8 +242,7 @@ class CRPS(MixtureMean):
             mean[:, :, tf.newaxis] - mean[:, tf.newaxis],
             variance[:, :, tf.newaxis] + variance[:, tf.newaxis],
         )
-        score = tf.reduce_mean(error, axis=1) - 0.5 * tf.reduce_mean(pairs, axis=[1, 2])
-        return tf.reduce_mean(score, axis=-1)
+        return tf.reduce_mean(error, axis=1) - 0.5 * tf.reduce_mean(pairs, axis=[1, 2])
 
 
 def confidence_and_correctness(
@@ -250,7 +265,9 @@ def confidence_and_correctness(
     if mixture.likelihood.is_categorical:
         predicted = tf.argmax(probabilities, axis=-1, output_type=tf.int32)[:, tf.newaxis]
         confidence = tf.reduce_max(probabilities, axis=-1, keepdims=True)
-        if y.shape[-1] == probabilities.shape[-1]:  # rows of probabilities: the likeliest is right
+        if (
+            y.shape[-1] == probabilities.shape[-1] != 1
+        ):  # rows of probabilities: the likeliest is right
             y = tf.argmax(y, axis=-1)[:, tf.newaxis]
         return confidence, tf.cast(tf.equal(predicted, tf.cast(y, tf.int32)), tf.float32)
     predicted_yes = tf.cast(probabilities > 0.5, tf.float32)

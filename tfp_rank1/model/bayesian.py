@@ -48,6 +48,7 @@ from tfp_rank1.predictive import (
     PredictiveMoments,
     Samplers,
     check_exportable,
+    evaluated,
     export_predictive,
     posterior_predictive,
 )
@@ -187,6 +188,7 @@ class BayesianModel(Replicas):
         factor_learning_rate_multiplier: float = Options.factor_learning_rate_multiplier,
         member_batches: str = Options.member_batches,
         num_train_samples: int = Options.num_train_samples,
+        evaluation_samples: int = Options.evaluation_samples,
         **kwargs: Any,
     ) -> None:
         """Configure training; other arguments are those of `keras.Model.compile`.
@@ -196,8 +198,8 @@ class BayesianModel(Replicas):
             loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
                 a net without members, any Keras loss.
             metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
-                one; `"accuracy"` is `metrics.Accuracy`. A net without members may also have
-                metrics of Keras.
+                one; `"accuracy"` is `metrics.Accuracy`. Metrics of Keras, their names and functions
+                see the predictive mean, see `metrics.OfPredictiveMean`.
             factor_learning_rate_multiplier: number by which every step of a factor is multiplied,
                 above 0, for any optimizer without `use_ema`. Defaults to 1.
             member_batches: `"tiled"` (default): every member trains on the whole batch;
@@ -206,6 +208,9 @@ class BayesianModel(Replicas):
             num_train_samples: samples per member and example in training, at least 1.
                 `"average_nll"` averages over the samples, `"mixture_nll"` takes them as members
                 of the mixture. Defaults to 1.
+            evaluation_samples: samples of the predictive distribution in `evaluate`, validation
+                and `predict`, rounded up to a multiple of the members; the same draws in every
+                call. Defaults to 8.
             **kwargs: as in Keras.
 
         Raises:
@@ -220,6 +225,7 @@ class BayesianModel(Replicas):
             factor_learning_rate_multiplier=factor_learning_rate_multiplier,
             member_batches=member_batches,
             num_train_samples=num_train_samples,
+            evaluation_samples=evaluation_samples,
         )
         self.compile_with(options, optimizer, loss, metrics=metrics, **kwargs)
 
@@ -308,7 +314,7 @@ class BayesianModel(Replicas):
         Args:
             y: targets `[B]` or `[B, targets]`.
             outputs: raw outputs `[B, K, D]`.
-            sample_weight: optional, `[B]`.
+            sample_weight: optional, `[B]`, or one weight per target, `[B, targets]`.
             training: False takes the mixture's NLL in place of the training loss, and the KL at
                 its full weight 1/N, so that validation losses of different epochs are comparable.
 
@@ -317,6 +323,16 @@ class BayesianModel(Replicas):
             is the whole KL in nats.
         """
         return bound.evidence_bound(self, y, outputs, sample_weight, training)
+
+    def with_penalties(self, nll: tf.Tensor, rows: tf.Tensor, training: bool = True) -> Objective:
+        """The NLL of a batch with KL, regularizers and `add_loss` terms.
+
+        Args:
+            nll: the NLL of this replica's batch, scalar.
+            rows: number of examples per replica, averaged over the replicas.
+            training: whether the KL is annealed.
+        """
+        return bound.with_penalties(self, nll, rows, training)
 
     def compute_loss(
         self,
@@ -519,6 +535,37 @@ class BayesianModel(Replicas):
         num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
         if num_outputs is not None:
             self.likelihood.check_targets(y, num_outputs)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether `call` may draw by itself, beside the layers; only a subclass defines `call`."""
+        return not isinstance(self, Functional)
+
+    @property
+    def evaluation_samples(self) -> int:
+        """Samples of the predictive distribution in `evaluate`, validation and `predict`."""
+        return self._options.evaluation_samples
+
+    @property
+    def integrates_in_evaluation(self) -> bool:
+        """Whether evaluation may integrate out the last layer: a loss of Keras needs samples."""
+        return self._options.stock_loss is None
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """The predictive mean for one batch, `[B, targets]`."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with self.predict_mode():
+            return evaluated(self, x).mean()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The predictive mean `E[y | x]` in units of the target, as a NumPy array.
+
+        Probabilities of classes `[N, C]` for Categorical, `[N, targets]` for other likelihoods. The
+        mean is that of `evaluation_samples` samples whose draws are the same for every example and
+        call, so that a prediction does not depend on the batch; `posterior_predictive` draws anew.
+        Arguments are those of `keras.Model.predict`.
+        """
+        return super().predict(*args, **kwargs)
 
     # -- answers --------------------------------------------------------------------------------
 

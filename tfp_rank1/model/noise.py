@@ -23,6 +23,7 @@ from tfp_rank1.likelihoods import ClosedFormNoise
 from tfp_rank1.losses import AverageNLL
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.outputs import as_members
+from tfp_rank1.target_weights import weights_by_target
 
 __all__ = ["learn_noise", "noise_in_closed_form", "without_noise"]
 
@@ -54,20 +55,20 @@ def learn_noise(
         noise: what `noise_in_closed_form` returned.
         y: targets `[B]` or `[B, targets]`.
         outputs: raw outputs of the batch, `[B, K, D]`.
-        sample_weight: optional, `[B]`.
+        sample_weight: optional, `[B]`, or one weight per target, `[B, D]`.
     """
     members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
     model.likelihood.distribution(members.values)  # refuses a scale of another model
     targets = model.likelihood.prepare_targets(y, members.num_outputs)
+    observed = model.likelihood.observed(targets)
+    targets = tf.where(observed, targets, model.likelihood.placeholder)
+    weights = weights_by_target(sample_weight, observed)
     residuals = noise.residuals(members.for_all_samples(targets), members.values)
     squares = members.average(tf.square(residuals))
     rows = tf.cast(tf.shape(squares)[0], tf.float32)
-    weights = tf.ones([tf.shape(squares)[0]])
-    if sample_weight is not None:
-        weights = tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
     spread = _squares_around_mean(members.average(residuals + members.values), weights)
-    total = tf.linalg.matvec(squares, weights, transpose_a=True)
-    sums = total, spread, tf.reduce_sum(weights), rows
+    total = tf.reduce_sum(weights * squares, axis=0)
+    sums = total, spread, tf.reduce_sum(weights, axis=0), rows
     total, spread, count, rows = sum_over_replicas(sums)
     mean, targets_variance = (tf.math.divide_no_nan(t, count) for t in (total, spread))
     size = tf.cast(model.num_train_examples or _MEMORY, tf.float32)
@@ -76,16 +77,18 @@ def learn_noise(
     step = tf.cast(tf.convert_to_tensor(inner.iterations), tf.float32) + 1.0
     mode = noise.mode(mean, size, _PRIOR_EXAMPLES, targets_variance)
     variance = noise.moved(mode, tf.maximum(1.0 / step, rate))
-    accept = tf.reduce_all(tf.math.is_finite(variance)) & (count > 0.0)
+    # A target that the batch does not hold says nothing of its noise.
+    variance = tf.where(count > 0.0, variance, noise.variance())
+    accept = tf.reduce_all(tf.math.is_finite(variance))
     for variable in noise.variables:
         keep(variable, noise.raw(variance), accept)
 
 
 def _squares_around_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """`sum_n w_n (values_n - mean)^2` of values `[B, D]`, as `[D]`; mean is the weighted one."""
-    total = tf.reduce_sum(weights)
-    mean = tf.math.divide_no_nan(tf.linalg.matvec(values, weights, transpose_a=True), total)
-    return tf.linalg.matvec(tf.square(values - mean), weights, transpose_a=True)
+    total = tf.reduce_sum(weights, axis=0)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(weights * values, axis=0), total)
+    return tf.reduce_sum(weights * tf.square(values - mean), axis=0)
 
 
 def without_noise(model: Any) -> list[keras.Variable]:

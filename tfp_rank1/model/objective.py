@@ -22,8 +22,18 @@ from tfp_rank1.model.all_or_nothing import sum_over_replicas
 from tfp_rank1.model.graph import check_members_agree
 from tfp_rank1.model.options import PER_EXAMPLE
 from tfp_rank1.outputs import join_copies, num_members
+from tfp_rank1.predictive.mixture import PredictiveMixture
 
-__all__ = ["Objective", "by_examples", "evidence_bound", "kl_of", "kl_weight", "training_outputs"]
+__all__ = [
+    "Objective",
+    "check_anneals",
+    "evaluation_bound",
+    "evidence_bound",
+    "kl_of",
+    "kl_weight",
+    "training_outputs",
+    "with_penalties",
+]
 
 
 class Objective(NamedTuple):
@@ -75,10 +85,71 @@ def evidence_bound(
     model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any, training: bool
 ) -> Objective:
     """The loss of one batch and its parts; see `BayesianModel.objective`."""
-    _check_outputs(model, outputs)
     # Outputs of a batch that is spread have other members than the model's layers.
     if not (training and model._options.spreads_batches):
         _check_members(model, outputs)
+    _check_batch(model, y, outputs.shape)
+    evaluation = model._options.evaluation_loss
+    is_compiled = training or evaluation is None
+    loss_of: Any = compiled_loss(model) if is_compiled else evaluation
+    nll = loss_of(y, outputs, sample_weight)
+    rows = _mean_rows(outputs)
+    nll = _by_examples(nll, model.loss if is_compiled else evaluation, outputs, rows)
+    return model.with_penalties(nll, rows, training)
+
+
+def evaluation_bound(
+    model: Any, y: Any, mixture: PredictiveMixture, sample_weight: Any
+) -> Objective:
+    """The loss of one batch in evaluation and its parts.
+
+    The NLL is that of the mixture; a loss of Keras is averaged over the samples.
+
+    Args:
+        model: a compiled `BayesianModel`.
+        y: targets `[B]` or `[B, targets]`.
+        mixture: the predictive distribution of the batch.
+        sample_weight: optional, `[B]` or `[B, targets]`.
+    """
+    _check_batch(model, y, getattr(model, "output_shape", (None, None)))
+    loss = model._options.evaluation_loss
+    if loss is not None:
+        nll = loss.reduce(y, mixture, sample_weight)
+    else:
+        loss = model.loss
+        compiled: Any = compiled_loss(model)
+        samples = mixture.by_sample_first()
+        nll = tf.reduce_mean(
+            tf.map_fn(
+                lambda outputs: tf.cast(compiled(y, outputs, sample_weight), tf.float32), samples
+            )
+        )
+    rows = _mean_rows(mixture.outputs)
+    return model.with_penalties(_by_examples(nll, loss, mixture.outputs, rows), rows, False)
+
+
+def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) -> Objective:
+    """The NLL of a batch with all that the loss adds to it.
+
+    In evaluation without a known N the KL, which has no weight then, is left out.
+
+    Args:
+        model: a `BayesianModel`.
+        nll: the NLL of this replica's batch, scalar.
+        rows: number of examples per replica, averaged over the replicas.
+        training: whether the KL is annealed.
+    """
+    # Each layer's KL is one of `model.losses`; while they are read, `owner` weights and adds it.
+    with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
+        penalties = [added_loss(model, penalty) for penalty in model.losses]
+    # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.
+    loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
+    return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)
+
+
+def _check_batch(model: Any, y: Any, output_shape: Any) -> None:
+    """Refuse a batch whose loss cannot be computed."""
+    _check_loss(model, output_shape)
     if y is None:
         raise ValueError(
             "The loss needs targets: give arrays as (x, y), a dataset of pairs (x, y). "
@@ -89,21 +160,9 @@ def evidence_bound(
             "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
             f". Received: {type(model).__name__}.call returns raw outputs"
         )
-    evaluation = model._options.evaluation_loss
-    is_compiled = training or evaluation is None
-    loss_of: Any = compiled_loss(model) if is_compiled else evaluation
-    nll = loss_of(y, outputs, sample_weight)
-    rows = _mean_rows(outputs)
-    nll = by_examples(nll, model.loss if is_compiled else evaluation, outputs, rows)
-    # Each layer's KL is one of `model.losses`; while they are read, `owner` weights and adds it.
-    with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
-        penalties = [added_loss(model, penalty) for penalty in model.losses]
-    # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.
-    loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
-    return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)
 
 
-def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """Weight a replica's mean by its share of the examples, so that all examples count alike.
 
     Keras adds up the means of the R replicas, each divided by R. One replica may have more
@@ -126,13 +185,13 @@ def by_examples(nll: tf.Tensor, loss: Any, outputs: tf.Tensor, rows: tf.Tensor) 
 
 
 def kl_weight(model: Any, training: bool) -> tf.Tensor:
-    """`anneal(t) / N` in training, `1 / N` in evaluation, scalar; 0 if neither N nor a KL exists.
+    """`anneal(t) / N` in training, `1 / N` in evaluation, scalar; 0 without N or a KL.
 
     Raises:
-        ValueError: if N is not known yet and a layer has a KL.
+        ValueError: in training, if N is not known yet and a layer has a KL.
     """
     if model.num_train_examples is None:
-        if not has_kl(model):
+        if not training or not has_kl(model):
             return tf.zeros(())
         raise ValueError(
             "The KL weight is 1/N and the number N of training examples is not known yet. "
@@ -189,18 +248,18 @@ def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
     return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def _check_outputs(model: Any, outputs: tf.Tensor) -> None:
-    """Refuse a missing loss, and Keras's own, which broadcast the targets over the members."""
+def _check_loss(model: Any, output_shape: Any) -> None:
+    """Refuse a missing loss, and one of Keras, which broadcasts the targets over the members."""
     if compiled_loss(model) is None:
         raise ValueError(
             "The model has no loss. Call compile(loss='average_nll') or compile(loss="
             "'mixture_nll') first. Received: loss=None"
         )
-    if len(outputs.shape) > 2 and model._options.stock_names:
+    if model._options.stock_loss is not None and num_members(output_shape) > 1:
         raise ValueError(
-            "Losses and metrics of Keras know no members and cannot be used for outputs "
-            "[batch, members, outputs]. Use loss='average_nll' or 'mixture_nll', and metrics "
-            f"of tfp_rank1.metrics. Received: {', '.join(model._options.stock_names)}"
+            "Losses of Keras know no members and cannot be used for outputs [batch, members, "
+            "outputs]. Use loss='average_nll' or 'mixture_nll'. "
+            f"Received: loss={model._options.stock_loss!r}"
         )
 
 

@@ -15,7 +15,7 @@ from tfp_rank1.layers.folding import split_message
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
-from tfp_rank1.metrics import Accuracy, UncertaintyMetric
+from tfp_rank1.metrics import on_predictive_mean
 from tfp_rank1.model.counting import count_examples
 from tfp_rank1.model.graph import same_likelihood
 from tfp_rank1.predictive.sampling import stateful_layers
@@ -34,7 +34,6 @@ Annealing = Callable[[tf.Tensor], tf.Tensor]
 
 PER_EXAMPLE = "sum_over_batch_size"  # Keras's name for the mean over a batch
 _BATCH_SIZE = 32  # the default of Keras's `fit`
-_ACCURACY = "accuracy", "acc"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,9 @@ class Options:
         loss_name: name under which a saved model finds its loss; None for a loss of Keras or one
             with arguments of its own.
         evaluation_loss: the loss that evaluation reports; None where that is a loss of Keras.
-        stock_names: names of the compiled losses and metrics of Keras, which know no members.
+        stock_loss: name of the compiled loss if it is one of Keras, which knows no members.
+        evaluation_samples: samples of the predictive distribution in `evaluate`, validation and
+            `predict`.
         annealing: `anneal(t)`, from the step t to a number in [0, 1]; None for the full KL weight.
     """
 
@@ -57,8 +58,9 @@ class Options:
     num_train_samples: int = 1
     loss_name: str | None = None
     evaluation_loss: MixtureNLL | None = None
-    stock_names: tuple[str, ...] = ()
+    stock_loss: str | None = None
     annealing: Annealing | None = None
+    evaluation_samples: int = 8
 
     @classmethod
     def check(
@@ -70,6 +72,7 @@ class Options:
         factor_learning_rate_multiplier: Any,
         member_batches: Any,
         num_train_samples: Any,
+        evaluation_samples: Any,
     ) -> Options:
         """Options from the arguments of `compile`, before Keras compiles anything.
 
@@ -80,6 +83,7 @@ class Options:
             factor_learning_rate_multiplier: argument of `compile`.
             member_batches: argument of `compile`.
             num_train_samples: argument of `compile`.
+            evaluation_samples: argument of `compile`.
 
         Raises:
             ValueError: for values out of range, or values that exclude each other.
@@ -88,6 +92,7 @@ class Options:
             check_multiplier(factor_learning_rate_multiplier, optimizer),
             choice("member_batches", member_batches, ("tiled", "split")),
             whole("num_train_samples", num_train_samples),
+            evaluation_samples=whole("evaluation_samples", evaluation_samples),
         )
         _check_members_share(options, loss, layers)
         return options
@@ -103,12 +108,12 @@ class Options:
         Args:
             likelihood: the model's likelihood.
             loss: what `known_loss` returned.
-            metrics: flat list of metrics, of names of Keras's metrics, and of None.
+            metrics: flat list of what `own_metrics` returned.
 
         Returns:
-            These options with `loss_name`, `evaluation_loss` and `stock_names` set.
+            These options with `loss_name`, `evaluation_loss` and `stock_loss` set.
         """
-        name, evaluation, stock = None, None, []
+        name, evaluation, stock = None, None, None
         if isinstance(loss, NegativeLogLikelihood):
             # The model's own object, no copy: it holds the weights of a learned noise scale.
             loss.likelihood = likelihood
@@ -117,14 +122,12 @@ class Options:
             name = loss.name if is_default and type(loss) is LOSS_NAMES.get(loss.name) else None
             evaluation = MixtureNLL(likelihood, reduction=loss.reduction)
         elif loss is not None:
-            stock.append(str(getattr(loss, "name", loss)))
+            stock = str(getattr(loss, "name", getattr(loss, "__name__", loss)))
         for metric in metrics:
-            if isinstance(metric, UncertaintyMetric):
+            if metric is not None:
                 metric.bind(likelihood)
-            elif metric is not None:
-                stock.append(str(getattr(metric, "name", metric)))
         return dataclasses.replace(
-            self, loss_name=name, evaluation_loss=evaluation, stock_names=tuple(stock)
+            self, loss_name=name, evaluation_loss=evaluation, stock_loss=stock
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -133,7 +136,12 @@ class Options:
         The annealing is left out: a callback sets it anew for each `fit`.
         """
         config: dict[str, Any] = {} if self.loss_name is None else {"loss": self.loss_name}
-        names = "factor_learning_rate_multiplier", "member_batches", "num_train_samples"
+        names = (
+            "factor_learning_rate_multiplier",
+            "member_batches",
+            "num_train_samples",
+            "evaluation_samples",
+        )
         return config | {name: getattr(self, name) for name in names}
 
 
@@ -194,13 +202,11 @@ def _check_takes_raw_outputs(loss: Any, likelihood: Likelihood) -> None:
 
 
 def own_metrics(metrics: Any) -> Any:
-    """A structure of metrics with `"accuracy"` replaced by `metrics.Accuracy`.
+    """A structure of metrics in which those of Keras see the predictive mean.
 
-    Keras's accuracy would broadcast the labels over the members.
+    They would broadcast the targets over the members, and take raw outputs for probabilities.
     """
-    return keras.tree.map_structure(
-        lambda m: Accuracy() if isinstance(m, str) and m in _ACCURACY else m, metrics
-    )
+    return keras.tree.map_structure(on_predictive_mean, metrics)
 
 
 def check_multiplier(multiplier: Any, optimizer: Any) -> float:

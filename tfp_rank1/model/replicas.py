@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,9 +65,9 @@ class Replicas(keras.Model):
         """Make the predict function if needed; it follows `posterior_mean()`."""
         return super().make_predict_function(self._mode_changes("_predict_in_mean") or force)
 
-    def predict_step(self, data: Any) -> Any:
-        """Outputs for one batch, in the mode that the predict function was made for."""
-        return _in_mode(super().predict_step, self._predict_in_mean)(data)
+    def predict_mode(self) -> contextlib.AbstractContextManager[Any]:
+        """The mode that the predict function was made for, also in the threads of replicas."""
+        return _mode(self._predict_in_mean)
 
     @property
     def optimizer_variables(self) -> list[keras.Variable]:
@@ -187,13 +188,17 @@ def _in_mode(step: Step, mean: bool) -> Step:
     """A step that runs in the mode its function was made for."""
 
     def wrapped(data: Any) -> Any:
-        # A replica is a thread of its own, in which the caller's `posterior_mean()` does not hold.
-        replica = tf.distribute.get_replica_context()
-        is_thread = replica is not None and replica.num_replicas_in_sync > 1
-        with scopes.mean_mode.set(mean if is_thread else scopes.mean_mode.value):
+        with _mode(mean):
             return step(data)
 
     return wrapped
+
+
+def _mode(mean: bool) -> contextlib.AbstractContextManager[Any]:
+    # A replica is a thread of its own, in which the caller's `posterior_mean()` does not hold.
+    replica = tf.distribute.get_replica_context()
+    is_thread = replica is not None and replica.num_replicas_in_sync > 1
+    return scopes.mean_mode.set(mean if is_thread else scopes.mean_mode.value)
 
 
 def _with_axis(step: Step) -> Step:

@@ -11,7 +11,8 @@ import tensorflow as tf
 from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
 from tfp_rank1.model.noise import learn_noise, noise_in_closed_form
-from tfp_rank1.model.objective import Objective
+from tfp_rank1.model.objective import Objective, evaluation_bound
+from tfp_rank1.predictive import evaluated
 
 __all__ = [
     "apply_gradients",
@@ -53,10 +54,12 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 
 
 def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """Loss and metrics of one batch."""
+    """Loss and metrics of one batch, by the predictive distribution that `predict` averages."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    outputs = model(x, training=False)
-    objective = model.objective(y, outputs, sample_weight, training=False)
+    mixture = evaluated(model, x)
+    objective = evaluation_bound(model, y, mixture, sample_weight)
+    # Raw outputs say it all, but where the last layer is integrated out.
+    outputs = mixture.outputs if mixture.output_variance is None else mixture
     return track(model, objective, (x, y, outputs, sample_weight))
 
 
@@ -134,7 +137,8 @@ def track(
     model.track_objective(objective)
     logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
     if before is None or accepted is None:
-        return {name: v for name, v in logs.items() if name not in model.training_logs}
+        hidden = {*model.training_logs, *(() if model.num_train_examples else ("kl", "kl_weight"))}
+        return {name: v for name, v in logs.items() if name not in hidden}
     before.restore_unless(accepted)
     model.track_refusal(accepted)  # after the metrics were put back, as it counts refused batches
     return {**logs, **model.get_metrics_result()}

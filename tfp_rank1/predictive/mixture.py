@@ -82,6 +82,10 @@ class PredictiveMixture:
             variance = self._layout.like(variance).by_example().values
         return PredictiveMixture(self.likelihood, self.outputs, 1, variance)
 
+    def by_sample_first(self) -> tf.Tensor:
+        """Raw outputs `[S, N, ..., D]`."""
+        return self._layout.by_sample().values
+
     # -- moments --------------------------------------------------------------------------------
 
     def mean(self) -> tf.Tensor:
@@ -170,33 +174,40 @@ class PredictiveMixture:
 
     # -- densities ------------------------------------------------------------------------------
 
-    def log_prob(self, y: tf.Tensor) -> tf.Tensor:
-        """`log 1/S sum_s p(y | outputs_s)`, `[N]`, nats, by logsumexp.
+    def log_prob(self, y: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+        """`log 1/S sum_s prod_t p(y_t | outputs_s)^w_t`, `[N]`, nats, by logsumexp.
 
         Args:
-            y: targets `[N]` or `[N, targets]`; integer labels for Categorical.
+            y: targets `[N]` or `[N, targets]`; integer labels for Categorical. Missing targets
+                (NaN, or the label `ignore_class`) are left out.
+            weights: weights w of the targets, `[N, targets]`. Defaults to None: 1.
         """
-        return self._log_prob(self.prepare_targets(y))
+        return self._log_prob(self.prepare_targets(y), weights)
 
-    def member_log_prob(self, y: tf.Tensor) -> tf.Tensor:
-        """`log p(y | outputs_s)` of every sample, `[S, N]` or `[N, S]`."""
-        return self._member_log_prob(self.prepare_targets(y))
+    def member_log_prob(self, y: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+        """`sum_t w_t log p(y_t | outputs_s)` of every sample, `[S, N]` or `[N, S]`."""
+        return self._member_log_prob(self.prepare_targets(y), weights)
+
+    def observed(self, targets: tf.Tensor) -> tf.Tensor:
+        """Which of the targets that `prepare_targets` returned are not missing, boolean."""
+        return self.likelihood.observed(targets)
 
     def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
         """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
         layout = self._layout
         return self.likelihood.prepare_targets(y, layout.num_outputs, layout.num_position_axes)
 
-    def _member_log_prob(self, targets: tf.Tensor) -> tf.Tensor:
+    def _member_log_prob(self, targets: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
         targets = self._layout.for_all_samples(targets)
+        weights = None if weights is None else self._layout.for_all_samples(weights)
         if self.output_variance is None:
-            log_probs = self.likelihood.log_prob(self._raw_outputs, targets)
+            log_probs = self.likelihood.log_prob(self._raw_outputs, targets, weights)
         else:
-            log_probs = tf.reduce_sum(self.conditional().log_prob(targets), axis=-1)
+            log_probs = self.likelihood.log_prob_under(self.conditional(), targets, weights)
         return self._layout.sum_positions(log_probs)
 
-    def _log_prob(self, targets: tf.Tensor) -> tf.Tensor:
-        log_probs = self._member_log_prob(targets)
+    def _log_prob(self, targets: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+        log_probs = self._member_log_prob(targets, weights)
         return self._layout.logsumexp(log_probs) - math.log(self.num_samples)
 
     # -- quantiles ------------------------------------------------------------------------------

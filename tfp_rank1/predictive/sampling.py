@@ -16,7 +16,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, num_members
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
-from tfp_rank1.random import fold_in, make_seed, next_seed, seed_scope
+from tfp_rank1.random import SharedDraws, fold_in, make_seed, next_seed, seed_scope
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -94,7 +94,9 @@ def posterior_predictive(
     return PosteriorPredictive(outputs, model.likelihood, variance)
 
 
-def sample_outputs(model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+def sample_outputs(
+    model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool = False
+) -> tf.Tensor:
     """Raw outputs `[S, B, D]` of enough passes for `num_samples`, a pure function of `seed`.
 
     One pass gives K samples, with the same matrix products for all members. The passes are
@@ -106,26 +108,31 @@ def sample_outputs(model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor)
         num_samples: an integer, or an int32 scalar tensor in an exported graph. S is this number
             rounded up to a multiple of K.
         seed: int32 `[2]`.
+        shared: whether all examples share the draws of a pass, for a number that is static.
 
     Raises:
         ValueError: for stateful layers, or outputs of another shape.
     """
-    return _passes(model, lambda: (model(x, training=False), None), x, num_samples, seed)[0]
+
+    def one() -> tuple[tf.Tensor, None]:
+        return model(x, training=False), None
+
+    return _passes(model, one, x, num_samples, seed, shared)[0]
 
 
 def sample_marginals(
-    model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor
+    model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Samples as `sample_outputs` gives them, with the last layer integrated out if possible.
 
     Returns:
         Raw outputs `[S, B, D]` and None; or means and variances of the raw outputs.
     """
-    return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed)
+    return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed, shared)
 
 
 def _passes(
-    model: Sampleable, one: Any, x: Any, num_samples: Any, seed: tf.Tensor
+    model: Sampleable, one: Any, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Join the passes `one() -> (outputs, variance or None)` into samples `[S, B, D]`."""
     _check_stateless(model)
@@ -135,9 +142,11 @@ def _passes(
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
     has_variance = False
 
-    def one_pass(pass_seed: tf.Tensor) -> tf.Tensor:
+    def one_pass(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         nonlocal has_variance
-        with seed_scope(pass_seed):
+        pass_seed, index = numbered
+        draws = SharedDraws(seed, index, passes) if shared else None
+        with seed_scope(pass_seed), scopes.shared_draws.set(draws):
             outputs, variance = one()
         has_variance = variance is not None  # known once `map_fn` has traced the first pass
         parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
@@ -146,7 +155,7 @@ def _passes(
     positions = shape[2:-1].as_list()
     # The last size is None: when the loop is declared, it is open whether variances come along.
     signature = tf.TensorSpec([None, members, *positions, None], tf.float32)
-    values = tf.map_fn(one_pass, seeds, fn_output_signature=signature)
+    values = tf.map_fn(one_pass, (seeds, tf.range(passes)), fn_output_signature=signature)
     samples = join_passes(values, passes, [*positions, shape[-1] * (1 + has_variance)])
     if not has_variance:
         return samples, None

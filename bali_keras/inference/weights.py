@@ -1,0 +1,61 @@
+"""The weights of one batch: by example, by row of the sums, and by target."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.target_weights import split_weights, weights_by_target
+
+__all__ = ["BatchWeights", "of_examples", "of_targets"]
+
+
+class BatchWeights(NamedTuple):
+    """Weights of one batch on one replica; None stands for 1.
+
+    Attributes:
+        counts: c_n, by which example n counts among N, `[B]`: its sample weight, or the largest of
+            the sample weights of its targets.
+        rows: r_n, by which the inputs of example n count, `[B]`: c_n, but 0 without an observed
+            target.
+        targets: w_nt, `[B, T]`: the sample weight of a target, 0 for a missing one. The covariance
+            of a layer has one row covariance for all targets, and counts an example by the largest
+            w_nt; the means weigh every target by itself.
+    """
+
+    counts: tf.Tensor | None
+    rows: tf.Tensor | None
+    targets: tf.Tensor | None
+
+
+def of_examples(sample_weight: Any) -> BatchWeights:
+    """Weights for a loss that takes an example as a whole.
+
+    Raises:
+        ValueError: for weights by target.
+    """
+    counts, _ = split_weights(sample_weight, num_targets=1)
+    return BatchWeights(counts, counts, None)
+
+
+def of_targets(
+    sample_weight: Any, y: Any, likelihood: Likelihood, num_outputs: int
+) -> BatchWeights:
+    """Weights for a likelihood, whose targets may be missing or weighted each by itself.
+
+    Args:
+        sample_weight: `[B]`, `[B, 1]` or `[B, T]`; None for 1.
+        y: targets `[B]` or `[B, T]`.
+        likelihood: of the model.
+        num_outputs: D.
+    """
+    num_targets = likelihood.num_targets(num_outputs)
+    examples, targets = split_weights(sample_weight, num_targets)
+    if targets is None and not likelihood.has_missing_targets:
+        return BatchWeights(examples, examples, None)
+    observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs))
+    by_target = weights_by_target(sample_weight, observed)
+    counts = examples if targets is None else tf.reduce_max(targets, axis=-1)
+    return BatchWeights(counts, tf.reduce_max(by_target, axis=-1), by_target)

@@ -1,0 +1,75 @@
+"""The one predictive distribution that `predict`, `evaluate` and validation look at.
+
+Its draws are the same for every example, every batch and every call: the prediction for an example
+is a function of the example alone, and two epochs of training are compared on the same draws.
+`posterior_predictive` draws for every example by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tfp_rank1 import scopes
+from tfp_rank1.keras_internals import layers_of, seed_generators_of
+from tfp_rank1.outputs import as_members
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.predictive.sampling import (
+    Sampleable,
+    sample_marginals,
+    sample_outputs,
+    stateful_layers,
+)
+from tfp_rank1.random import SharedDraws, make_seed, seed_scope
+
+__all__ = ["Evaluable", "evaluated", "is_random"]
+
+_SEED = 0
+
+
+class Evaluable(Sampleable, Protocol):
+    """What evaluation needs of a model."""
+
+    evaluation_samples: int
+    integrates_in_evaluation: bool
+
+
+def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
+    """The predictive distribution of one batch, from `model.evaluation_samples` samples.
+
+    Inside `posterior_mean()`, and for a model that draws nothing, one pass gives all members. A
+    stateful model must not run twice on a batch: it gets one pass as well.
+
+    Args:
+        model: a `BayesianModel`.
+        x: one batch of inputs.
+
+    Returns:
+        The mixture, in the layout `[B, S, ..., D]` of the metrics.
+    """
+    layers = layers_of(model)
+    is_single = scopes.mean_mode.value or not is_random(layers) or stateful_layers(layers)
+    seed = make_seed(_SEED)
+    if is_single:
+        with seed_scope(seed), scopes.shared_draws.set(SharedDraws(seed, 0, 1)):
+            outputs = as_members(model(x, training=False)).values
+        return PredictiveMixture(model.likelihood, outputs, axis=1)
+    count, variance = model.evaluation_samples, None
+    if model.integrates_in_evaluation:
+        outputs, variance = sample_marginals(model, x, count, seed, shared=True)
+    else:
+        outputs = sample_outputs(model, x, count, seed, shared=True)
+    return PredictiveMixture(model.likelihood, outputs, 0, variance).by_example()
+
+
+def is_random(layers: list[Any]) -> bool:
+    """Whether some layer draws in inference: all that own a random generator, unless they say no.
+
+    Layers of Keras draw in training only. A layer of this library says so by `is_random`.
+    """
+
+    def draws(layer: Any) -> bool:
+        if type(layer).__module__.startswith("keras.") or not seed_generators_of(layer):
+            return False
+        return bool(getattr(layer, "is_random", True))
+
+    return any(draws(layer) for layer in layers)
