@@ -38,6 +38,7 @@ from tfp_rank1.model.graph import (
     is_functional_call,
     take_graph,
 )
+from tfp_rank1.model.monitors import tell_directions
 from tfp_rank1.model.noise import without_noise
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
@@ -463,6 +464,7 @@ class BayesianModel(Replicas):
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         check_not_empty(x, y)
+        tell_directions(arguments.get("callbacks"))
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
