@@ -1,19 +1,13 @@
-"""The number N of training examples by their sample weights, and a check of their inputs."""
+"""The number N of training examples by their sample weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_rank1.checks import rows_not_finite
-
-__all__ = [
-    "check_finite_arrays",
-    "weight_of",
-]
+__all__ = ["weight_of"]
 
 
 def weight_of(arguments: dict[str, Any], count: int) -> float:
@@ -72,22 +66,3 @@ def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarra
 def _largest(weights: np.ndarray) -> np.ndarray:
     """The weight by which an example counts, `[N]`: the largest of those of its targets."""
     return weights.reshape(len(weights), -1).max(axis=1)
-
-
-def check_finite_arrays(x: Any) -> None:
-    """Refuse arrays of inputs with NaN or infinity, whose batches `fit` would refuse one by one.
-
-    Args:
-        x: the inputs of `fit`; everything but NumPy arrays passes unchecked.
-
-    Raises:
-        ValueError: with the number of rows that are not finite, and the first of them.
-    """
-    for leaf in keras.tree.flatten(x):
-        bad = rows_not_finite(leaf) if isinstance(leaf, np.ndarray) else np.zeros(0, bool)
-        if not bad.any():
-            continue
-        raise ValueError(
-            "Inputs must be finite; remove or impute these rows. Received: NaN or infinity in "
-            f"{int(bad.sum())} of {len(leaf)} rows, the first of them row {int(np.argmax(bad))}"
-        )

@@ -1,4 +1,4 @@
-"""Callbacks of `BaliModel.fit`: the length of the fit, and covariances at its end."""
+"""Callbacks of `BaliModel.fit`: its length, covariances at its end, and whether it goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import keras
 
 from tfp_rank1.keras_internals import initial_epoch
 
-__all__ = ["FactoriseAtEnd", "FitLength"]
+__all__ = ["FactoriseAtEnd", "FitLength", "OtherData"]
+
+# Rise of the NLL from the last epoch of a fit to the first batch of the next, in nats, that the
+# same data hardly show.
+_JUMP = 1.0
 
 
 class FactoriseAtEnd(keras.callbacks.Callback):
@@ -68,3 +72,49 @@ class FitLength(FactoriseAtEnd):
                 "`refused` in the logs",
                 stacklevel=2,
             )
+
+
+class OtherData(keras.callbacks.Callback):
+    """Warns when a model that was fitted before is fitted to other data, which it would forget.
+
+    A falling forgetting schedule starts anew in every fit, at a rate by which the averages hold the
+    new data alone after some tens of steps. Data are other data if N differs, or if the NLL of the
+    first batch lies far above that of the last epoch.
+
+    Args:
+        model: a `BaliModel`.
+        count: N of the fit before; None if there was none.
+    """
+
+    def __init__(self, model: Any, count: float | None) -> None:
+        super().__init__()
+        self._bali, self._count = model, count
+        self._expected: float | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        model = self._bali
+        is_first = int(model._counters.updates.numpy()) == 0 or bool(initial_epoch(model))
+        # A constant rate follows a drift on purpose, and an N that was given says the same.
+        if is_first or not model._options.forgetting.needs_length or model._count_is_given:
+            return
+        if self._count is not None and self._count != model.num_train_examples:
+            self._warn(f"{model.num_train_examples} examples, after a fit to {self._count}")
+        else:
+            self._expected = model.nll_of_last_fit
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        found, expected, self._expected = float((logs or {}).get("nll", 0.0)), self._expected, None
+        if expected is not None and found > expected + _JUMP:
+            self._warn(f"an NLL of {found:.2f} in the first batch, and {expected:.2f} before")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._bali.nll_of_last_fit = (logs or {}).get("nll")
+
+    def _warn(self, received: str) -> None:
+        warnings.warn(
+            "The model was fitted before, and this fit is to other data: it will forget what it "
+            "learned, as the forgetting rate starts anew and N counts these data alone. To keep "
+            "both, fit to all data together; to follow a drift, compile with a constant rate, "
+            f"forgetting=0.02; to start anew, build a new model. Received: {received}",
+            stacklevel=2,
+        )

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bali_keras.example_weights import check_finite_arrays, weight_of
-from bali_keras.fit_length import FactoriseAtEnd, FitLength
+from bali_keras.example_weights import weight_of
+from bali_keras.fit_length import FactoriseAtEnd, FitLength, OtherData
 from bali_keras.inference.output import exact_layer_of
 from bali_keras.inference.statistics import Accumulation
 from bali_keras.inference.step import required_count, role_of, train_batch, trained_layers
@@ -111,6 +111,7 @@ class BaliModel(BayesianModel):
         super().__init__(*args, **kwargs)
         self._options = Settings()
         self._batch_size: int | None = None  # of the present `fit`
+        self.nll_of_last_fit: float | None = None  # of its last epoch, in this process
         # Keras saves layers under the names of attributes, in alphabetical order: in files the
         # output layer stands under this name.
         self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
@@ -225,7 +226,9 @@ class BaliModel(BayesianModel):
         """Infer the posteriors; as `keras.Model.fit`, after finding N and checking arrays.
 
         A forgetting schedule over the length of the fit counts from epoch 0, so a fit that is
-        resumed with `initial_epoch` goes on where it stopped.
+        resumed with `initial_epoch` goes on where it stopped. A second fit starts the schedule
+        anew: on the same data it goes on learning, other data make it forget the first, with a
+        warning.
 
         Raises:
             ValueError: if N is neither given nor found, if the schedule needs a number of steps
@@ -250,10 +253,10 @@ class BaliModel(BayesianModel):
         # `FitLength` comes last: when training begins, `Resume` may restore a checkpoint before it,
         # and when training ends, `EarlyStopping` the best weights. `FactoriseAtEnd` comes first, so
         # that all other callbacks see covariances that are up to date.
-        arguments["callbacks"] = [FactoriseAtEnd(self), *own_list, length]
+        others = OtherData(self, self.num_train_examples)
+        arguments["callbacks"] = [FactoriseAtEnd(self), others, *own_list, length]
         self._options.check_names(self.bali_layers)
         _check_callbacks(own_list, self.optimizer)
-        check_finite_arrays(x)
         del arguments["self"]
         return super().fit(**arguments)
 

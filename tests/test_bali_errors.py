@@ -25,6 +25,7 @@ def test_degenerate_data_gives_a_finite_posterior():
     assert np.isfinite(p.stddev()).all()
 
 
+@pytest.mark.filterwarnings("ignore:The model was fitted before, and this fit is to other data")
 def test_one_bad_batch_is_refused_and_counted():
     x, y = linear_data(rows=40)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)

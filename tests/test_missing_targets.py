@@ -10,6 +10,7 @@ import tfp_rank1 as r1
 from tfp_rank1.target_weights import split_weights, weights_by_example, weights_by_target
 
 LK = r1.likelihoods
+pytestmark = pytest.mark.filterwarnings("ignore:.*targets are NaN. they count as missing")
 RNG = np.random.default_rng(0)
 N = 64
 X = RNG.normal(size=(N, 3)).astype("float32")

@@ -28,7 +28,8 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import objective as bound
 from tfp_rank1.model import roles, step
-from tfp_rank1.model.counting import check_not_empty, count_examples, target_rank
+from tfp_rank1.model.arrays import check_arrays, warn_of_missing
+from tfp_rank1.model.counting import count_examples, target_rank
 from tfp_rank1.model.graph import (
     check_members_agree,
     check_members_are_given,
@@ -459,11 +460,13 @@ class BayesianModel(Replicas):
         """Train as `keras.Model.fit` does, after finding N and checking targets in arrays.
 
         Raises:
-            ValueError: if N is neither given nor found in `x`, if arrays are empty or come without
-                targets, or if targets lie outside the support of the likelihood.
+            ValueError: if N is neither given nor found in `x`, for lists in place of arrays, arrays
+                that are empty or without targets, inputs that are not finite, or targets outside
+                the support of the likelihood. Targets that are NaN are missing, with a warning.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        check_not_empty(x, y)
+        check_arrays(x, y)
+        warn_of_missing(y)
         tell_directions(arguments.get("callbacks"))
         if not self._count_is_given:
             self._find_count(arguments)

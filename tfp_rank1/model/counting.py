@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["check_not_empty", "count_examples", "target_rank"]
+__all__ = ["count_examples", "target_rank"]
 
 
 def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
@@ -48,18 +48,6 @@ def _count_dataset(dataset: tf.data.Dataset) -> int | None:
         return count + tf.shape(keras.tree.flatten(batch)[0], out_type=tf.int64)[0]
 
     return int(dataset.reduce(tf.zeros((), tf.int64), add_rows))
-
-
-def check_not_empty(x: Any, y: Any) -> None:
-    """Refuse arrays without examples or without targets, before Keras asks for their length."""
-    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
-    if not arrays:
-        return
-    if y is None:
-        raise ValueError("`fit` needs targets with arrays of inputs: fit(x, y). Received: y=None")
-    if any(0 in leaf.shape[:1] for leaf in arrays):
-        shapes = [tuple(leaf.shape) for leaf in arrays]
-        raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
 
 
 def target_rank(x: Any, y: Any) -> int | None:

@@ -113,9 +113,28 @@ def apply_gradients(model: Any, gradients: list[Any], variables: list[keras.Vari
     multiplier = model._options.factor_learning_rate_multiplier
     scaled = [] if multiplier == 1.0 else [v for v in model.factor_variables if v.trainable]
     before = [tf.identity(v.value) for v in scaled]
-    model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    _apply_once(model.optimizer, gradients, variables)
     for variable, old in zip(scaled, before, strict=True):
         variable.assign(old + multiplier * (variable.value - old))
+
+
+def _apply_once(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[keras.Variable]
+) -> None:
+    """`optimizer.apply_gradients`, which adds up gradients only where there are replicas.
+
+    The sum over a single replica would change nothing, but TensorFlow registers a gradient of the
+    sum under a name of its own, for ever, and the graph of the step with it.
+    """
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync > 1:
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return
+
+    def apply(strategy: tf.distribute.Strategy) -> None:
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    replica.merge_call(apply)
 
 
 def track(

@@ -12,17 +12,35 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1.checks import whole
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.predictive.numpy_answers import answers_in_numpy
 from tfp_rank1.random import next_seed
 
 __all__ = ["PosteriorPredictive", "PredictiveMoments"]
 
 
+_MOMENTS = (
+    "mean",
+    "variance",
+    "stddev",
+    "aleatoric_variance",
+    "epistemic_variance",
+    "entropy",
+    "expected_entropy",
+    "mutual_information",
+)
+
+
+@answers_in_numpy(
+    *_MOMENTS, "energy", "log_prob", "member_log_prob", "cdf", "quantile", "credible_interval",
+    "sample", "member_moments",
+)  # fmt: skip
 class PosteriorPredictive(PredictiveMixture):
     """The posterior predictive distribution of N examples, as S samples of the raw outputs.
 
     `mean`, `variance`, `stddev`, `aleatoric_variance`, `epistemic_variance`, `entropy`,
     `expected_entropy`, `mutual_information`, `quantile`, `credible_interval`, `cdf` and
-    `log_prob` are documented at `tfp_rank1.predictive.PredictiveMixture`.
+    `log_prob` are documented at `tfp_rank1.predictive.PredictiveMixture`. They return NumPy arrays;
+    within a graph, tensors. Use `PredictiveMixture` for gradients.
 
     Args:
         samples: raw outputs `[S, N, D]`.
@@ -43,6 +61,13 @@ class PosteriorPredictive(PredictiveMixture):
         self, samples: tf.Tensor, likelihood: Likelihood, output_variance: tf.Tensor | None = None
     ) -> None:
         super().__init__(likelihood, samples, axis=0, output_variance=output_variance)
+
+    def __repr__(self) -> str:
+        samples, examples, *_, outputs = self.samples.shape
+        return (
+            f"PosteriorPredictive({type(self.likelihood).__name__}: {examples} examples, "
+            f"{samples} samples of {outputs} outputs)"
+        )
 
     @property
     def samples(self) -> tf.Tensor:
@@ -83,7 +108,8 @@ class PosteriorPredictive(PredictiveMixture):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@answers_in_numpy(*_MOMENTS)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PredictiveMoments:
     """Moments of the predictive distribution, without its samples.
 
@@ -96,6 +122,10 @@ class PredictiveMoments:
     _epistemic_variance: tf.Tensor
     _entropy: tf.Tensor | None
     _expected_entropy: tf.Tensor | None
+
+    def __repr__(self) -> str:
+        examples, *_, targets = self._mean.shape
+        return f"PredictiveMoments({examples} examples, {targets} targets)"
 
     def mean(self) -> tf.Tensor:
         """`E[y]`, `[N, targets]`."""

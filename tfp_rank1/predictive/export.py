@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -23,7 +24,8 @@ def export_predictive(
     """Write a SavedModel with predictive endpoints.
 
     The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
-    keep the names of their `keras.Input`.
+    have the names of their `keras.Input`, in lower case and with `_` in place of all but letters
+    and digits; equal names get a number: `A` and `a` become `a` and `a_1`.
         serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
             `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
             `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
@@ -121,10 +123,23 @@ def _signature_of(model: Sampleable) -> Any:
             "input_signature=tf.TensorSpec([None, ...], tf.float32). "
             "Received: input_signature=None"
         )
-    single = isinstance(inputs, keras.KerasTensor)
+    is_single = isinstance(inputs, keras.KerasTensor)
+    given = ["x"] if is_single else [tensor.name for tensor in keras.tree.flatten(inputs)]
+    names = iter(_argument_names(given))
 
     def spec(tensor: keras.KerasTensor) -> tf.TensorSpec:
-        name = "x" if single else tensor.name
-        return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=next(names))
 
     return keras.tree.map_structure(spec, inputs)
+
+
+def _argument_names(names: list[str]) -> list[str]:
+    """Names that TensorFlow takes as arguments of a signature, none of them twice."""
+    # TensorFlow itself cleans a name in this way, and then fails where two have become one.
+    found: list[str] = []
+    for name in names:
+        clean = re.sub(r"\W", "_", name, flags=re.ASCII).lower().strip("_") or "input"
+        clean = f"arg_{clean}" if clean[:1].isdigit() or clean in ("self", "cls") else clean
+        options = [clean, *(f"{clean}_{i}" for i in range(1, len(names)))]
+        found.append(next(option for option in options if option not in found))
+    return found

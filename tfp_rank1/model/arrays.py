@@ -1,0 +1,72 @@
+"""Arrays that are given to `fit`: what is refused before Keras cuts them into batches."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_rank1.checks import rows_not_finite
+
+__all__ = ["check_arrays", "warn_of_missing"]
+
+
+def check_arrays(x: Any, y: Any) -> None:
+    """Refuse what `fit` cannot learn from; what is no array passes unchecked.
+
+    Args:
+        x: inputs: an array or a structure of arrays.
+        y: targets.
+
+    Raises:
+        ValueError: for lists of numbers, arrays without examples or without targets, and inputs
+            that are not finite, with the number of the first row.
+    """
+    for name, value in (("x", x), ("y", y)):
+        if isinstance(value, list | tuple) and _are_numbers(keras.tree.flatten(value)):
+            raise ValueError(
+                f"Argument `{name}` must be an array, and a list is taken for several arrays: pass "
+                f"np.array({name}). Received: a {type(value).__name__} of {len(value)} entries"
+            )
+    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
+    if not arrays:
+        return
+    if y is None:
+        raise ValueError("`fit` needs targets with arrays of inputs: fit(x, y). Received: y=None")
+    if any(0 in leaf.shape[:1] for leaf in arrays):
+        shapes = [tuple(leaf.shape) for leaf in arrays]
+        raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
+    for leaf in arrays:
+        _check_finite(leaf)
+
+
+def _are_numbers(leaves: list[Any]) -> bool:
+    return bool(leaves) and all(isinstance(v, int | float | str | np.generic) for v in leaves)
+
+
+def _check_finite(array: Any) -> None:
+    """Refuse inputs with NaN or infinity, whose batches `fit` would refuse one by one."""
+    bad = rows_not_finite(array) if isinstance(array, np.ndarray) else np.zeros(0, bool)
+    if bad.any():
+        raise ValueError(
+            "Inputs must be finite; remove or impute these rows. Received: NaN or infinity in "
+            f"{int(bad.sum())} of {len(array)} rows, the first of them row {int(np.argmax(bad))}"
+        )
+
+
+def warn_of_missing(y: Any) -> None:
+    """Say how many targets are NaN: they count as missing, be it meant or not.
+
+    Args:
+        y: targets; what is no array passes.
+    """
+    values = np.asarray(y) if hasattr(y, "__array__") else np.zeros(0)
+    count = int(np.isnan(values).sum()) if np.issubdtype(values.dtype, np.floating) else 0
+    if count:
+        warnings.warn(
+            f"{count} of {values.size} targets are NaN: they count as missing, and are left out of "
+            "the loss and of all metrics",
+            stacklevel=4,
+        )

@@ -1,0 +1,52 @@
+"""Answers as NumPy arrays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["NumpyArray", "answers_in_numpy"]
+
+T = TypeVar("T")
+
+
+class NumpyArray(np.ndarray):
+    """A NumPy array that also has the method `numpy()`, as tensors have."""
+
+    def numpy(self) -> np.ndarray:
+        """The values as a plain `np.ndarray`."""
+        return np.asarray(self)
+
+
+def answers_in_numpy(*names: str) -> Callable[[type[T]], type[T]]:
+    """Have methods of a class return NumPy arrays, wherever tensors have values.
+
+    In graphs, whose tensors have none, the methods return tensors.
+
+    Args:
+        *names: names of methods that return tensors, or tuples of tensors.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        for name in names:
+            setattr(cls, name, _in_numpy(getattr(cls, name)))
+        return cls
+
+    return decorate
+
+
+def _in_numpy(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return tf.nest.map_structure(_array, method(*args, **kwargs))
+
+    return answer
+
+
+def _array(value: Any) -> Any:
+    has_value = isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)
+    return np.asarray(value).view(NumpyArray) if has_value else value
