@@ -1,4 +1,4 @@
-"""What people do around a fit: look at answers, pass lists, fit again, export, build many models."""
+"""What people do around a fit: look at answers, pass lists, fit again, export, start anew."""
 
 import gc
 import weakref
