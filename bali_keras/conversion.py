@@ -18,13 +18,21 @@ from bali_keras.layers import (
 from bali_keras.model import BaliModel
 from tfp_rank1 import likelihoods
 from tfp_rank1.conversion import (
-    applies,
-    check_raw,
+    Converted,
+    Rows,
+    check_kernel,
+    check_model,
+    check_same_function,
+    check_stock,
+    check_training,
+    copy,
+    ends_to_drop,
     is_graph,
-    is_only_use,
-    last_operation,
     same_weights,
     uncompiled,
+    warn_of_points,
+    without_function,
+    without_likelihood,
 )
 from tfp_rank1.keras_internals import input_structure
 
@@ -60,71 +68,135 @@ def convert(
     and compile with an optimizer. Layers that are frozen in the stock model, such as a backbone,
     are not converted.
 
+    `model.conversion_report` lists what became of every layer. A warning says so if less than half
+    of the parameters that are trainable in the stock model became Bayesian. Before it returns,
+    `convert` runs the original and the result on random inputs, at the kernels, and refuses a
+    difference.
+
     Args:
         model: a built Functional or Sequential model; nested models are converted too. The model
             itself is not changed.
         likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs,
-            so the last layer loses the softmax for `"categorical"`, the sigmoid for
-            `"bernoulli"`, and the exponential for likelihoods of counts and `"log_normal"`.
+            so a last function that it applies itself is dropped, an activation as well as a layer
+            or an operation by itself: the softmax for `"categorical"`, the sigmoid for
+            `"bernoulli"`, the exponential for likelihoods of counts and `"log_normal"`, the
+            softplus of the scales for `"heteroscedastic_normal"` (which adds its `min_scale`).
+            Heads that are concatenated lose it one by one.
         prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
             do not inform stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.
 
     Returns:
-        The new model, not compiled.
+        The new model, not compiled. Its attribute `conversion_report` is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model, a model without a trainable layer to
-            convert, or a last activation other than the one that the likelihood applies.
+        ValueError: for a subclassed or unbuilt model or one with a `call` of its own; for a
+            quantized layer, or one that mixes rows in training, such as `MixUp`; for a model
+            without a trainable layer to convert; for a last function that the likelihood does not
+            apply or that cannot be dropped; or for a result that computes another function, with
+            the layer in which the difference begins.
+
+    Warns:
+        UserWarning: if less than half of the parameters became Bayesian; or if the original runs
+            on no inputs that `convert` can make, or draws, so that it could not be compared.
 
     Example:
     ```python
     model = bali_keras.convert(trained, likelihood="categorical")
+    print(model.conversion_report)
     model.compile()
     model.fit(x, y, epochs=1)
     ```
     """
-    if not is_graph(model):
-        raise ValueError(
-            "convert takes a built Functional or Sequential model; rewrite a subclassed one with "
-            f"BALI layers. Received: {type(model).__name__}, built={model.built}"
-        )
+    model = without_likelihood(model)
+    check_model(model, "BALI")
+    check_stock(model)
     likelihood = likelihoods.get(likelihood)
-    pairs: dict[int, tuple[Any, Any]] = {}
-    last = last_operation(model)
-    can_drop = _bali_layer(last, prior_at_kernels=False) is not None and is_only_use(model, last)
-    check_raw(last, likelihood, can_drop)
-
-    def clone(layer: Any) -> Any:
-        if id(layer) not in pairs:
-            new = _bali_layer(layer, prior_at_kernels)
-            if new is None:
-                new = type(layer).from_config(_without_noise(layer.get_config(), type(layer)))
-            elif layer is last and applies(layer, likelihood):
-                new.activation = keras.activations.linear
-            pairs[id(layer)] = layer, new
-        return pairs[id(layer)][1]
-
+    conversion = _Conversion(ends_to_drop(model, likelihood), prior_at_kernels)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
-        net = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    converted = 0
-    for old, new in pairs.values():
-        if isinstance(new, BaliLayer):
-            _start_at(new, old)
-            converted += 1
-        elif isinstance(new, keras.layers.Layer) and not is_graph(new):
-            new.trainable = False
-            same_weights(old, new)
-    if not converted:
+        net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
+    conversion.copy_weights()
+    report = conversion.rows.report()
+    if not report.converted:
         raise ValueError(
             "The model has no trainable layer that can be converted: "
             f"{[c.__name__ for c in _ARGUMENTS]}. "
-            f"Received: layers {sorted({type(o).__name__ for o, _ in pairs.values()})}"
+            f"Received: layers {sorted({row.before for row in report.left})}"
         )
-    inputs = input_structure(net)  # as they were given: a dict stays a dict
-    return BaliModel(
-        inputs, net.outputs, likelihood=likelihood, num_train_examples=num_train_examples
+    built = BaliModel(
+        input_structure(net),  # as they were given: a dict stays a dict
+        net.outputs,
+        likelihood=likelihood,
+        num_train_examples=num_train_examples,
+    )
+    pairs, dropped = conversion.pairs, conversion.dropped
+    check_same_function(model, Converted(built, likelihood, pairs, dropped, 1, _way_out))
+    built.conversion_report = report
+    warn_of_points(
+        report,
+        "tfp_rank1.convert also takes embeddings, recurrent layers and attention; freeze layers "
+        "that are to stay as they are in the stock model, layer.trainable = False.",
+    )
+    return built
+
+
+class _Conversion:
+    """One conversion: the counterpart of every layer."""
+
+    def __init__(self, dropped: list[Any], prior_at_kernels: bool) -> None:
+        self.dropped, self._prior_at_kernels = dropped, prior_at_kernels
+        # By the layer's id: the layer and its counterpart.
+        self.pairs: dict[int, tuple[Any, Any]] = {}
+        self.rows = Rows()
+
+    def clone(self, layer: Any) -> Any:
+        """The counterpart of a layer, the same one for every use of it."""
+        if id(layer) not in self.pairs:
+            new = self._counterpart(layer)
+            self.pairs[id(layer)] = layer, new
+            if isinstance(layer, keras.layers.Layer) and not is_graph(layer):
+                note = _note_of(layer, new)
+                self.rows.add(layer, new, note, is_chosen=not layer.trainable)
+        return self.pairs[id(layer)][1]
+
+    def _counterpart(self, layer: Any) -> Any:
+        new = layer  # an operation of keras.ops has no weights
+        if isinstance(layer, keras.layers.Layer):
+            check_training(layer)
+            new = _bali_layer(layer, self._prior_at_kernels)
+            if new is None:
+                new = copy(layer, _without_noise(layer.get_config(), type(layer)))
+        is_dropped = any(layer is end.operation for end in self.dropped)
+        return without_function(layer, new) if is_dropped else new
+
+    def copy_weights(self) -> None:
+        """Give every counterpart the weights of its layer; what has no posterior is frozen."""
+        for old, new in self.pairs.values():
+            if isinstance(new, BaliLayer):
+                _start_at(new, old)
+            elif isinstance(new, keras.layers.Layer) and not is_graph(new):
+                new.trainable = False
+                if type(new) is type(old):
+                    same_weights(old, new)
+
+
+def _note_of(layer: Any, new: Any) -> str:
+    """Why a layer has no posterior; empty for one that has."""
+    if isinstance(new, BaliLayer):
+        return ""
+    if type(new) is not type(layer):
+        return "left to the likelihood"
+    if not layer.weights:
+        return "no weights"
+    return "frozen" if layer.trainable else "frozen as before"
+
+
+def _way_out(layer: Any) -> str:
+    """What the user does about a layer whose counterpart computes something else."""
+    return (
+        "Leave the layer as it is: freeze it in the stock model, "
+        f"model.get_layer({layer.name!r}).trainable = False."
     )
 
 
@@ -156,6 +228,7 @@ def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
     found = _ARGUMENTS.get(type(layer))
     if found is None or getattr(layer, "groups", 1) != 1 or not layer.trainable:
         return None
+    check_kernel(layer)
     cls, names = found
     config = layer.get_config()
     arguments = {name: config[name] for name in names}

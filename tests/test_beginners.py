@@ -256,6 +256,7 @@ def test_callbacks_that_need_an_optimizer_are_named(table, tmp_path):
     assert (tmp_path / "m.keras").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Only 3.4% of the parameters")  # the others are recurrent
 def test_dropout_of_frozen_parts_is_off():
     """Its noise would be learned as noise of the observations."""
     layers = keras.layers

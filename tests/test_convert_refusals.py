@@ -176,10 +176,18 @@ def test_operations_that_keep_the_rows_apart_are_taken(operation):
             np.testing.assert_allclose(converted(x)[:, member], model(x), atol=1e-5)
 
 
+class SoftmaxOverRows(layers.Layer):
+    """A softmax over the rows of each member."""
+
+    def call(self, x, mask=None):
+        by_member = ops.reshape(x, (2, -1, x.shape[-1]))
+        return ops.reshape(ops.softmax(by_member, axis=1), (-1, x.shape[-1]))
+
+
 def test_a_converter_of_ones_own_answers_for_the_batch_axis(monkeypatch):
     model = between(layers.Softmax(axis=0))()
     with pytest.raises(ValueError, match="batch axis"):
         r1.convert(model, likelihood="normal")
     monkeypatch.setattr(sys.modules["tfp_rank1.conversion.convert"], "_registered", {})
-    r1.register_converter(layers.Softmax, lambda layer, arguments: layers.Softmax(name=layer.name))
-    assert "softmax" in str(r1.convert(model, likelihood="normal").conversion_report)
+    r1.register_converter(layers.Softmax, lambda layer, arguments: SoftmaxOverRows(name=layer.name))
+    assert "softmax" in str(r1.convert(model, 2, likelihood="normal").conversion_report)

@@ -1,24 +1,31 @@
 """`convert` turns a stock Keras model into a rank-1 model; `bali_keras` shares its helpers."""
 
+from tfp_rank1.conversion.batch_axis import check_training
+from tfp_rank1.conversion.comparison import Converted, check_same_function
 from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter
+from tfp_rank1.conversion.refusals import check_kernel, check_model, check_stock
+from tfp_rank1.conversion.report import Rows, warn_of_points
+from tfp_rank1.conversion.stock import copy, without_function, without_likelihood
 from tfp_rank1.conversion.transfer import same_weights, uncompiled
-from tfp_rank1.model.raw_outputs import (
-    applies,
-    check_raw,
-    is_graph,
-    is_only_use,
-    last_operation,
-)
+from tfp_rank1.model.raw_outputs import ends_to_drop, is_graph
 
 __all__ = [
     "ConversionReport",
-    "applies",
-    "check_raw",
+    "Converted",
+    "Rows",
+    "check_kernel",
+    "check_model",
+    "check_same_function",
+    "check_stock",
+    "check_training",
     "convert",
+    "copy",
+    "ends_to_drop",
     "is_graph",
-    "is_only_use",
-    "last_operation",
     "register_converter",
     "same_weights",
     "uncompiled",
+    "warn_of_points",
+    "without_function",
+    "without_likelihood",
 ]

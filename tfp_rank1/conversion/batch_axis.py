@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfp_rank1.keras_internals import calls_of
+from tfp_rank1.conversion.trial import (
+    TOLERANCE,
+    as_array,
+    differ,
+    tolerance_of,
+    trial_of,
+)
+from tfp_rank1.keras_internals import accepts_in_call, calls_of, layers_of
 
-__all__ = ["check_batch_axis"]
+__all__ = ["check_batch_axis", "check_training"]
+
+# Layers of Keras that in training make a row of several rows, or of statistics of the whole batch.
+_MIXING = keras.layers.MixUp, keras.layers.CutMix, keras.layers.Equalization
+
+
+def check_training(layer: Any) -> None:
+    """Refuse a layer, or one in it, that mixes the rows of a batch in training.
+
+    `RandAugment` and `AugMix` equalize, too.
+
+    Raises:
+        ValueError: with the layer.
+    """
+    for part in layers_of(layer):
+        if isinstance(part, _MIXING):
+            raise ValueError(
+                "In training this layer mixes the rows of a batch, and the targets stay as they "
+                "are. Leave it out of the model, and apply it to images and labels of the data "
+                f"set: dataset.map. Received: {type(part).__name__} {part.name!r}, in layer "
+                f"{layer.name!r}"
+            )
 
 
 def check_batch_axis(operation: Any) -> None:
@@ -17,8 +46,8 @@ def check_batch_axis(operation: Any) -> None:
 
     An operation is refused for an `axis` that is the batch axis or changes places with it, and for
     turning a batch of any size into an axis of fixed size, as a mean over all axes does. An
-    operation of `keras.ops` is also tried out: no row of its results may depend on other rows or
-    on their order.
+    operation of `keras.ops`, or a layer that is not Keras's own, is also tried out: no row of its
+    results may depend on other rows or on their order.
 
     Args:
         operation: a layer or an operation of `keras.ops`, used in a graph.
@@ -72,14 +101,22 @@ def _mixes_rows(operation: Any, node: Any) -> bool:
     The operation runs on rows (a, b, c) and on rows (c, a, d): its results for a must be equal, and
     its results for c.
     """
-    if isinstance(operation, keras.layers.Layer):
-        return False  # a layer mixes rows along an `axis` only
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if is_layer and type(operation).__module__.split(".")[0] == "keras":
+        return False  # Keras's own layers mix rows along an `axis` only
     try:
-        before, after = (_run(operation, node, values) for values in _two_batches(node))
+        with trial_of(operation) if is_layer else contextlib.nullcontext():
+            first, second = _two_batches(node)
+            before, again, after = (_run(operation, node, v) for v in (first, first, second))
     except Exception:  # the operation cannot take these sizes: axes and shapes have to decide
         return False
-    results = zip(before, after, node.output_tensors, strict=True)
-    return not all(_same_rows(b, a) for b, a, symbolic in results if _is_free(symbolic))
+    tolerance = tolerance_of(operation) if is_layer else TOLERANCE
+    results = zip(before, again, after, node.output_tensors, strict=True)
+    return any(
+        # What differs from call to call, such as noise, says nothing.
+        _is_free(symbolic) and not differ(b, c, tolerance) and not _same_rows(b, a, tolerance)
+        for b, c, a, symbolic in results
+    )
 
 
 def _two_batches(node: Any) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
@@ -109,17 +146,18 @@ def _run(operation: Any, node: Any, values: dict[int, np.ndarray]) -> list[np.nd
         lambda v: keras.ops.convert_to_tensor(values[id(v)]) if id(v) in values else v,
         (list(node.arguments.args), dict(node.arguments.kwargs)),
     )
-    return [np.array(v) for v in keras.tree.flatten(operation(*args, **kwargs))]
+    if isinstance(operation, keras.layers.Layer) and accepts_in_call(operation, "training"):
+        kwargs["training"] = False
+    return [as_array(v) for v in keras.tree.flatten(operation(*args, **kwargs))]
 
 
-def _same_rows(before: np.ndarray, after: np.ndarray) -> bool:
+def _same_rows(before: np.ndarray, after: np.ndarray, tolerance: float) -> bool:
     """Whether the results for a and for c are equal; each may consist of several rows."""
     if not len(before) or len(before) % _ROWS or before.shape != after.shape:
         return False
     (a, _, c), (c_after, a_after, _) = (v.reshape(_ROWS, -1) for v in (before, after))
     # Of some operations, such as `arccosh`, our trial values have no result: NaN in both places.
-    pairs = (a, a_after), (c, c_after)
-    return all(np.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs)
+    return not differ(np.stack([a, c]), np.stack([a_after, c_after]), tolerance)
 
 
 def _is_free(tensor: Any) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 
-from tfp_rank1 import layers, likelihoods, posteriors
+from tfp_rank1 import layers, likelihoods
 from tfp_rank1.checks import choice
+from tfp_rank1.conversion.comparison import Converted, check_same_function
 from tfp_rank1.conversion.refusals import (
     check_arguments,
     check_inputs,
@@ -20,8 +20,15 @@ from tfp_rank1.conversion.refusals import (
     check_unmixed,
     check_unmixed_within,
 )
-from tfp_rank1.conversion.report import ConversionReport, Row
-from tfp_rank1.conversion.stock import RANK1, copy, live_config
+from tfp_rank1.conversion.report import ConversionReport, Rows, warn_of_points
+from tfp_rank1.conversion.starts import around_center, at_center
+from tfp_rank1.conversion.stock import (
+    RANK1,
+    copy,
+    live_config,
+    without_function,
+    without_likelihood,
+)
 from tfp_rank1.conversion.transfer import (
     attention_weights,
     cell_weights,
@@ -32,29 +39,18 @@ from tfp_rank1.conversion.transfer import (
     uncompiled,
     weights_of_members,
 )
-from tfp_rank1.keras_internals import (
-    calls_of,
-    input_structure,
-    layers_of,
-    producer_of,
-    run_graph,
-)
+from tfp_rank1.keras_internals import input_structure, layers_of, run_graph
 from tfp_rank1.layers.rank1 import SEED_STEP
-from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import BayesianModel
-from tfp_rank1.model.raw_outputs import (
-    applies,
-    check_raw,
-    is_graph,
-    is_only_use,
-    last_operation,
-)
+from tfp_rank1.model.raw_outputs import ends_to_drop
 
 __all__ = ["ConversionReport", "convert", "register_converter"]
 
 Arguments = dict[str, Any]
 Converter = Callable[[Any, Arguments], keras.layers.Layer]
 Transfer = Callable[[Any, Any], None]
+
+_EXCLUDED = "excluded"
 
 
 def convert(
@@ -78,7 +74,12 @@ def convert(
     `convert` takes Functional and Sequential models, nested models, shared layers,
     `TimeDistributed`, `Bidirectional`, operations of `keras.ops` and mixed dtype policies, and adds
     LoRA weights to their kernel. Layers without a rank-1 form stay as they are and are shared by
-    the members; `model.conversion_report` lists them.
+    the members; `model.conversion_report` lists them. A warning says so if these hold more than
+    half of the parameters, not counting layers in `exclude`.
+
+    Before it returns, `convert` runs the original and the result on random inputs, with factors of
+    exactly 1, and refuses a difference: of a converter of your own, for example, or of a layer that
+    its config does not rebuild. A posterior that starts elsewhere on purpose is put back after.
 
     Frozen layers stay frozen, and their factors with them. To train factors in a frozen backbone,
     unfreeze its layers before, and call `freeze_slow_weights` afterwards to keep the kernels.
@@ -90,9 +91,11 @@ def convert(
         model: a built Functional or Sequential model with one output. It is not changed.
         ensemble_size: number of members K, at least 1. Defaults to 4.
         likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs, so
-            a last activation that it applies itself is dropped: the softmax for `"categorical"`,
-            the sigmoid for `"bernoulli"`, the exponential for likelihoods of
-            counts and `"log_normal"`.
+            a last function that it applies itself is dropped, an activation as well as a layer or
+            an operation by itself: the softmax for `"categorical"`, the sigmoid for `"bernoulli"`,
+            the exponential for likelihoods of counts and `"log_normal"`, the softplus of the
+            scales for `"heteroscedastic_normal"` (which adds its `min_scale`). Heads that are
+            concatenated lose it one by one.
         batch_normalization: `"member"` (default): every member has its own statistics, scale and
             offset, copied from the original; `"shared"`: the stock layers stay.
         exclude: names of layers to leave as they are. Defaults to none.
@@ -108,9 +111,14 @@ def convert(
     Raises:
         ValueError: for a subclassed or unbuilt model or one with a `call` of its own; for a sparse,
             ragged or optional input; for a Lambda layer, a quantized layer, or an operation along
-            the batch axis; for several outputs, or outputs that are not `[B, D]`; for a model
-            without layers to convert; for an unknown name; or for a last activation that the
-            likelihood does not apply or that cannot be dropped.
+            the batch axis, such as `MixUp` in training; for several outputs, or outputs that are
+            not `[B, D]`; for a model without layers to convert; for an unknown name; for a last
+            function that the likelihood does not apply or that cannot be dropped; or for a result
+            that computes another function, with the layer in which the difference begins.
+
+    Warns:
+        UserWarning: if less than half of the parameters became Bayesian; or if the original runs
+            on no inputs that `convert` can make, or draws, so that it could not be compared.
 
     Example:
     ```python
@@ -128,7 +136,14 @@ def convert(
     built = BayesianModel(
         inputs, outputs, likelihood=conversion.likelihood, num_train_examples=num_train_examples
     )
-    built.conversion_report = conversion.report()
+    with at_center(built):
+        check_same_function(conversion.model, conversion.result(built))
+    built.conversion_report = conversion.rows.report()
+    warn_of_points(
+        built.conversion_report,
+        "Teach `convert` these layers by tfp_rank1.register_converter; if they are to stay as "
+        "they are, name them in `exclude`.",
+    )
     return built
 
 
@@ -164,7 +179,7 @@ class _Conversion:
         exclude: Iterable[str],
         arguments: Arguments,
     ) -> None:
-        model = _without_likelihood(model)
+        model = without_likelihood(model)
         check_model(model)
         check_stock(model)
         check_outputs(model)
@@ -178,15 +193,13 @@ class _Conversion:
         self.likelihood = likelihoods.get(likelihood)
         kinds = ("member", "shared")
         self.by_member = choice("batch_normalization", batch_normalization, kinds) == "member"
-        self.arguments = _around_one(arguments)
+        self.arguments = around_center(arguments)
         # By the layer's id: the layer, its counterpart, and the transfer of weights.
         self.pairs: dict[int, tuple[Any, Any, Transfer]] = {}
         self.cells: set[int] = set()  # ids of cells whose weights their RNN transfers
-        self.rows: list[Row] = []
+        self.rows = Rows()
         self.names: set[str] = set()
-        self.last = last_operation(model)
-        can_drop = callable(getattr(self.last, "activation", None))
-        check_raw(self.last, self.likelihood, can_drop and is_only_use(model, self.last))
+        self.dropped = ends_to_drop(model, self.likelihood)
 
     def graph(self) -> tuple[Any, Any]:
         """Inputs and outputs of the new model, after all weights were copied."""
@@ -205,39 +218,52 @@ class _Conversion:
             raise ValueError(
                 f"Argument `exclude` must hold names of layers. Received: {sorted(unknown)}"
             )
+        kept = [end for end in self.dropped if id(end.operation) not in self.pairs]
+        if kept:
+            raise ValueError(
+                f"The likelihood {type(self.likelihood).__name__} applies {kept[0].function} "
+                "itself, and a model in `exclude` ends in it. Exclude the layers of that model by "
+                f"their names. Received: exclude={sorted(self.exclude)}, and "
+                f"{kept[0].function} in {kept[0].operation.name!r}"
+            )
         # After the graph has run, because a new layer has weights only once it was called.
         for old, new, transfer in self.pairs.values():
             if id(old) not in self.cells:
                 transfer(old, new)
-        if not any(row.note == "" for row in self.rows):
+        report = self.rows.report()
+        if not report.converted:
             raise ValueError(
                 "The model has no layer that can be converted: "
                 f"{sorted(c.__name__ for c in RANK1)}. Received: "
-                f"layers {sorted({row.before for row in self.rows})}"
+                f"layers {sorted({row.before for row in report.left})}"
             )
         return inputs, layers.SplitMembers(members)(keras.tree.flatten(outputs)[0])
 
-    def report(self) -> ConversionReport:
-        """The report on every layer; a row with a note is a layer that was left."""
-        done = tuple(row for row in self.rows if not row.note)
-        return ConversionReport(done, tuple(row for row in self.rows if row.note))
+    def result(self, model: BayesianModel) -> Converted:
+        """The converted model, and what became of the parts of the original."""
+        pairs = {key: (old, new) for key, (old, new, _) in self.pairs.items()}
+        members = self.arguments["ensemble_size"]
+        return Converted(model, self.likelihood, pairs, self.dropped, members, _way_out)
 
     def convert(self, layer: Any) -> Any:
         """The counterpart of a layer, the same one for every use of it."""
         if id(layer) not in self.pairs:
             new, transfer, note = self._counterpart(layer)
             self.pairs[id(layer)] = layer, new, transfer
-            if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model):
-                kinds = type(layer).__name__, type(new).__name__
+            # A model whose layers were converted one by one has no row of its own.
+            is_entered = isinstance(layer, keras.Model) and transfer is nothing
+            if isinstance(layer, keras.layers.Layer) and not is_entered:
                 is_frozen = not note and not layer.trainable
-                self.rows.append(Row(layer.name, *kinds, note, is_frozen))
+                self.rows.add(layer, new, note, is_frozen, is_chosen=note == _EXCLUDED)
         return self.pairs[id(layer)][1]
 
     def _counterpart(self, layer: Any) -> tuple[Any, Transfer, str]:
         """A new layer, its transfer of weights, and a note if the layer was left as it is."""
         new, transfer, note = self._new(layer)
-        if layer is self.last and applies(layer, self.likelihood):
-            new.activation = keras.activations.linear  # the likelihood applies it
+        if any(layer is end.operation for end in self.dropped):
+            left = without_function(layer, new)
+            if left is not new:
+                return left, nothing, "left to the likelihood"
         return new, transfer, note
 
     def _new(self, layer: Any) -> tuple[Any, Transfer, str]:
@@ -252,7 +278,7 @@ class _Conversion:
             return layer, nothing, ""  # an operation of keras.ops has no weights
         if layer.name in self.exclude:
             check_unmixed_within(layer)
-            return copy(layer), same_weights, "excluded"
+            return copy(layer), same_weights, _EXCLUDED
         if isinstance(layer, keras.Model):
             check_model(layer)
             return self._nested(layer), nothing, ""
@@ -343,32 +369,9 @@ def _note_of(inner: Any) -> str:
     return "" if has_members else "around a layer that was left"
 
 
-def _without_likelihood(model: Any) -> Any:
-    """The graph before the likelihood of a `BayesianModel`; any other model as it is."""
-    if not isinstance(model, BayesianModel) or not is_graph(model):
-        return model
-    operation, node, _ = producer_of(model.outputs[0])
-    if not isinstance(operation, Likelihood):
-        return model
-    return keras.Model(input_structure(model), calls_of(operation)[node].input_tensors[0])
-
-
-def _around_one(arguments: Arguments) -> Arguments:
-    """The arguments, with posteriors that start where factors leave the layer unperturbed."""
-    center = 0.0 if arguments.get("perturbation") == "additive" else 1.0
-    given = {"posterior": "normal", **arguments}
-    names = [n for n in ("posterior", "r_posterior", "s_posterior") if given.get(n) is not None]
-    for name in names:
-        posterior, is_named = posteriors.get(given[name]), isinstance(given[name], str)
-        if not posterior.stochastic and is_named and arguments["ensemble_size"] > 1:
-            warnings.warn(
-                "Points that start at 1 make members that are copies of each other, and stay so "
-                "on the same batches: pass posterior=tfp_rank1.posteriors.Deterministic(), which "
-                "starts around 1, or compile with member_batches='split'. Received: "
-                f"{name}={given[name]!r}",
-                stacklevel=4,
-            )
-        # A point posterior that is given as an object has its own start, at which members differ.
-        is_own = not posterior.stochastic and not is_named
-        given[name] = posterior if is_own else posterior.around(center)
-    return given
+def _way_out(layer: Any) -> str:
+    """What the user does about a layer whose counterpart computes something else."""
+    return (
+        "Mend the converter of its class and the transfer of its weights (register_converter), or "
+        f"leave the layer as it is: exclude=[{layer.name!r}]."
+    )

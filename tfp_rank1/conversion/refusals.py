@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfp_rank1 import layers, posteriors
-from tfp_rank1.conversion.batch_axis import check_batch_axis
+from tfp_rank1.conversion.batch_axis import check_batch_axis, check_training
 from tfp_rank1.keras_internals import Functional, layers_of, nodes_of, producer_of
 from tfp_rank1.layers.rank1 import ARGUMENTS
 from tfp_rank1.model.raw_outputs import is_graph
@@ -24,8 +24,12 @@ __all__ = [
 ]
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, kind: str = "rank-1") -> None:
     """Refuse a model without a graph, and a graph that is not all that the model does.
+
+    Args:
+        model: the model.
+        kind: of the layers to which a subclassed model is to be rewritten.
 
     Raises:
         ValueError: for a subclassed or unbuilt model, or one with a `call` of its own.
@@ -33,7 +37,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
         raise ValueError(
             "convert takes a built Functional or Sequential model (a Sequential begins with "
-            "keras.Input); rewrite a subclassed one with rank-1 layers. Received: "
+            f"keras.Input); rewrite a subclassed one with {kind} layers. Received: "
             f"{type(model).__name__} {getattr(model, 'name', '')!r}, "
             f"built={getattr(model, 'built', False)}"
         )
@@ -82,6 +86,8 @@ def check_inputs(inputs: Any) -> None:
 
 def check_unmixed(operation: Any) -> None:
     """Refuse a layer or operation that mixes the rows of a batch, or may do so."""
+    if isinstance(operation, keras.layers.Layer):
+        check_training(operation)
     check_batch_axis(operation)
     if type(operation) is keras.layers.Lambda:
         raise ValueError(

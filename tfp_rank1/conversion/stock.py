@@ -8,9 +8,20 @@ import keras
 
 from tfp_rank1 import layers
 from tfp_rank1.conversion.transfer import same_weights
-from tfp_rank1.keras_internals import build_input_shape
+from tfp_rank1.keras_internals import build_input_shape, calls_of, input_structure, producer_of
+from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.model import BayesianModel
+from tfp_rank1.model.raw_outputs import is_graph
+from tfp_rank1.serialization import registered
 
-__all__ = ["RANK1", "copy", "live_config"]
+__all__ = [
+    "RANK1",
+    "LeftToLikelihood",
+    "copy",
+    "live_config",
+    "without_function",
+    "without_likelihood",
+]
 
 # Found by name, so that a new layer `NameRank1` needs no entry here.
 RANK1: dict[type, type] = {
@@ -48,17 +59,62 @@ def _copy_activation(activation: Any) -> Any:
     return new
 
 
-def copy(layer: Any) -> Any:
+def copy(layer: Any, config: dict[str, Any] | None = None) -> Any:
     """A new layer with the config of `layer`, without its weights.
+
+    Args:
+        layer: any layer.
+        config: the config of the new layer. Defaults to None: that of `layer`.
 
     Raises:
         ValueError: if the config does not rebuild the layer.
     """
     try:
-        return type(layer).from_config(layer.get_config())
+        return type(layer).from_config(layer.get_config() if config is None else config)
     except Exception as error:
         raise ValueError(
             "A layer that is left as it is has to be copied, and its config does not rebuild it "
             f"({error}). Give the class a get_config with all arguments of its constructor. "
             f"Received: layer {layer.name!r} of class {type(layer).__name__}"
         ) from error
+
+
+@registered("tfp_rank1")
+class LeftToLikelihood(keras.layers.Layer):
+    """Stands where a net ended in a function that its likelihood applies; passes its inputs on."""
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """The inputs; the graph of a softmax layer passes a mask, which is None."""
+        return inputs
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the inputs."""
+        return input_shape
+
+
+def without_function(operation: Any, new: Any) -> Any:
+    """What stands in the place of an end of a net whose function the likelihood applies.
+
+    Args:
+        operation: the end: a layer with an activation, a softmax layer, or an operation.
+        new: its counterpart, with the function still in place.
+
+    Returns:
+        The counterpart without its activation; `LeftToLikelihood` for a function by itself.
+    """
+    if callable(getattr(operation, "activation", None)):
+        new.activation = keras.activations.linear
+        return new
+    # Of the dtype of the outputs: another one, such as the global bfloat16, would round them.
+    dtype = calls_of(operation)[0].outputs[0].dtype
+    return LeftToLikelihood(name=operation.name, dtype=dtype)
+
+
+def without_likelihood(model: Any) -> Any:
+    """The graph before the likelihood of a `BayesianModel`; any other model as it is."""
+    if not isinstance(model, BayesianModel) or not is_graph(model):
+        return model
+    operation, node, _ = producer_of(model.outputs[0])
+    if not isinstance(operation, Likelihood):
+        return model
+    return keras.Model(input_structure(model), calls_of(operation)[node].input_tensors[0])

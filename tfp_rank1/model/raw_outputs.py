@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,26 +16,33 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.serialization import snake_case
 
 __all__ = [
-    "applies",
-    "check_raw",
+    "End",
     "check_raw_outputs",
+    "ends_to_drop",
     "function_of",
     "is_graph",
-    "is_only_use",
-    "last_operation",
 ]
 
 # Layers that only arrange numbers, or do nothing when a model predicts.
 _PASSING = (
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
     keras.layers.Dropout,
     keras.layers.Flatten,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
     keras.layers.Identity,
     keras.layers.Permute,
     keras.layers.Reshape,
     SplitMembers,
 )
+# Operations of `keras.ops` that only arrange numbers.
+_ARRANGING = {"cast", "expand_dims", "ravel", "reshape", "squeeze"}
 # Functions whose results are no raw outputs.
-_SQUASHING = {"softmax", "log_softmax", "sigmoid", "log_sigmoid", "exponential", "exp", "softplus"}
+_SQUASHING = {
+    *("softmax", "log_softmax", "sparsemax", "softplus", "exponential", "exp"),
+    *("sigmoid", "log_sigmoid", "hard_sigmoid", "sparse_sigmoid"),
+}
 
 
 def is_graph(model: Any) -> bool:
@@ -41,36 +51,120 @@ def is_graph(model: Any) -> bool:
     return has_inputs and bool(model.built)
 
 
-def last_operation(model: keras.Model) -> Any:
-    """The operation that makes the model's output: a layer, or one such as `keras.ops.softmax`.
+def function_of(operation: Any) -> str:
+    """Name of a layer's activation; without an activation, of the layer or operation itself."""
+    if isinstance(operation, keras.layers.Wrapper):
+        return function_of(operation.layer)
+    activation = getattr(operation, "activation", None)
+    if isinstance(activation, keras.layers.Layer):
+        return function_of(activation)
+    found = operation if activation is None else activation
+    return snake_case(getattr(found, "__name__", type(found).__name__)).removesuffix("_v2")
 
-    Layers after it that only arrange its numbers are passed over, and nested models are entered.
+
+# -- what makes the outputs -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """An operation that makes some of a net's outputs.
+
+    Layers behind it that only arrange its numbers are passed over, nested models are entered, and
+    what is concatenated has an end for every part.
+
+    Attributes:
+        operation: a layer, or an operation such as `keras.ops.softmax`.
+        start: its first column among the D outputs.
+        stop: the column after its last.
+        is_free: whether its results become outputs and nothing else.
+    """
+
+    operation: Any
+    start: int
+    stop: int
+    is_free: bool
+
+    @property
+    def function(self) -> str:
+        """Name of the function that it ends in, such as `"softmax"`."""
+        return function_of(self.operation)
+
+
+def _ends_of(
+    tensor: Any,
+    uses: Counter[int],
+    start: int = 0,
+    is_free: bool = True,
+    within: tuple[Any, ...] = (),
+) -> Iterator[End]:
+    """The ends of a symbolic tensor.
 
     Args:
-        model: a Functional or Sequential model with one output.
+        tensor: symbolic outputs, or a part of them.
+        uses: what `_uses_in` returned.
+        start: the first column of the tensor.
+        is_free: whether the tensor becomes outputs and nothing else.
+        within: the nested models that the tensor is in, each with the inputs of its call.
     """
-    return _last_of(model.outputs[0])[0]
-
-
-def _last_of(tensor: Any) -> tuple[Any, int]:
-    """The operation that makes the numbers of a symbolic tensor, and the index of its call."""
     while True:
+        is_free = is_free and uses[id(tensor)] <= 1
         operation, node, index = producer_of(tensor)
-        if isinstance(operation, keras.Model) and operation.outputs:
+        inputs = calls_of(operation)[node].input_tensors
+        if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+            within = (*within, (operation, inputs))
             tensor = operation.outputs[index]
-        elif isinstance(operation, _PASSING) or _is_linear(operation):
-            tensor = calls_of(operation)[node].input_tensors[0]
+        elif isinstance(operation, keras.layers.InputLayer) and within:
+            (model, given), within = within[-1], within[:-1]
+            tensor = given[[id(t) for t in model.inputs].index(id(tensor))]
+        elif _is_passing(operation):
+            tensor = inputs[0]
         else:
-            return operation, node
+            break
+    function = function_of(operation)
+    if function not in ("concatenate", "average"):
+        is_free = is_free and uses[id(operation)] <= 1
+        yield End(operation, start, start + _size(tensor.shape), is_free)
+        return
+    for part in inputs:
+        # A mean of probabilities is not the probability at a mean of raw outputs.
+        yield from _ends_of(part, uses, start, is_free and function == "concatenate", within)
+        start += _size(part.shape) if function == "concatenate" else 0
 
 
-def _ends_of(tensor: Any) -> list[Any]:
-    """The operations that make the parts of a symbolic tensor which may be concatenated."""
-    operation, node = _last_of(tensor)
-    if not isinstance(operation, keras.layers.Concatenate | keras.layers.Average):
-        return [operation]
-    parts = calls_of(operation)[node].input_tensors
-    return [end for part in parts for end in _ends_of(part)]
+def _uses_in(model: Any) -> Counter[int]:
+    """How often operations are called and tensors read, by their ids; as outputs, too.
+
+    A nested model counts once for every use: what is in it is then used as often.
+    """
+    uses: Counter[int] = Counter()
+    models = [model]
+    while models:
+        graph = models.pop()
+        uses.update(id(t) for t in getattr(graph, "outputs", None) or [])
+        for node in (n for n in nodes_of(graph) if not n.is_input):
+            uses[id(node.operation)] += 1
+            uses.update(id(t) for t in node.input_tensors)
+            if isinstance(node.operation, keras.Model):
+                models.append(node.operation)
+    return uses
+
+
+def _is_passing(operation: Any) -> bool:
+    """Whether an operation hands its numbers on, perhaps in another shape or dtype."""
+    if isinstance(operation, _PASSING):
+        return True
+    if isinstance(operation, keras.layers.Layer):
+        # Such an `Activation` often ends a net in mixed precision.
+        return isinstance(operation, keras.layers.Activation) and function_of(operation) == "linear"
+    return function_of(operation) in _ARRANGING
+
+
+def _size(shape: Any) -> int:
+    """Number of outputs per example."""
+    return math.prod(d or 0 for d in shape[1:])
+
+
+# -- what the likelihood applies ------------------------------------------------------------------
 
 
 def check_raw_outputs(tensor: Any, likelihood: Likelihood) -> None:
@@ -85,76 +179,81 @@ def check_raw_outputs(tensor: Any, likelihood: Likelihood) -> None:
     Raises:
         ValueError: with the name of the function and the layer.
     """
-    own, ends = likelihood.link_names, _ends_of(tensor)
-    # Logarithms of probabilities are raw outputs: softmax leaves them as they are.
-    squashing = _SQUASHING - {f"log_{name}" for name in own} if own else set()
-    refused = [last for last in ends if function_of(last) in squashing]
-    # A scale is the last part: a mean before it may well be positive.
-    refused += [last for last in ends[-1:] if function_of(last) in likelihood.scale_link_names]
-    if refused:
-        last, applied = refused[0], (*own, *likelihood.scale_link_names)[0]
-        raise ValueError(
-            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {applied} "
-            "itself. Give the last layer no activation (activation=None), and read probabilities "
-            "or scales from `posterior_predictive`. Received: outputs that end in "
-            f"{function_of(last)}, in {type(last).__name__} {last.name!r}"
-        )
+    ends = list(_ends_of(tensor, Counter()))
+    for end in ends:
+        if end.function in _refused_at(end, ends, likelihood):
+            applied = (*likelihood.link_names, *likelihood.scale_link_names)[0]
+            raise ValueError(
+                f"The likelihood {type(likelihood).__name__} takes raw outputs and applies "
+                f"{applied} itself. Give the last layer no activation (activation=None), and read "
+                "probabilities or scales from `posterior_predictive`. Received: outputs that end "
+                f"in {end.function}, in {type(end.operation).__name__} {end.operation.name!r}"
+            )
 
 
-def is_only_use(model: keras.Model, operation: Any) -> bool:
-    """Whether an operation makes the outputs and nothing else, one vector per example.
-
-    Only then can its activation be dropped: a layer that is used twice, by itself or in a nested
-    model that is used twice, would lose the activation at both places.
-    """
-    uses = 0
-    models: list[Any] = [model]
-    while models:
-        found = [n.operation for n in nodes_of(models.pop()) if not n.is_input]
-        uses += sum(f is operation for f in found)
-        models += [f for f in found if isinstance(f, keras.Model)]  # once for every use
-    # A softmax at each of several positions is not the likelihood's softmax over all outputs.
-    shape = calls_of(operation)[0].outputs[0].shape[1:]
-    return uses == 1 and math.prod(d or 0 for d in shape) == shape[-1]
-
-
-def applies(operation: Any, likelihood: Likelihood) -> bool:
-    """Whether an operation ends in the function that the likelihood applies to raw outputs."""
-    return function_of(operation) in likelihood.link_names
-
-
-def check_raw(last: Any, likelihood: Likelihood, can_drop: bool) -> None:
-    """Refuse a net whose outputs are no raw outputs, as the likelihood would squash them again.
+def ends_to_drop(model: Any, likelihood: Likelihood) -> list[End]:
+    """The ends of a net whose function a converted net leaves to the likelihood.
 
     Args:
-        last: what `last_operation` returned.
-        likelihood: the likelihood of the converted model.
-        can_drop: whether the activation of `last` will be dropped if the likelihood applies it.
+        model: a Functional or Sequential model with one output.
+        likelihood: of the converted model.
 
     Raises:
-        ValueError: with the name of the function.
+        ValueError: for outputs that are not raw, by another function than the likelihood's or by
+            one that cannot be dropped.
     """
+    ends = list(_ends_of(model.outputs[0], _uses_in(model)))
+    dropped = []
+    for end in ends:
+        if end.function not in _refused_at(end, ends, likelihood):
+            continue
+        reason = _reason_to_keep(end, ends, likelihood)
+        if reason:
+            own = (*likelihood.link_names, *likelihood.scale_link_names)[0]
+            raise ValueError(
+                f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {own} "
+                f"itself. {reason} Convert keras.Model(model.inputs, the outputs before "
+                f"{end.function}). Received: a model that ends in {end.function}, in "
+                f"{type(end.operation).__name__} {end.operation.name!r}"
+            )
+        dropped.append(end)
+    return dropped
+
+
+def _refused_at(end: End, ends: list[End], likelihood: Likelihood) -> set[str]:
+    """Names of the functions that must not make an end's columns."""
     own = likelihood.link_names
-    found = function_of(last)
-    if own and found in _SQUASHING and not (found in own and can_drop):
-        raise ValueError(
-            f"The likelihood {type(likelihood).__name__} takes raw outputs and applies {own[0]} "
-            f"itself. Convert keras.Model(model.inputs, the outputs before {found}). Received: "
-            f"a model that ends in {found}, in {type(last).__name__} {last.name!r}"
-        )
+    # Logarithms of probabilities are raw outputs: softmax leaves them as they are.
+    refused = _SQUASHING - {f"log_{name}" for name in own} if own else set()
+    # The second half are scales; a mean before them may well be positive.
+    is_scale = 2 * end.stop > max(e.stop for e in ends)
+    return refused | set(likelihood.scale_link_names) if is_scale else refused
 
 
-def _is_linear(operation: Any) -> bool:
-    """Whether an operation is `Activation("linear")`, which often ends a net in mixed precision."""
-    return isinstance(operation, keras.layers.Activation) and function_of(operation) == "linear"
+def _reason_to_keep(end: End, ends: list[End], likelihood: Likelihood) -> str:
+    """Why the likelihood cannot take the place of an end's function; empty if it can."""
+    is_scale = bool(likelihood.scale_link_names) and 2 * end.start >= max(e.stop for e in ends)
+    # The first name is the function that is applied to scales, the others are like it.
+    own = likelihood.scale_link_names[:1] if is_scale else likelihood.link_names
+    if end.function in likelihood.scale_link_names[:1] and not is_scale:
+        return "It does so to the second half of the outputs only: make means and scales apart."
+    if end.function not in own:
+        return f"It does not apply {end.function} to these outputs."
+    if not end.is_free or not _is_last_step(end.operation):
+        return f"This {end.function} cannot be left out, since the net uses it elsewhere or within."
+    # Over all outputs; a net may have several, or one at each of several positions.
+    shape = calls_of(end.operation)[0].outputs[0].shape
+    if likelihood.is_categorical and (len(ends) > 1 or _size(shape) != shape[-1]):
+        return f"A {end.function} over a part of the outputs is not its {end.function} over all."
+    return ""
 
 
-def function_of(operation: Any) -> str:
-    """Name of a layer's activation; without an activation, of the layer or operation itself."""
+def _is_last_step(operation: Any) -> bool:
+    """Whether an operation's function is what it does last, so that it can be left out."""
+    if len(calls_of(operation)[0].input_tensors) != 1 or hasattr(operation, "cell"):
+        return False  # such as a softmax with a mask; a recurrent layer multiplies by its gates
     if isinstance(operation, keras.layers.Wrapper):
-        return function_of(operation.layer)
-    activation = getattr(operation, "activation", None)
-    if isinstance(activation, keras.layers.Layer):
-        return function_of(activation)
-    found = operation if activation is None else activation
-    return snake_case(getattr(found, "__name__", type(found).__name__)).removesuffix("_v2")
+        return False
+    is_function = not isinstance(operation, keras.layers.Layer | keras.Model)
+    own = callable(getattr(operation, "activation", None))
+    return is_function or own or isinstance(operation, keras.layers.Softmax)
