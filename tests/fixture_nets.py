@@ -129,8 +129,12 @@ def fit(model: Any, epochs: int, **kwargs: Any) -> Any:
 
 
 def state(model: Any) -> list[np.ndarray]:
-    """Weights, statistics, and the state of the model's random generator."""
-    return [np.array(v) for v in (*model.weights, model.seed_generator.state)]
+    """Weights, statistics, and the state of the model's random generator.
+
+    The unit of predicted scales is left out: it came after the files, whose scales have the unit 1.
+    """
+    weights = [v for v in model.weights if v.name != "unit"]
+    return [np.array(v) for v in (*weights, model.seed_generator.state)]
 
 
 def spread(model: Any, x: np.ndarray) -> np.ndarray:

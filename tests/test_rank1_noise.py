@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import bali_keras as bk
 import tfp_rank1 as r1
 from tfp_rank1.model import noise as noise_module
 from tfp_rank1.model.noise import learn_noise, noise_in_closed_form, without_noise
@@ -108,3 +109,60 @@ def test_intervals_cover_right_after_conversion_in_any_unit(unit):
     covered = ((low <= y[400:]) & (y[400:] <= high)).mean()
     assert 0.84 < covered < 0.995
     assert float(model.likelihood.scale[0]) / unit == pytest.approx(0.1, rel=0.3)
+
+
+START = {
+    "heteroscedastic": (r1.likelihoods.HeteroscedasticNormal, 2),
+    "student_t": (r1.likelihoods.StudentT, 1),
+    "laplace": (r1.likelihoods.Laplace, 1),
+}
+
+
+def stddev_of(model, x):
+    with r1.posterior_mean():
+        return np.asarray(model.likelihood.distribution(model(x)).stddev())
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e6])
+@pytest.mark.parametrize("kind", ["rank1", "bali"])
+@pytest.mark.parametrize("name", START)
+def test_other_scales_start_at_the_first_residuals(name, kind, unit):
+    """In any unit of the target, from the first step on; a scale that is about right stays."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(ROWS, INPUTS)).astype("float32")
+    y = (unit * np.random.default_rng(1).normal(size=(ROWS, 1))).astype("float32")
+    make, size = START[name]
+    inputs = keras.Input((INPUTS,))
+    if kind == "bali":
+        model = bk.BaliModel(
+            inputs, bk.layers.DenseBali(size, kernel_initializer="zeros")(inputs), likelihood=make()
+        )
+        model.compile(None if name == "heteroscedastic" else keras.optimizers.SGD(0.0))
+    else:
+        zeros = keras.layers.Dense(size, kernel_initializer="zeros")
+        model = r1.BayesianModel(inputs, zeros(inputs), likelihood=make())
+        model.compile(keras.optimizers.SGD(0.0))
+    model.fit(x, y, batch_size=ROWS, verbose=0)
+    expected = np.std(y)
+    found = stddev_of(model, x)
+    assert np.all((found > 0.5 * expected) & (found < 2.0 * expected))
+    before = [np.array(v) for v in model.likelihood.variables]
+    if kind == "rank1":  # compiled anew, as for a second phase of training
+        model.compile(keras.optimizers.SGD(0.0))
+        model.fit(x, y, batch_size=ROWS, verbose=0)
+        for a, b in zip(before, model.likelihood.variables, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_first_batch_that_is_refused_starts_nothing():
+    x, y = np.ones((4, INPUTS)), np.ones((4, 1))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    inputs = keras.Input((INPUTS,))
+    model = r1.BayesianModel(
+        inputs, keras.layers.Dense(2)(inputs), likelihood="heteroscedastic_normal"
+    )
+    model.compile("sgd")
+    bad = data.map(lambda a, b: (a * np.inf, b * 1e6))
+    with pytest.warns(UserWarning, match="left the model as it was"):
+        model.fit(bad, verbose=0)
+    np.testing.assert_array_equal(model.likelihood.unit, [1.0])

@@ -35,6 +35,7 @@ from tfp_rank1.model.all_or_nothing import (
     finite_everywhere,
     sum_over_replicas,
 )
+from tfp_rank1.model.noise import start_scale, starts_a_scale
 from tfp_rank1.model.step import apply_gradients, checked_gradients, make_variables, track
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
@@ -87,6 +88,9 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         _check_outputs_rank(outputs)
         # First: a layer that took no part may not be built, and then it has no posterior to read.
         _check_used(model, recorder)
+        if starts_a_scale(model):  # before the loss
+            is_first = tf.equal(model._counters.updates, 0)
+            start_scale(model, is_first, y, outputs, sample_weight)
         objective = model.objective(y, outputs, sample_weight, training=True)
         weights = _weights(model, y, outputs, sample_weight)
         counts = tf.cast(rows, tf.float32) if weights.counts is None else weights.counts

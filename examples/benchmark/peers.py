@@ -156,8 +156,8 @@ def fit_ensemble(task: Task, trainer: Trainer) -> Any:
         outputs = np.stack([_outputs(model, x) for model, _ in members])
         if not trainer.regression:
             return PredictiveMixture(likelihoods.Categorical(), outputs)
-        likelihood = likelihoods.HeteroscedasticNormal()
-        raw = [np.log(np.expm1(max(s - likelihood.min_scale, 1e-6))) for _, s in members]
+        likelihood = likelihoods.HeteroscedasticNormal(min_scale=1e-3)
+        raw = [np.log(np.expm1(max(s - 1e-3, 1e-6))) for _, s in members]
         scales = np.broadcast_to(np.array(raw, "float32")[:, None, None], outputs.shape)
         return PredictiveMixture(likelihood, np.concatenate([outputs, scales], axis=-1))
 

@@ -219,7 +219,7 @@ def _likelihood_of(raw: np.ndarray, likelihood: Likelihood) -> Iterator[np.ndarr
     if likelihood.scale_link_names:
         # A lower bound keeps the scale of the likelihood a little above that of the original.
         scale = np.sqrt(as_array(likelihood.variance(outputs)))
-        yield np.concatenate([mean, scale - getattr(likelihood, "min_scale", 0.0)], axis=-1)
+        yield np.concatenate([mean, scale - as_array(likelihood.lowest_scale())], axis=-1)
         return
     yield mean
     if not likelihood.discrete:

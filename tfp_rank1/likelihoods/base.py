@@ -204,6 +204,18 @@ class Likelihood(keras.layers.Layer):
         """
         return None
 
+    @property
+    def scale_at_start(self) -> Any:
+        """A `ScaleAtStart`, by which the first batch of training sets a scale of the noise.
+
+        None, as in the base class, if there is no scale, or it is found in another way.
+        """
+        return None
+
+    def lowest_scale(self) -> tf.Tensor:
+        """Lower bound of scales that the net predicts, in units of the target; 0 without any."""
+        return tf.zeros(())
+
     def noise_variance(self) -> tf.Tensor:
         """The variance v in `y ~ N(outputs, v)`, scalar or `[D]`, if `has_closed_form_marginal`."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1.likelihoods.noise import ScaledLikelihood
+from tfp_rank1.likelihoods.noise import ScaleAtStart, ScaledLikelihood
 from tfp_rank1.serialization import registered
 
 __all__ = ["Laplace"]
@@ -19,7 +19,7 @@ class Laplace(ScaledLikelihood):
 
     Args:
         scale: mean absolute error of the noise, in units of the target, above 0. Defaults to None:
-            it is learned, one per output, by the optimizer.
+            the residuals of the first batch start it, one per output, and the optimizer learns it.
         initial_scale: value at which a learned scale starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
@@ -28,6 +28,11 @@ class Laplace(ScaledLikelihood):
     r1.BayesianModel(inputs, outputs, likelihood="laplace")
     ```
     """
+
+    @property
+    def scale_at_start(self) -> ScaleAtStart | None:
+        """The residuals of the first batch."""
+        return self.started_by_residuals()
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.Laplace` with batch shape `[..., D]`."""

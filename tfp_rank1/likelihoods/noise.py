@@ -13,7 +13,7 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.likelihoods.base import Likelihood
 from tfp_rank1.posteriors import SCALE_FLOOR, softplus_scale
 
-__all__ = ["ClosedFormNoise", "GaussianNoiseLikelihood", "ScaledLikelihood"]
+__all__ = ["ClosedFormNoise", "GaussianNoiseLikelihood", "ScaleAtStart", "ScaledLikelihood"]
 
 # Smallest variance, in units of `initial_scale` squared, because float32 residuals are no finer.
 _SMALLEST = 1e-10
@@ -89,6 +89,12 @@ class ScaledLikelihood(Likelihood):
             )
         return self.scale
 
+    def started_by_residuals(self) -> ScaleAtStart | None:
+        """How residuals start a learned scale to which the standard deviation is proportional."""
+        if self.rho is None:
+            return None
+        return ScaleAtStart(self.rho, lambda: self.scale, _raw_scale, self.distribution)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -117,6 +123,44 @@ class GaussianNoiseLikelihood(ScaledLikelihood):
     def closed_form_noise(self) -> ClosedFormNoise | None:
         """The mode of the variance given residuals; None for a fixed scale."""
         return ClosedFormNoise(self, self.residuals) if self.fixed_scale is None else None
+
+
+class ScaleAtStart:
+    """A scale that the first batch of training sets from its residuals.
+
+        scale <- scale q,   q = sqrt(E[((y - mean) / stddev)^2]),   unless 1/2 < q < 2
+
+    An optimizer would crawl there from a start in the wrong unit. A scale that is about right, such
+    as that of a trained net, is left as it is.
+
+    Args:
+        variable: the variable behind the scale, `[D]`.
+        scale: function that returns the scale, `[D]`.
+        raw: the value of the variable that gives a scale.
+        distribution: the distribution of the target for raw outputs.
+    """
+
+    def __init__(
+        self,
+        variable: keras.Variable,
+        scale: Callable[[], tf.Tensor],
+        raw: Callable[[tf.Tensor], tf.Tensor],
+        distribution: Callable[[tf.Tensor], Any],
+    ) -> None:
+        self.variable = variable
+        self._scale, self._raw, self._distribution = scale, raw, distribution
+
+    def standardized(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """`(y - mean) / stddev` for raw outputs, in the shape of the targets."""
+        distribution = self._distribution(outputs)
+        return (targets - distribution.mean()) / distribution.stddev()
+
+    def started(self, mean_square: tf.Tensor) -> tf.Tensor:
+        """The variable after the first batch, given `q^2`, `[D]`."""
+        is_off = (mean_square > 4.0) | ((mean_square < 0.25) & (mean_square > 0.0))
+        is_off &= tf.math.is_finite(mean_square)
+        q = tf.where(is_off, tf.sqrt(mean_square), 1.0)
+        return tf.where(is_off, self._raw(self._scale() * q), self.variable)
 
 
 class ClosedFormNoise:
@@ -182,7 +226,12 @@ class ClosedFormNoise:
 
     def raw(self, variance: tf.Tensor) -> tf.Tensor:
         """The value of `variables[0]` that gives a variance."""
-        scale = tf.maximum(tf.sqrt(variance) - SCALE_FLOOR, SCALE_FLOOR)
-        # The inverse of softplus as `log(exp(scale) - 1)` would overflow for a large scale, and
-        # round to `log(0)` for a small one.
-        return scale + tf.math.log(-tf.math.expm1(-scale))
+        return _raw_scale(tf.sqrt(variance))
+
+
+def _raw_scale(scale: tf.Tensor) -> tf.Tensor:
+    """The value of `rho` that gives a scale."""
+    scale = tf.maximum(scale - SCALE_FLOOR, SCALE_FLOOR)
+    # The inverse of softplus as `log(exp(scale) - 1)` would overflow for a large scale, and round
+    # to `log(0)` for a small one.
+    return scale + tf.math.log(-tf.math.expm1(-scale))

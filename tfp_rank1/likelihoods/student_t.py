@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1.checks import positive
-from tfp_rank1.likelihoods.noise import ScaledLikelihood
+from tfp_rank1.likelihoods.noise import ScaleAtStart, ScaledLikelihood
 from tfp_rank1.serialization import registered
 
 __all__ = ["StudentT"]
@@ -24,8 +24,8 @@ class StudentT(ScaledLikelihood):
     Args:
         df: degrees of freedom, above 2, so that the target has a variance. Defaults to 4.
         scale: scale of the noise, in units of the target, above 0; the standard deviation is
-            `scale sqrt(df / (df - 2))`. Defaults to None: it is learned, one per output, by the
-            optimizer.
+            `scale sqrt(df / (df - 2))`. Defaults to None: the residuals of the first batch
+            start it, one per output, and the optimizer learns it.
         initial_scale: value at which a learned scale starts, above 0. Defaults to 1.
         **kwargs: as for `keras.layers.Layer`.
 
@@ -54,6 +54,11 @@ class StudentT(ScaledLikelihood):
                 "Argument `df` must be above 2: with fewer degrees of freedom the target has no "
                 f"variance. Received: df={df}"
             )
+
+    @property
+    def scale_at_start(self) -> ScaleAtStart | None:
+        """The residuals of the first batch."""
+        return self.started_by_residuals()
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.StudentT` with batch shape `[..., D]`."""

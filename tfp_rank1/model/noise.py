@@ -1,4 +1,6 @@
-"""The observation noise of a Normal or LogNormal likelihood, found from residuals in training.
+"""The observation noise, found from residuals in training.
+
+For a Normal or LogNormal likelihood
 
     m = (a s^2 + N E[(y - z)^2]) / (a + N)
     v <- (1 - share) v + share m,             share = max(1 / t, rate)
@@ -10,6 +12,9 @@ loss, which an optimizer would reach by crawling along one scalar.
 
 The prior counts for a examples whose residual is s, the standard deviation of the batch's targets:
 a net of thousands of parameters can fit a few hundred rows better than it will fit the next one.
+
+For other likelihoods with a scale (HeteroscedasticNormal, StudentT, Laplace) the residuals of the
+first batch set where the scale starts, and the optimizer goes on from there.
 """
 
 from __future__ import annotations
@@ -20,12 +25,18 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1.likelihoods import ClosedFormNoise
-from tfp_rank1.losses import AverageNLL
+from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.outputs import as_members
 from tfp_rank1.target_weights import weights_by_target
 
-__all__ = ["learn_noise", "noise_in_closed_form", "without_noise"]
+__all__ = [
+    "learn_noise",
+    "noise_in_closed_form",
+    "start_scale",
+    "starts_a_scale",
+    "without_noise",
+]
 
 # Examples that the average remembers, and bounds of its rate: below a thousand residuals the scale
 # is uncertain by more than 2 %, and beyond fifty steps the net has changed too much.
@@ -82,6 +93,38 @@ def learn_noise(
     accept = tf.reduce_all(tf.math.is_finite(variance))
     for variable in noise.variables:
         keep(variable, noise.raw(variance), accept)
+
+
+def start_scale(
+    model: Any, is_first: tf.Tensor, y: Any, outputs: tf.Tensor, sample_weight: Any
+) -> None:
+    """Set a scale of the likelihood from the residuals of the first batch, if it has one to set.
+
+    Args:
+        model: a `BayesianModel`.
+        is_first: whether this is the first step of training, boolean scalar.
+        y: targets `[B]` or `[B, targets]`.
+        outputs: raw outputs of the batch, `[B, K, D]` or `[B, D]`.
+        sample_weight: optional, `[B]` or `[B, targets]`.
+    """
+    likelihood = model.likelihood
+    start = likelihood.scale_at_start
+    members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
+    targets = likelihood.prepare_targets(y, members.num_outputs)
+    observed = likelihood.observed(targets)
+    weights = weights_by_target(sample_weight, observed)
+    values = members.for_all_samples(tf.where(observed, targets, likelihood.placeholder))
+    squares = members.average(tf.square(start.standardized(values, members.values)))
+    total, count = sum_over_replicas(
+        (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))
+    )
+    keep(start.variable, start.started(tf.math.divide_no_nan(total, count)), is_first)
+
+
+def starts_a_scale(model: Any) -> bool:
+    """Whether `start_scale` has a scale to set: under a loss of Keras there is none."""
+    is_nll = isinstance(model.loss, NegativeLogLikelihood)
+    return is_nll and model.likelihood.scale_at_start is not None
 
 
 def _squares_around_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

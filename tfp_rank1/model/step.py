@@ -10,7 +10,12 @@ import tensorflow as tf
 
 from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
-from tfp_rank1.model.noise import learn_noise, noise_in_closed_form
+from tfp_rank1.model.noise import (
+    learn_noise,
+    noise_in_closed_form,
+    start_scale,
+    starts_a_scale,
+)
 from tfp_rank1.model.objective import Objective, evaluation_bound
 from tfp_rank1.predictive import evaluated
 
@@ -39,11 +44,18 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     make_variables(model, x)  # first: a snapshot holds only variables that exist
     noise = noise_in_closed_form(model)
     learned = [] if noise is None else noise.variables
+    if starts_a_scale(model):
+        learned = [model.likelihood.scale_at_start.variable]
     before = Snapshot([*state_variables(model), *learned])
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
-        if noise is not None and y is not None and model.likelihood.built:  # before the loss
-            learn_noise(model, noise, y, outputs, sample_weight)
+        if y is not None and model.likelihood.built:  # before the loss
+            if noise is not None:
+                learn_noise(model, noise, y, outputs, sample_weight)
+            if starts_a_scale(model):
+                inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+                is_first = tf.equal(inner.iterations, 0)
+                start_scale(model, is_first, y, outputs, sample_weight)
         objective = model.objective(y, outputs, sample_weight, training=True)
         loss = model.optimizer.scale_loss(objective.loss)
     gradients = tape.gradient(loss, [v.value for v in model.optimizer_variables])
