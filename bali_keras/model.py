@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -333,6 +333,8 @@ class BaliModel(BayesianModel):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         loss = tf.cast(plain.loss, tf.float32) + weight * kl / replicas
         return plain._replace(loss=loss, kl=plain.kl + kl, kl_weight=weight)
+
+    tempers_noise: ClassVar[bool] = False
 
     @property
     def optimizer_variables(self) -> list[keras.Variable]:

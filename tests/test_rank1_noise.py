@@ -8,7 +8,11 @@ import tensorflow as tf
 import bali_keras as bk
 import tfp_rank1 as r1
 from tfp_rank1.model import noise as noise_module
-from tfp_rank1.model.noise import learn_noise, noise_in_closed_form, without_noise
+from tfp_rank1.model.noise import (
+    learn_noise,
+    noise_in_closed_form,
+    without_noise,
+)
 
 ROWS, INPUTS = 200, 3
 
@@ -58,6 +62,40 @@ def test_later_batches_move_the_noise_by_their_share():
     share = 32 / ROWS
     expected = 4.0 + share * (mode(y, outputs, weights) - 4.0)
     np.testing.assert_allclose(noise.variance(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_the_noise_of_the_loss_falls_no_faster_than_weights_move(unit):
+    model = compiled()
+    y, outputs, weights = batch(unit)
+    noise = noise_in_closed_form(model)
+
+    def learn(outputs):
+        values = (tf.constant(v, tf.float32) for v in (y, outputs, weights))
+        return learn_noise(model, noise, *values).numpy()
+
+    before = learn(outputs)
+    np.testing.assert_allclose(before, noise.variance(), rtol=1e-4)
+    model.optimizer.iterations.assign(99)
+    better = y[:, np.newaxis] + 0.1 * (outputs - y[:, np.newaxis])
+    expected = before * np.exp(-1e-2 * noise_module._FALL)
+    np.testing.assert_allclose(learn(better), expected, rtol=1e-3)
+    worse = learn(y[:, np.newaxis] + 30.0 * (outputs - y[:, np.newaxis]))
+    np.testing.assert_allclose(worse, noise.variance(), rtol=1e-3)
+
+
+def test_the_loss_has_the_tempered_noise_and_the_answer_its_own():
+    model = compiled()
+    x = np.random.default_rng(0).normal(size=(ROWS, INPUTS)).astype("float32")
+    y = x[:, :2] + 1e-3
+    model.fit(x, y, epochs=30, batch_size=32, verbose=0)
+    (logarithm,) = model.state_beside_weights
+    noise = noise_in_closed_form(model).variance()
+    assert (np.exp(logarithm.numpy()) > 2.0 * noise.numpy()).all()
+    logs = model.evaluate(x, y, return_dict=True, verbose=0)
+    answer = -np.mean(model.posterior_predictive(x, 8, seed=0).log_prob(y))
+    assert logs["nll"] == pytest.approx(answer, abs=0.1)
+    assert model.history.history["nll"][-1] > answer + 0.3
 
 
 def test_a_batch_that_is_not_finite_keeps_the_noise():
@@ -166,3 +204,49 @@ def test_a_first_batch_that_is_refused_starts_nothing():
     with pytest.warns(UserWarning, match="left the model as it was"):
         model.fit(bad, verbose=0)
     np.testing.assert_array_equal(model.likelihood.unit, [1.0])
+
+
+def test_width_that_training_left_counts_once():
+    """Against the equation by hand: variance beyond twice P v / N leaves the noise."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((INPUTS,))
+    with r1.members(4):
+        wide = r1.posteriors.Normal(stddev=0.5)
+        h = r1.layers.DenseRank1(2, posterior=wide)(r1.layers.TileMembers()(inputs))
+        outputs = r1.layers.SplitMembers()(h)
+    model = r1.BayesianModel(inputs, outputs, likelihood="normal", num_train_examples=ROWS)
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.build_optimizer()
+    random = INPUTS + 2
+    rng = np.random.default_rng(0)
+    for spread in (0.05, 0.15, 0.3):  # within, beyond, and beyond the bound
+        y = rng.normal(size=(64, 2))
+        z = y[:, None] + 0.3 * rng.normal(size=(64, 1, 2)) + spread * rng.normal(size=(64, 4, 2))
+        mean, s2 = ((y[:, None] - z) ** 2).mean((0, 1)), z.var(1, ddof=1).mean(0)
+        u = np.maximum(mean - 2 * np.maximum(0.0, s2 - 2 * random / ROWS * mean), mean / 4)
+        strength = noise_module._PRIOR_EXAMPLES
+        expected = (strength * y.var(0) + ROWS * u) / (strength + ROWS)
+        noise = noise_in_closed_form(model)
+        learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, z)), None)
+        np.testing.assert_allclose(noise.variance(), expected, rtol=1e-3)
+        assert np.all((u < 0.95 * mean) == (spread > 0.1))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_intervals_cover_right_after_convert(unit):
+    """In any unit of the target, after two epochs."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 4)).astype("float32")
+    y = (unit * (x[:, :1] + 0.1 * rng.normal(size=(1000, 1)))).astype("float32")
+    hidden = keras.layers.Dense(16, activation="relu")
+    net = keras.Sequential(
+        [keras.Input((4,)), hidden, keras.layers.Dense(1), keras.layers.Rescaling(unit)]
+    )
+    net.compile(keras.optimizers.Adam(1e-2), lambda a, b: ((a - b) / unit) ** 2)
+    net.fit(x, y, epochs=30, verbose=0)
+    model = r1.convert(net, likelihood="normal")
+    model.compile("adam")
+    model.fit(x, y, epochs=2, verbose=0)
+    low, high = model.posterior_predictive(x, seed=0).credible_interval(0.9)
+    assert 0.86 <= np.mean((low <= y) & (y <= high)) <= 0.94

@@ -65,7 +65,8 @@ def test_an_epoch_of_refused_batches_has_no_loss():
     model.compile("sgd")
     before = [np.array(v) for v in model.weights]
     with pytest.warns(UserWarning, match="In 1 of 1 epochs some batches, up to 100%"):
-        history = model.fit(np.full((8, 4), np.inf), np.zeros(8), verbose=0).history
+        data = tf.data.Dataset.from_tensor_slices((np.full((8, 4), np.inf), np.zeros(8)))
+        history = model.fit(data.batch(8), verbose=0).history
     assert np.isnan(history["loss"]).all()
     assert np.isnan(history["nll"]).all()
     for ours, theirs in zip(model.weights, before, strict=True):

@@ -161,6 +161,7 @@ def tracked_by_tensorflow(cls: type[T]) -> type[T]:
     def children(self: Any, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         found = dict(super(cls, self)._trackable_children(save_type, **kwargs))
         states = [generator.state for generator in self._seed_generators]
+        states += getattr(self, "state_beside_weights", [])
         for index, variable in enumerate([*own_variables(self), *states]):
             # At the time of the call: a variable made in a trial run has no value before.
             found[f"{variable.name.replace('/', '_')}_{index}"] = variable.value

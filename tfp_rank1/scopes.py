@@ -29,6 +29,7 @@ __all__ = [
     "seed_source",
     "shared_draws",
     "split_members",
+    "tempered_variance",
 ]
 
 T = TypeVar("T")
@@ -86,6 +87,10 @@ held_draws: Scope[weakref.WeakKeyDictionary[Any, Any]] = Scope(weakref.WeakKeyDi
 recorder: Scope[Any] = Scope(_none)
 # The request to one layer to return its mean and leave its variance there, not to draw; or None.
 marginal: Scope[Any] = Scope(_none)
+
+# The variance that a learned Gaussian noise has in the loss of a training step, or None for its
+# own.
+tempered_variance: Scope[Any] = Scope(_none)
 
 
 @contextlib.contextmanager

@@ -141,13 +141,14 @@ class Resume(keras.callbacks.Callback):
 
 
 def _saved_variables(model: keras.Model) -> list[keras.Variable]:
-    """Weights, slots of the optimizer and states of random generators, in a fixed order."""
+    """Weights, slots of the optimizer, and what is saved beside them, in a fixed order."""
     # Slots have to exist before they are restored, and Keras makes them in the first step only.
     trained = getattr(model, "optimizer_variables", model.trainable_variables)
     if model.optimizer is not None and not model.optimizer.built and trained:
         model.optimizer.build(trained)
     slots = [] if model.optimizer is None else model.optimizer.variables
-    return [*model.weights, *slots, *(g.state for g in _generators(model))]
+    beside = getattr(model, "state_beside_weights", [])
+    return [*model.weights, *slots, *(g.state for g in _generators(model)), *beside]
 
 
 def _content(model: keras.Model) -> bytes:

@@ -258,6 +258,13 @@ class Rank1Mixin(_Stock):
         """Whether calls draw: not if all factors are points."""
         return any(factor.posterior.stochastic for factor in self._factors())
 
+    @property
+    def num_random(self) -> int:
+        """Number of entries of a member's factors that are random."""
+        factors = [factor for factor in self._factors() if factor.posterior.stochastic]
+        means = [factor.mean() for factor in factors]
+        return sum(int(mean.shape[-1]) for mean in means)
+
     # -- calling --------------------------------------------------------------------------------
 
     def _perturb_inputs(self, x: tf.Tensor, channel_axis: Axes) -> tuple[tf.Tensor, tf.Tensor]:

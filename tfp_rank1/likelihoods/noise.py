@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
+from tfp_rank1 import scopes
 from tfp_rank1.checks import positive
 from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.likelihoods.base import Likelihood
@@ -110,6 +111,17 @@ class GaussianNoiseLikelihood(ScaledLikelihood):
 
     A subclass defines `distribution`, and `residuals` unless they are `y - z`.
     """
+
+    @property
+    def scale(self) -> tf.Tensor:
+        """The scale of the noise, `[D]` if it is learned, else scalar.
+
+        In the loss of a training step a learned scale is above the noise: see `model.noise`.
+        """
+        tempered = scopes.tempered_variance.value
+        if tempered is None or self.fixed_scale is not None:
+            return super().scale
+        return tf.sqrt(tempered)
 
     def residuals(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Targets minus raw outputs, on the scale of the raw outputs."""

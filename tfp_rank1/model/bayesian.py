@@ -40,7 +40,7 @@ from tfp_rank1.model.graph import (
     take_graph,
 )
 from tfp_rank1.model.monitors import tell_directions
-from tfp_rank1.model.noise import without_noise
+from tfp_rank1.model.noise import add_tempering, without_noise
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
 from tfp_rank1.model.replicas import Replicas
@@ -146,6 +146,7 @@ class BayesianModel(Replicas):
         self._options = Options()
         self._samplers = Samplers()
         object.__setattr__(self, "_frozen", [])
+        object.__setattr__(self, "_tempered", [])
         self._target_ranks: dict[str, int | None] = {}
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = MeanOrNaN(name="nll")
@@ -178,6 +179,8 @@ class BayesianModel(Replicas):
     # What `freeze_slow_weights` froze. Keras must not track this list: the variables and layers in
     # it would count as the model's own.
     _frozen: list[Any]
+    # The noise of the loss, see `model.noise`: no weight, as saved models have none in its place.
+    _tempered: list[keras.Variable]
 
     # -- compile --------------------------------------------------------------------------------
 
@@ -266,6 +269,7 @@ class BayesianModel(Replicas):
             self.likelihood, loss, keras.tree.flatten([metrics, weighted])
         )
         set_loss_tracker(self, MeanOrNaN(name="loss"))
+        add_tempering(self)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`, and which normalizations `freeze_slow_weights` froze."""
@@ -412,6 +416,19 @@ class BayesianModel(Replicas):
     def optimizer_variables(self) -> list[keras.Variable]:
         """The variables that the optimizer trains: not a noise that is learned in closed form."""
         return without_noise(self)
+
+    # Whether the loss of a training step has a noise of its own, see `model.noise`.
+    tempers_noise: ClassVar[bool] = True
+
+    def build_optimizer(self) -> None:
+        """Make the optimizer's slots, and the noise of the loss, if they are still to be made."""
+        super().build_optimizer()
+        add_tempering(self)
+
+    @property
+    def state_beside_weights(self) -> list[keras.Variable]:
+        """Variables that are saved with the model and are none of its weights."""
+        return self._tempered
 
     # -- parameters by role ---------------------------------------------------------------------
 
@@ -681,11 +698,17 @@ class BayesianModel(Replicas):
         """Save the state of the model's random generator, and N."""
         super().save_own_variables(store)
         save_seed_state(self.seed_generator, store)
+        for variable in self.state_beside_weights:
+            store[variable.name] = variable
         store["num_train_examples"] = np.float64(self.num_train_examples or 0)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
         arrays = load_seed_state(self.seed_generator, store)
+        add_tempering(self)
+        for variable in self.state_beside_weights:
+            if variable.name in arrays:  # files of 0.1.0 have none
+                variable.assign(arrays.pop(variable.name))
         count = float(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # an N that was given or just counted wins
             self._count = _check_count(count)

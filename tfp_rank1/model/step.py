@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
 from tfp_rank1.model.noise import (
@@ -46,17 +47,19 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     learned = [] if noise is None else noise.variables
     if starts_a_scale(model):
         learned = [model.likelihood.scale_at_start.variable]
-    before = Snapshot([*state_variables(model), *learned])
+    before = Snapshot([*state_variables(model), *learned, *model.state_beside_weights])
+    tempered = None
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
         if y is not None and model.likelihood.built:  # before the loss
             if noise is not None:
-                learn_noise(model, noise, y, outputs, sample_weight)
+                tempered = learn_noise(model, noise, y, outputs, sample_weight)
             if starts_a_scale(model):
                 inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
                 is_first = tf.equal(inner.iterations, 0)
                 start_scale(model, is_first, y, outputs, sample_weight)
-        objective = model.objective(y, outputs, sample_weight, training=True)
+        with scopes.tempered_variance.set(tempered):
+            objective = model.objective(y, outputs, sample_weight, training=True)
         loss = model.optimizer.scale_loss(objective.loss)
     gradients = tape.gradient(loss, [v.value for v in model.optimizer_variables])
     accepted = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
