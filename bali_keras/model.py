@@ -7,6 +7,7 @@ import inspect
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from bali_keras.example_weights import weight_of
@@ -111,7 +112,7 @@ class BaliModel(BayesianModel):
         super().__init__(*args, **kwargs)
         self._options = Settings()
         self._batch_size: int | None = None  # of the present `fit`
-        self.nll_of_last_fit: float | None = None  # of its last epoch, in this process
+        self.nll_of_last_fit: float | None = None  # of its last epoch
         # Keras saves layers under the names of attributes, in alphabetical order: in files the
         # output layer stands under this name.
         self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
@@ -314,6 +315,22 @@ class BaliModel(BayesianModel):
 
     def warn_of_refused(self, shares: list[float]) -> None:
         """Do nothing: `FitLength` counts the refused batches and warns."""
+
+    # -- persistence ----------------------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save what `BayesianModel` does, and the NLL by which the next `fit` knows other data."""
+        super().save_own_variables(store)
+        if self.nll_of_last_fit is not None:
+            store["nll_of_last_fit"] = np.float64(self.nll_of_last_fit)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` wrote."""
+        arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118  not a dict
+        found = arrays.pop("nll_of_last_fit", None)
+        if found is not None:
+            self.nll_of_last_fit = float(np.asarray(found))
+        super().load_own_variables(arrays)
 
     # -- one batch ------------------------------------------------------------------------------
 

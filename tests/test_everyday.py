@@ -53,6 +53,9 @@ def test_answers_are_numpy_arrays():
     found += [*normal.credible_interval(), normal.quantile(0.5), normal.cdf(np.zeros((5, 1)))]
     for answer in found:
         assert isinstance(answer, np.ndarray) and type(answer.numpy()) is np.ndarray
+    total = p.stddev().mean()
+    assert round(total, 3) >= 0.0 and {total: 1} and isinstance(p.mean().sum(), np.floating)
+    p.mean()[0] = 1.0
     chosen = p.mean()[p.mean().argmax(1) == 1]  # which tensors cannot do
     assert np.all(chosen[:, 1] > 0.5)
 
@@ -104,7 +107,7 @@ def test_inputs_of_any_name_are_exported(names, tmp_path):
     assert not np.allclose(found, served.samples(swapped, 2, seed=seed))
 
 
-def test_a_second_fit_to_other_data_warns():
+def test_a_second_fit_to_other_data_warns(tmp_path):
     """By another N, or by a loss that jumps; not on the same data, and not where it is meant."""
     model = net("bali")
     model.fit(X, Y, epochs=40, verbose=0)
@@ -113,8 +116,10 @@ def test_a_second_fit_to_other_data_warns():
         model.fit(X[:24], Y[:24], verbose=0)
     model = net("bali")
     model.fit(X, Y, epochs=40, verbose=0)
-    with pytest.warns(UserWarning, match="forget what it learned.*Received: an NLL of"):
-        model.fit(X, 1 - Y, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    for again in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        with pytest.warns(UserWarning, match="forget what it learned.*Received: an NLL of"):
+            again.fit(X, 1 - Y, epochs=2, verbose=0)
     drift = net("bali")
     drift.compile(forgetting=0.02)
     drift.fit(X, Y, epochs=40, verbose=0)

@@ -220,6 +220,42 @@ def test_metrics_leave_missing_targets_out():
     )
 
 
+def test_metrics_of_keras_leave_missing_targets_out():
+    """One by one where they are means over targets; NaN, and never 0, where nothing counts."""
+    y = np.where(SEEN, Y, np.nan)
+    scores = [
+        "mae",
+        keras.metrics.RootMeanSquaredError(name="rms"),
+        keras.metrics.LogCoshError(name="cosh"),
+        keras.metrics.R2Score(name="r2"),
+    ]
+    model = linear(LK.Normal(scale=0.5), metrics=scores)
+    model.fit(X, y, epochs=60, verbose=0)
+    logs = model.evaluate(X, y, verbose=0, return_dict=True)
+    mean = model.predict(X, verbose=0)
+    error = (Y - mean)[SEEN]
+    assert logs["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+    assert logs["rms"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+    assert logs["cosh"] == pytest.approx(np.log(np.cosh(error)).mean(), rel=1e-3)
+    whole = SEEN.all(1)
+    ratio = ((Y - mean)[whole] ** 2).sum(0) / ((Y - Y[whole].mean(0))[whole] ** 2).sum(0)
+    assert logs["r2"] == pytest.approx((1 - ratio).mean(), rel=1e-3)
+    one = np.arange(2) == np.arange(N)[:, None] % 2  # every example lacks a target
+    logs = model.evaluate(X, np.where(one, Y, np.nan), verbose=0, return_dict=True)
+    assert logs["mae"] == pytest.approx(np.abs((Y - mean)[one]).mean(), rel=1e-4)
+    assert np.isnan(logs["r2"])
+
+
+def test_weights_per_target_weigh_metrics_of_keras():
+    weights = np.where(SEEN, RNG.uniform(0.5, 2.0, (N, 2)), 0.0).astype("float32")
+    y = np.where(SEEN, Y, -999.0)
+    model = linear(LK.Normal(scale=0.5), weighted_metrics=[keras.metrics.MeanAbsoluteError("mae")])
+    model.fit(X, y, sample_weight=weights, epochs=2, verbose=0)
+    logs = model.evaluate(X, y, sample_weight=weights, verbose=0, return_dict=True)
+    error = np.abs(Y - model.predict(X, verbose=0))
+    assert logs["mae"] == pytest.approx(np.average(error, weights=weights), rel=1e-4)
+
+
 def test_nothing_observed_is_refused():
     with pytest.raises(ValueError, match="none of them observed"):
         linear(LK.Normal()).fit(X, np.full((N, 2), np.nan), verbose=0)

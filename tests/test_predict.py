@@ -91,6 +91,7 @@ def test_metrics_of_yes_and_no(kind):
         keras.metrics.AUC(5000, curve="PR", name="pr"),
         keras.metrics.Precision(name="precision"),
         keras.metrics.Recall(name="recall"),
+        keras.metrics.BinaryIoU(name="iou"),
         "binary_accuracy",
     ]
     found = {}
@@ -107,6 +108,8 @@ def test_metrics_of_yes_and_no(kind):
             sk.precision_score(y, p > 0.5, zero_division=0), abs=1e-6
         )
         assert logs["recall"] == pytest.approx(sk.recall_score(y, p > 0.5), abs=1e-6)
+        overlap = [sk.jaccard_score(y, p > 0.5, pos_label=c) for c in (0, 1)]
+        assert logs["iou"] == pytest.approx(np.mean(overlap), abs=1e-5)
         assert logs["binary_accuracy"] == pytest.approx(np.mean((p > 0.5) == y), abs=1e-6)
 
 
@@ -125,6 +128,9 @@ def test_metrics_of_classes(form):
         keras.metrics.CategoricalCrossentropy(name="ce"),
         keras.metrics.AUC(5000, multi_label=True, num_labels=3, name="auc"),
         keras.metrics.Precision(class_id=2, name="precision"),
+        keras.metrics.sparse_categorical_accuracy,
+        keras.metrics.MeanIoU(3, name="iou"),
+        "sparse_categorical_crossentropy",
         "accuracy",
         "crossentropy",
     ]
@@ -145,6 +151,9 @@ def test_metrics_of_classes(form):
         "crossentropy": logs["nll"],
         "auc": sk.roc_auc_score(np.eye(3)[labels], p),
         "precision": (labels == 2)[p[:, 2] > 0.5].mean(),
+        "sparse_categorical_accuracy": accuracy,
+        "iou": sk.jaccard_score(labels, p.argmax(1), average="macro"),
+        "sparse_categorical_crossentropy": logs["nll"],
     }
     assert {k: logs[k] for k in expected} == pytest.approx(expected, abs=2e-3)
 
@@ -156,20 +165,82 @@ def test_metrics_of_the_users_own(tmp_path):
     @keras.saving.register_keras_serializable("test_predict")
     def share(y_true, y_pred):
         seen.append((tuple(y_true.shape), tuple(y_pred.shape)))
-        return keras.ops.mean(y_pred[:, :1], axis=-1)
+        hit = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int64") == keras.ops.argmax(
+            y_pred, axis=-1
+        )
+        return keras.ops.cast(hit, "float32")
 
     y = targets("categorical")
     model = net("members", 3, "categorical", metrics=[share, "accuracy"])
     model.fit(X, y, batch_size=32, verbose=0)
-    assert {s[1][-1] for s in seen} == {3} and {len(s[0]) for s in seen} == {2}
+    assert {s[1][-1] for s in seen} == {3} and {len(s[0]) for s in seen} == {1}
     logs = model.evaluate(X, y, verbose=0, return_dict=True)
-    assert logs["share"] == pytest.approx(model.predict(X, verbose=0)[:, 0].mean(), rel=1e-5)
+    assert logs["share"] == pytest.approx(logs["accuracy"], rel=1e-5)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(X, y, verbose=0, return_dict=True) == pytest.approx(logs, rel=1e-6)
 
 
+def test_a_subclass_of_a_metric_of_keras_is_one():
+    @keras.saving.register_keras_serializable("test_predict")
+    class OwnAUC(keras.metrics.AUC):
+        pass
+
+    y = targets("bernoulli")
+    model = net("members", 2, "categorical", metrics=[OwnAUC(name="own"), keras.metrics.AUC()])
+    model.fit(X, y, epochs=5, verbose=0)
+    logs = model.evaluate(X, y, verbose=0, return_dict=True)
+    assert logs["own"] == logs["auc"]
+
+
+def test_targets_of_another_rank_follow_by_batch():
+    y = targets("categorical")
+    model = net("members", 3, "categorical")
+    model.num_train_examples = N
+    forms = [y, y[:, None], np.eye(3, dtype="float32")[y]]
+    found = [np.asarray(model.test_on_batch(X, form)).ravel()[0] for form in forms]
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+    for form in forms:
+        model.train_on_batch(X, form)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_without_static_sizes(kind):
+    """As `timeseries_dataset_from_array` gives them, [None, None, 1]."""
+    s = np.sin(np.arange(120) / 9).astype("float32")
+    data = keras.utils.timeseries_dataset_from_array(s[:, None], s[8:, None], 8, batch_size=32)
+    inputs = keras.Input((8, 1))
+    h = keras.layers.Flatten()(inputs)
+    if kind == "bali":
+        model = bk.BaliModel(inputs, bk.layers.DenseBali(1)(h), likelihood="normal")
+        model.compile()
+    else:
+        h = r1.layers.DenseRank1(1, ensemble_size=1)(h)
+        model = r1.BayesianModel(inputs, h, likelihood="normal")
+        model.compile("adam")
+    model.fit(data, epochs=2, verbose=0)
+    model.evaluate(data, verbose=0)
+    assert model.predict(data, verbose=0).shape == (112, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("call", ["evaluate", "predict"])
+def test_lists_and_rows_that_are_not_finite_are_named(kind, call):
+    model = net(kind, 3, "categorical")
+    arguments = (targets("categorical"),) if call == "evaluate" else ()
+    with pytest.raises(ValueError, match=r"`x` must be an array"):
+        getattr(model, call)(X.tolist(), *arguments, verbose=0)
+    with pytest.raises(ValueError, match="first of them row 4"):
+        bad = X.copy()
+        bad[4] = np.nan
+        getattr(model, call)(bad, *arguments, verbose=0)
+
+
 def test_unknown_metrics_are_named():
+    with pytest.raises(ValueError, match=r"keras.metrics.SparseCategoricalCrossentropy\(\)"):
+        net("members", 3, "categorical", metrics=[keras.losses.SparseCategoricalCrossentropy()])
+    with pytest.raises(ValueError, match=r"must be a list, tuple or dict: metrics=\['mae'\]"):
+        net("members", 3, "categorical", metrics="mae")
     with pytest.raises(ValueError, match=r"name of a metric of Keras\. Received: metrics='aucc'"):
         net("members", 3, "categorical", metrics=["aucc"])
 

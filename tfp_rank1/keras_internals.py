@@ -31,6 +31,7 @@ __all__ = [
     "compiled_loss",
     "compiled_metrics",
     "forget_metrics",
+    "function_within",
     "graph_of",
     "has_strategy_of_its_own",
     "hook_into_trainer",
@@ -144,6 +145,11 @@ def set_better_direction(metric: Any, direction: str) -> None:
     Keras sets the direction of its own metrics; no public argument sets that of others.
     """
     metric._direction = direction
+
+
+def function_within(metric: Any) -> Any:
+    """The function that a `keras.metrics.MeanMetricWrapper` averages; None for other metrics."""
+    return getattr(metric, "_fn", None)
 
 
 def better_direction(metric: Any) -> str | None:
@@ -367,7 +373,7 @@ def missing_names() -> list[str]:
         (keras.layers.Conv1D(1, 1), "Conv1D", ["_compute_causal_padding"]),
         (keras.layers.LSTMCell(1), "LSTMCell", ["_compute_carry_and_output_fused"]),
         (attention, "MultiHeadAttention", [*rank1_names, "_value_dim"]),
-        (keras.metrics.BinaryAccuracy(), "Metric", ["_direction"]),
+        (keras.metrics.BinaryAccuracy(), "Metric", ["_direction", "_fn"]),
         (inputs, "KerasTensor", ["_keras_history"]),
         (model, "Functional", ["_inputs_struct", "_nodes_by_depth", "_run_through_graph"]),
         (sequential, "Sequential", ["_functional"]),

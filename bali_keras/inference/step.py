@@ -36,7 +36,13 @@ from tfp_rank1.model.all_or_nothing import (
     sum_over_replicas,
 )
 from tfp_rank1.model.noise import start_scale, starts_a_scale
-from tfp_rank1.model.step import apply_gradients, checked_gradients, make_variables, track
+from tfp_rank1.model.step import (
+    apply_gradients,
+    checked_gradients,
+    make_variables,
+    track,
+    with_static_shapes,
+)
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
 __all__ = ["is_nll", "required_count", "role_of", "train_batch", "trained_layers"]
@@ -76,6 +82,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         The logs.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x = with_static_shapes(model, x)
     make_variables(model, x)  # Keras builds by a trial call, which must not be recorded
     before = Snapshot(_other_variables(model))
     rows = tf.shape(keras.tree.flatten(x)[0])[0]

@@ -325,8 +325,8 @@ class Likelihood(keras.layers.Layer):
             )
         if not np.any(observed):
             raise ValueError(
-                f"All targets are missing, so there is nothing to learn from. Received: {y.size} "
-                "targets, none of them observed"
+                f"All targets are missing, so there is no loss. Received: {y.size} targets, none "
+                "of them observed"
             )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfp_rank1.checks import rows_not_finite
 
-__all__ = ["check_arrays", "warn_of_missing"]
+__all__ = ["check_arrays", "check_inputs", "warn_of_missing"]
 
 
 def check_arrays(x: Any, y: Any) -> None:
@@ -24,12 +24,7 @@ def check_arrays(x: Any, y: Any) -> None:
         ValueError: for lists of numbers, arrays without examples or without targets, and inputs
             that are not finite, with the number of the first row.
     """
-    for name, value in (("x", x), ("y", y)):
-        if isinstance(value, list | tuple) and _are_numbers(keras.tree.flatten(value)):
-            raise ValueError(
-                f"Argument `{name}` must be an array, and a list is taken for several arrays: pass "
-                f"np.array({name}). Received: a {type(value).__name__} of {len(value)} entries"
-            )
+    check_inputs(x, y)
     arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
     if not arrays:
         return
@@ -38,7 +33,25 @@ def check_arrays(x: Any, y: Any) -> None:
     if any(0 in leaf.shape[:1] for leaf in arrays):
         shapes = [tuple(leaf.shape) for leaf in arrays]
         raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
-    for leaf in arrays:
+
+
+def check_inputs(x: Any, y: Any = None) -> None:
+    """Refuse lists of numbers, and inputs that are not finite; `evaluate`, `predict`, `fit` do.
+
+    Args:
+        x: inputs: an array or a structure of arrays.
+        y: targets, if there are any.
+
+    Raises:
+        ValueError: with the argument, or with the number of the first row.
+    """
+    for name, value in (("x", x), ("y", y)):
+        if isinstance(value, list | tuple) and _are_numbers(keras.tree.flatten(value)):
+            raise ValueError(
+                f"Argument `{name}` must be an array, and a list is taken for several arrays: pass "
+                f"np.array({name}). Received: a {type(value).__name__} of {len(value)} entries"
+            )
+    for leaf in keras.tree.flatten(x):
         _check_finite(leaf)
 
 

@@ -28,7 +28,7 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import objective as bound
 from tfp_rank1.model import roles, step
-from tfp_rank1.model.arrays import check_arrays, warn_of_missing
+from tfp_rank1.model.arrays import check_arrays, check_inputs, warn_of_missing
 from tfp_rank1.model.counting import count_examples, target_rank
 from tfp_rank1.model.graph import (
     check_members_agree,
@@ -483,11 +483,12 @@ class BayesianModel(Replicas):
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         check_arrays(x, y)
-        warn_of_missing(y)
         tell_directions(arguments.get("callbacks"))
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
+        if self.likelihood.has_missing_targets and not self.likelihood.is_categorical:
+            warn_of_missing(y)
         self._follow_targets("train", x, y)
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
@@ -531,14 +532,26 @@ class BayesianModel(Replicas):
         bound.kl_weight(self, training=True)  # raises without N, before Keras traces a step
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Loss and metrics as `keras.Model.evaluate` gives them, after checking targets in arrays.
+        """Loss and metrics as `keras.Model.evaluate` gives them, after checking arrays.
 
         Raises:
-            ValueError: if targets lie outside the support of the likelihood.
+            ValueError: for lists in place of arrays, inputs that are not finite, or targets outside
+                the support of the likelihood.
         """
+        check_inputs(x, y)
         self._check_array_targets(y)
         self._follow_targets("test", x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, for targets of any rank."""
+        self._follow_targets("train", x, y)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, for targets of any rank."""
+        self._follow_targets("test", x, y)
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     def _follow_targets(self, name: str, x: Any, y: Any) -> None:
         """Drop a compiled function if targets have another rank than those before.
@@ -579,15 +592,23 @@ class BayesianModel(Replicas):
         with self.predict_mode():
             return evaluated(self, x).mean()
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The predictive mean `E[y | x]` in units of the target, as a NumPy array.
 
         Probabilities of classes `[N, C]` for Categorical, `[N, targets]` for other likelihoods. The
         mean is that of `evaluation_samples` samples whose draws are the same for every example and
         call, so that a prediction does not depend on the batch; `posterior_predictive` draws anew.
-        Arguments are those of `keras.Model.predict`.
+
+        Args:
+            x: inputs: an array, a structure of arrays, or batches.
+            *args: as for `keras.Model.predict`.
+            **kwargs: as for `keras.Model.predict`.
+
+        Raises:
+            ValueError: for lists in place of arrays, or inputs that are not finite.
         """
-        return super().predict(*args, **kwargs)
+        check_inputs(x)
+        return super().predict(x, *args, **kwargs)
 
     # -- answers --------------------------------------------------------------------------------
 

@@ -206,6 +206,11 @@ def own_metrics(metrics: Any) -> Any:
 
     They would broadcast the targets over the members, and take raw outputs for probabilities.
     """
+    if metrics is not None and not isinstance(metrics, list | tuple | dict):
+        raise ValueError(
+            f"Metrics must be a list, tuple or dict: metrics=[{metrics!r}]. Received: "
+            f"metrics={metrics!r}"
+        )
     return keras.tree.map_structure(on_predictive_mean, metrics)
 
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1 import scopes
-from tfp_rank1.keras_internals import compiled_metrics, layers_of, own_state
+from tfp_rank1.keras_internals import compiled_metrics, input_structure, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
 from tfp_rank1.model.noise import (
     learn_noise,
@@ -28,6 +28,7 @@ __all__ = [
     "state_variables",
     "track",
     "train_batch",
+    "with_static_shapes",
 ]
 
 
@@ -42,6 +43,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         The logs by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x = with_static_shapes(model, x)
     make_variables(model, x)  # first: a snapshot holds only variables that exist
     noise = noise_in_closed_form(model)
     learned = [] if noise is None else noise.variables
@@ -71,11 +73,32 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
 def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """Loss and metrics of one batch, by the predictive distribution that `predict` averages."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x = with_static_shapes(model, x)
     mixture = evaluated(model, x)
     objective = evaluation_bound(model, y, mixture, sample_weight)
     # Raw outputs say it all, but where the last layer is integrated out.
     outputs = mixture.outputs if mixture.output_variance is None else mixture
     return track(model, objective, (x, y, outputs, sample_weight))
+
+
+def with_static_shapes(model: Any, x: Any) -> Any:
+    """Inputs with the static sizes of the model's own inputs, where a dataset leaves sizes open.
+
+    Args:
+        model: a `BayesianModel`; the inputs of a subclassed one are not known.
+        x: one batch of inputs.
+    """
+    structure = input_structure(model)
+    own, given = keras.tree.flatten(structure), keras.tree.flatten(x)
+    if structure is None or len(own) != len(given):
+        return x
+
+    def shaped(tensor: Any, symbolic: Any) -> Any:
+        if not isinstance(tensor, tf.Tensor) or tensor.shape.rank != len(symbolic.shape):
+            return tensor
+        return tf.ensure_shape(tensor, [None, *symbolic.shape[1:]])
+
+    return keras.tree.pack_sequence_as(x, [shaped(*v) for v in zip(given, own, strict=True)])
 
 
 def make_variables(model: Any, x: Any) -> None:

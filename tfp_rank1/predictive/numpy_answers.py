@@ -15,7 +15,15 @@ T = TypeVar("T")
 
 
 class NumpyArray(np.ndarray):
-    """A NumPy array that also has the method `numpy()`, as tensors have."""
+    """A NumPy array that also has the method `numpy()`, as tensors have.
+
+    What is computed from it are plain arrays and numbers.
+    """
+
+    def __array_wrap__(
+        self, array: np.ndarray, context: Any = None, return_scalar: bool = False
+    ) -> Any:
+        return np.asarray(array)[()]
 
     def numpy(self) -> np.ndarray:
         """The values as a plain `np.ndarray`."""
@@ -49,4 +57,5 @@ def _in_numpy(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _array(value: Any) -> Any:
     has_value = isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)
-    return np.asarray(value).view(NumpyArray) if has_value else value
+    is_computed = isinstance(value, np.ndarray | np.generic)  # from other answers
+    return np.array(value).view(NumpyArray) if has_value or is_computed else value
