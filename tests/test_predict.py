@@ -165,9 +165,8 @@ def test_metrics_of_the_users_own(tmp_path):
     @keras.saving.register_keras_serializable("test_predict")
     def share(y_true, y_pred):
         seen.append((tuple(y_true.shape), tuple(y_pred.shape)))
-        hit = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int64") == keras.ops.argmax(
-            y_pred, axis=-1
-        )
+        label, likeliest = keras.ops.reshape(y_true, (-1,)), keras.ops.argmax(y_pred, axis=-1)
+        hit = keras.ops.equal(keras.ops.cast(label, "int32"), keras.ops.cast(likeliest, "int32"))
         return keras.ops.cast(hit, "float32")
 
     y = targets("categorical")
@@ -179,6 +178,18 @@ def test_metrics_of_the_users_own(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(X, y, verbose=0, return_dict=True) == pytest.approx(logs, rel=1e-6)
+
+
+def test_functions_of_the_users_own_get_columns():
+    y = targets("normal")[:, 0]
+
+    def error(y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+    model = net("members", 1, "normal", metrics=[error, "mae"])
+    model.fit(X, y, verbose=0)
+    logs = model.evaluate(X, y, verbose=0, return_dict=True)
+    assert logs["error"] == pytest.approx(logs["mae"], rel=1e-6)
 
 
 def test_a_subclass_of_a_metric_of_keras_is_one():

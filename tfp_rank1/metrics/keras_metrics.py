@@ -63,7 +63,8 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
     probabilities of the classes, and the metric gets what it was made for: a metric of labels
     (`SparseCategoricalAccuracy`, `MeanIoU`) the labels; a metric of yes or no (`AUC`, `Precision`,
     `Recall`, `BinaryAccuracy`) of two classes the label and the second probability; all others of
-    Keras one-hot rows. A metric or function of the user's own gets targets and weights as they are.
+    Keras one-hot rows. A metric or function of the user's own gets targets and weights as they are,
+    numbers as `[B, targets]`, with NaN where one is missing.
 
     Missing targets are left out, one by one where the metric is a mean over targets. A metric that
     takes an example as a whole (`R2Score`, `F1Score`, `CosineSimilarity`) sees the examples without
@@ -97,7 +98,9 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
         mixture = self.mixture(y_pred)
         if not _is_of_keras(self.metric):
             self.counted.assign_add(1.0)
-            self._update(y_true, mixture.mean(), sample_weight)
+            # As columns: `[B]` less `[B, 1]` would be `[B, B]`.
+            y = y_true if mixture.likelihood.is_categorical else mixture.prepare_targets(y_true)
+            self._update(y, mixture.mean(), sample_weight)
             return
         targets = mixture.prepare_targets(y_true)
         observed = mixture.observed(targets)
