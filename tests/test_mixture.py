@@ -317,3 +317,34 @@ def test_integrated_outputs_are_a_wider_normal():
     np.testing.assert_allclose(np.var(draws, axis=0), exact.variance(), rtol=0.06)
     with pytest.raises(ValueError, match="such as Normal only"):
         r1.PosteriorPredictive(mean, r1.likelihoods.Poisson(), variance)
+
+
+@pytest.mark.parametrize("spread", [1e-2, 0.1, 1.0])
+def test_mutual_information_of_a_normal_ranks_like_the_epistemic_variance(spread):
+    """By dense quadrature, at any size; draws gave exactly 0 to many rows."""
+    rng = np.random.default_rng(0)
+    samples = (spread * rng.normal(size=(16, 40, 1))).astype("float32")
+    p = r1.PosteriorPredictive(samples, LK.Normal(scale=1.0))
+    found = p.mutual_information()
+    grid = np.linspace(-12, 12, 4001)[:, None, None]
+    density = np.exp(-0.5 * (grid - samples[..., 0].astype("float64")) ** 2) / np.sqrt(2 * np.pi)
+    mixture = density.mean(1)
+    entropy = -(mixture * np.log(mixture + 1e-300)).sum(0) * (grid[1, 0, 0] - grid[0, 0, 0])
+    np.testing.assert_allclose(found, entropy - 0.5 * np.log(2 * np.pi * np.e), rtol=0.12)
+    assert np.all(found > 0.0)
+    assert np.corrcoef(found, p.epistemic_variance()[:, 0])[0, 1] > 0.95
+    variance = np.full_like(samples, 0.01)
+    exact = r1.PosteriorPredictive(samples, LK.Normal(scale=1.0), variance)
+    np.testing.assert_allclose(
+        exact.mutual_information(), exact.by_example().mutual_information(), rtol=1e-4
+    )
+
+
+def test_mutual_information_of_several_targets():
+    """Small spreads: the sum of what each target tells."""
+    rng = np.random.default_rng(0)
+    samples = (0.05 * rng.normal(size=(16, 40, 3))).astype("float32")
+    p = r1.PosteriorPredictive(samples, LK.Normal(scale=1.0))
+    expected = 0.5 * p.epistemic_variance().sum(1)
+    assert np.corrcoef(p.mutual_information(), expected)[0, 1] > 0.8
+    assert np.mean(p.mutual_information()) == pytest.approx(expected.mean(), rel=0.2)
