@@ -96,6 +96,8 @@ def with_static_shapes(model: Any, x: Any) -> Any:
     def shaped(tensor: Any, symbolic: Any) -> Any:
         if not isinstance(tensor, tf.Tensor) or tensor.shape.rank != len(symbolic.shape):
             return tensor
+        if tensor.shape[1:].is_fully_defined():  # the operation would change nothing
+            return tensor
         return tf.ensure_shape(tensor, [None, *symbolic.shape[1:]])
 
     return keras.tree.pack_sequence_as(x, [shaped(*v) for v in zip(given, own, strict=True)])
