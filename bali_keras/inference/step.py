@@ -392,8 +392,7 @@ def _residuals(
     if noise is None or not is_nll(model):
         return None
     likelihood = model.likelihood
-    targets = likelihood.prepare_targets(batch.y, outputs.shape[-1])
-    targets = tf.where(likelihood.observed(targets), targets, likelihood.placeholder)
+    targets, _ = likelihood.filled(likelihood.prepare_targets(batch.y, outputs.shape[-1]))
     records = recorder.records.get(model.exact_layer)
     record = records[0] if records else None
     squares = squared_residuals(noise, record, targets, outputs)

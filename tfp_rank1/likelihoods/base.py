@@ -126,9 +126,8 @@ class Likelihood(keras.layers.Layer):
         self, distribution: tfd.Distribution, targets: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
         """As `log_prob`, for a distribution of the target such as `marginal` returns."""
-        observed = self.observed(targets)
-        # In place of NaN, whose gradient would be NaN although the value is left out.
-        values = tf.where(observed, targets, self.placeholder)
+        # No NaN, whose gradient would be NaN although the value is left out.
+        values, observed = self.filled(targets)
         if self.is_categorical:  # one variable, whose axis of targets has size 1
             log_probs = distribution.log_prob(values[..., 0])[..., tf.newaxis]
         else:
@@ -144,6 +143,11 @@ class Likelihood(keras.layers.Layer):
     def observed(self, targets: tf.Tensor) -> tf.Tensor:
         """Which targets are not missing, boolean `[..., targets]`: all but NaN."""
         return ~tf.math.is_nan(targets)
+
+    def filled(self, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The targets with `placeholder` for those that are missing, and which are `observed`."""
+        observed = self.observed(targets)
+        return tf.where(observed, targets, self.placeholder), observed
 
     def cdf(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         """`P(Y <= targets)` of each target on its own, `[..., targets]`."""

@@ -97,9 +97,8 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
         mixture = self.mixture(y_pred)
-        targets = mixture.prepare_targets(y_true)
-        observed = mixture.observed(targets)
-        values = self.values(tf.where(observed, targets, mixture.likelihood.placeholder), mixture)
+        targets, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
+        values = self.values(targets, mixture)
         weights = weights_by_target(sample_weight, observed)
         super().update_state(values, tf.broadcast_to(weights, tf.shape(values)))
 

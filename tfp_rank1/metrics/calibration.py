@@ -69,9 +69,7 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: labels `[B]` or `[B, targets]`, logits `[B, K, C]` or `[B, C]`."""
         mixture = self.mixture(y_pred)
-        targets = mixture.prepare_targets(y_true)
-        observed = mixture.observed(targets)
-        y = tf.where(observed, targets, mixture.likelihood.placeholder)
+        y, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
         confidence, correct = confidence_and_correctness(y, mixture)
         weight = weights_by_target(sample_weight, observed)
         # Cells are closed on the right, (0, 1/b], ..., (1 - 1/b, 1]: a confidence of 1 has a cell.

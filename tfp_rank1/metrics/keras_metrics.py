@@ -102,11 +102,9 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
             y = y_true if mixture.likelihood.is_categorical else mixture.prepare_targets(y_true)
             self._update(y, mixture.mean(), sample_weight)
             return
-        targets = mixture.prepare_targets(y_true)
-        observed = mixture.observed(targets)
+        targets, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
         weights = weights_by_target(sample_weight, observed)
         self.counted.assign_add(tf.reduce_sum(tf.cast(weights > 0.0, tf.float32)))
-        targets = tf.where(observed, targets, mixture.likelihood.placeholder)
         y, mean = self._arguments(targets, mixture)
         if _is_by_target(self.metric) and not mixture.likelihood.is_categorical:
             y, mean, weights = (tf.reshape(v, [-1, 1]) for v in (y, mean, weights))

@@ -39,7 +39,7 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.likelihoods import ClosedFormNoise
+from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.outputs import Outputs, as_members
@@ -93,11 +93,8 @@ def learn_noise(
     """
     members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
     model.likelihood.distribution(members.values)  # refuses a scale of another model
-    targets = model.likelihood.prepare_targets(y, members.num_outputs)
-    observed = model.likelihood.observed(targets)
-    targets = tf.where(observed, targets, model.likelihood.placeholder)
-    weights = weights_by_target(sample_weight, observed)
-    residuals = noise.residuals(members.for_all_samples(targets), members.values)
+    values, weights = _weighted_targets(model.likelihood, members, y, sample_weight)
+    residuals = noise.residuals(values, members.values)
     squares = members.average(tf.square(residuals))
     rows = tf.cast(tf.shape(squares)[0], tf.float32)
     spread = _squares_around_mean(members.average(residuals + members.values), weights)
@@ -127,6 +124,15 @@ def learn_noise(
         keep(variable, logarithm, accept)
         variance = tf.exp(logarithm)
     return variance
+
+
+def _weighted_targets(
+    likelihood: Likelihood, members: Outputs, y: Any, sample_weight: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Targets that broadcast over the members, and the weight of every target, `[B, D]`."""
+    prepared = likelihood.prepare_targets(y, members.num_outputs)
+    targets, observed = likelihood.filled(prepared)
+    return members.for_all_samples(targets), weights_by_target(sample_weight, observed)
 
 
 def _spread_of(members: Outputs) -> tf.Tensor:
@@ -181,10 +187,7 @@ def start_scale(
     likelihood = model.likelihood
     start = likelihood.scale_at_start
     members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
-    targets = likelihood.prepare_targets(y, members.num_outputs)
-    observed = likelihood.observed(targets)
-    weights = weights_by_target(sample_weight, observed)
-    values = members.for_all_samples(tf.where(observed, targets, likelihood.placeholder))
+    values, weights = _weighted_targets(likelihood, members, y, sample_weight)
     squares = members.average(tf.square(start.standardized(values, members.values)))
     total, count = sum_over_replicas(
         (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))
