@@ -130,6 +130,24 @@ class Posterior(Configurable):
         spread = {**parameters, name: value + tf.zeros([1, rows, *ones], value.dtype)}
         return self.distribution(spread).sample(seed=seed)
 
+    def widened(self, draws: tf.Tensor, parameters: Parameters, variance_factor: Any) -> tf.Tensor:
+        """Draws whose variance is c times that of the posterior.
+
+            mean + sqrt(c) (draw - mean)
+
+        Of a positive family the logarithms are widened, `mean (draw / mean)^sqrt(c)`, so that draws
+        stay positive.
+
+        Args:
+            draws: `[members, rows, dim]`.
+            parameters: as for `sample`.
+            variance_factor: c, at least 0, a number or a scalar tensor.
+        """
+        mean, root = self.mean(parameters), tf.sqrt(tf.cast(variance_factor, draws.dtype))
+        if self.positive:
+            return mean * tf.pow(draws / mean, root)
+        return mean + root * (draws - mean)
+
     def around(self, center: float) -> Posterior:
         """The same family with its mean at exactly `center` at the start.
 
@@ -332,6 +350,11 @@ class LogNormal(_LocationScale):
         scale = softplus_scale(parameters["rho"])
         return tf.exp(_normal_draws(parameters["loc"], scale, rows, seed))
 
+    def widened(self, draws: tf.Tensor, parameters: Parameters, variance_factor: Any) -> tf.Tensor:
+        """`exp(N(loc, c softplus(rho)^2))`: c is the factor of the logarithm's variance."""
+        loc, root = parameters["loc"], tf.sqrt(tf.cast(variance_factor, draws.dtype))
+        return tf.exp(loc + root * (tf.math.log(draws) - loc))
+
 
 class _HeavyTailed(_LocationScale):
     """Families without a variance, which start with a scale of their own."""
@@ -406,6 +429,12 @@ class HalfCauchy(_HeavyTailed):
 
     def mean(self, parameters: Parameters) -> tf.Tensor:
         return softplus_scale(parameters["loc"]) + softplus_scale(parameters["rho"])
+
+    def widened(self, draws: tf.Tensor, parameters: Parameters, variance_factor: Any) -> tf.Tensor:
+        """A half Cauchy with the same lower end and `sqrt(c)` times the scale."""
+        lower = softplus_scale(parameters["loc"])
+        root = tf.sqrt(tf.cast(variance_factor, draws.dtype))
+        return lower + root * (draws - lower)
 
 
 @registered("tfp_rank1.posteriors")

@@ -24,12 +24,15 @@ __all__ = [
     "marginal",
     "mean_mode",
     "members",
+    "noise_factor",
     "posterior_mean",
+    "posterior_scale",
     "recorder",
     "seed_source",
     "shared_draws",
     "split_members",
     "tempered_variance",
+    "variance_factor",
 ]
 
 T = TypeVar("T")
@@ -91,6 +94,18 @@ marginal: Scope[Any] = Scope(_none)
 # The variance that a learned Gaussian noise has in the loss of a training step, or None for its
 # own.
 tempered_variance: Scope[Any] = Scope(_none)
+# The factor c of all posterior variances in the answer under way, a float or a scalar tensor; None
+# outside of any model. The outermost model sets it, for all layers and models within.
+posterior_scale: Scope[Any] = Scope(_none)
+# The factor by which a learned scale of the noise is multiplied, a scalar tensor; None for 1. Only
+# the search of `calibrate` sets it.
+noise_factor: Scope[Any] = Scope(_none)
+
+
+def variance_factor() -> Any:
+    """The factor c of posterior variances in the answer under way; None where it is 1."""
+    factor = posterior_scale.value
+    return None if isinstance(factor, float) and factor == 1.0 else factor
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from bali_keras.recording import Record, Recorder, current_recorder
 from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
-from tfp_rank1.scopes import mean_mode, shared_draws
+from tfp_rank1.scopes import mean_mode, shared_draws, variance_factor
 
 __all__ = ["BaliLayer", "Marginal"]
 
@@ -27,7 +27,8 @@ class Marginal:
         layer: the layer.
 
     Attributes:
-        variance: `h' L^-1 h` of the layer's last call, `[B]`; None before it.
+        variance: `h' L^-1 h` of the layer's last call, `[B]`, times c in the answers of a
+            calibrated model; None before the call.
     """
 
     def __init__(self, layer: BaliLayer) -> None:
@@ -205,11 +206,11 @@ class BaliLayer(keras.layers.Layer):
         is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state.matrix_normal()
-            noise = self._noise(self.posterior_state.size)
+            noise = _widened(self._noise(self.posterior_state.size))
             return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
         with graph_of(h):
             mean = self._mean(h)
-            variance = None if is_mean else self._row_variance(h)
+            variance = None if is_mean else self._answer_variance(h)
         if marginal is not None and is_marginal:
             marginal.variance = variance
         if is_mean or is_marginal:
@@ -231,6 +232,11 @@ class BaliLayer(keras.layers.Layer):
         # No gradient: through the variance it would cost each layer a matrix product, and it
         # changed no result.
         return tf.stop_gradient(self.posterior_state.rows.variance(h))
+
+    def _answer_variance(self, h: tf.Tensor) -> tf.Tensor:
+        """`c h' L^-1 h`, where a calibrated model answers with c times its posterior variances."""
+        variance, factor = self._row_variance(h), variance_factor()
+        return variance if factor is None else tf.cast(factor, variance.dtype) * variance
 
     def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """`mean + sqrt(variance) C e` with `V = C C'`."""
@@ -305,6 +311,12 @@ class BaliLayer(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(load_seed_state(self.seed_generator, store))
+
+
+def _widened(noise: tf.Tensor) -> tf.Tensor:
+    """`sqrt(c) E`, where a calibrated model answers with c times its posterior variances."""
+    factor = variance_factor()
+    return noise if factor is None else tf.sqrt(tf.cast(factor, noise.dtype)) * noise
 
 
 def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfp_rank1 import scopes
 from tfp_rank1.posteriors import Posterior, Variables
 from tfp_rank1.priors import FactorState, Prior
 from tfp_rank1.random import fold_in
@@ -115,6 +116,8 @@ class Factor:
     def sample(self, rows: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Independent draws, `[members, rows, dim]`; `[members, 1, dim]` for a point.
 
+        In the answers of a calibrated model their variance is c times that of the posterior.
+
         Args:
             rows: number of draws per member.
             seed: int32 `[2]`.
@@ -126,7 +129,9 @@ class Factor:
             name: tf.convert_to_tensor(variable)[:, tf.newaxis]
             for name, variable in self.posterior_variables.items()
         }
-        return self.posterior.sample(parameters, rows, seed)
+        draws = self.posterior.sample(parameters, rows, seed)
+        factor = scopes.variance_factor()
+        return draws if factor is None else self.posterior.widened(draws, parameters, factor)
 
     def kl(self, seed: tf.Tensor) -> tf.Tensor:
         """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term, in nats.

@@ -201,6 +201,35 @@ class Likelihood(keras.layers.Layer):
         return self.log_prob(outputs, tf.cast(drawn, tf.float32), weights)
 
     @property
+    def has_temperature(self) -> bool:
+        """Whether `calibrate` can sharpen or flatten the distribution of the target.
+
+        A likelihood with a temperature overrides `tempered`, if a function of the outputs says it
+        all, or `multiply_scale`. False in the base class.
+        """
+        return False
+
+    def tempered(self, outputs: tf.Tensor, temperature: Any) -> tf.Tensor:
+        """Raw outputs at a temperature: logits divided by it, or scales multiplied by it.
+
+        Args:
+            outputs: raw outputs `[..., D]`.
+            temperature: above 0; above 1 the distribution is wider. A number or a scalar tensor.
+
+        Returns:
+            Raw outputs `[..., D]`; the outputs themselves, as in the base class, where they hold
+            neither logits nor scales.
+        """
+        return outputs
+
+    def multiply_scale(self, factor: float) -> None:
+        """Multiply a learned scale of the noise; nothing happens, as here, where there is none.
+
+        Args:
+            factor: above 0.
+        """
+
+    @property
     def closed_form_noise(self) -> Any:
         """A `ClosedFormNoise`, by which a `BaliModel` learns the noise from residuals.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
@@ -41,6 +41,15 @@ class Bernoulli(Likelihood):
             return None
         terms = -tf.math.xlogy(mean, mean) - tf.math.xlog1py(1.0 - mean, -mean)
         return tf.reduce_sum(terms, axis=-1)
+
+    @property
+    def has_temperature(self) -> bool:
+        """True: the logits are divided by it."""
+        return True
+
+    def tempered(self, outputs: tf.Tensor, temperature: Any) -> tf.Tensor:
+        """`outputs / temperature`."""
+        return outputs / tf.cast(temperature, outputs.dtype)
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(p (1 - p)) o e`."""

@@ -88,6 +88,15 @@ class Categorical(Likelihood):
             return tf.ones_like(labels, tf.bool)
         return tf.not_equal(labels, float(self.ignore_class))
 
+    @property
+    def has_temperature(self) -> bool:
+        """True: the logits are divided by it."""
+        return True
+
+    def tempered(self, outputs: tf.Tensor, temperature: Any) -> tf.Tensor:
+        """`outputs / temperature`."""
+        return outputs / tf.cast(temperature, outputs.dtype)
+
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(p) o e - p (sqrt(p)' e)`, of covariance `diag(p) - p p'`."""
         probabilities = tf.nn.softmax(outputs)

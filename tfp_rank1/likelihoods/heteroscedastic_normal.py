@@ -10,7 +10,8 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_rank1.checks import positive
 from tfp_rank1.likelihoods.base import Likelihood
-from tfp_rank1.likelihoods.noise import ScaleAtStart
+from tfp_rank1.likelihoods.noise import ScaleAtStart, softplus_inverse
+from tfp_rank1.posteriors import SCALE_FLOOR
 from tfp_rank1.serialization import registered
 
 __all__ = ["HeteroscedasticNormal"]
@@ -79,6 +80,18 @@ class HeteroscedasticNormal(Likelihood):
         if self.min_scale is not None:
             return tf.constant(self.min_scale, tf.float32)
         return _RELATIVE * self._unit()
+
+    @property
+    def has_temperature(self) -> bool:
+        """True: predicted scales are multiplied by it."""
+        return True
+
+    def tempered(self, outputs: tf.Tensor, temperature: Any) -> tf.Tensor:
+        """Outputs whose scale is `temperature scale`, or `min_scale` if that is larger."""
+        loc, raw = tf.split(outputs, 2, axis=-1)
+        scale = tf.cast(temperature, outputs.dtype) * self._scale(raw)
+        above = (scale - self.lowest_scale()) / self._unit()
+        return tf.concat([loc, softplus_inverse(tf.maximum(above, SCALE_FLOOR))], axis=-1)
 
     @property
     def scale_at_start(self) -> ScaleAtStart | None:

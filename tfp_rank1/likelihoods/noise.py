@@ -14,7 +14,13 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.likelihoods.base import Likelihood
 from tfp_rank1.posteriors import SCALE_FLOOR, softplus_scale
 
-__all__ = ["ClosedFormNoise", "GaussianNoiseLikelihood", "ScaleAtStart", "ScaledLikelihood"]
+__all__ = [
+    "ClosedFormNoise",
+    "GaussianNoiseLikelihood",
+    "ScaleAtStart",
+    "ScaledLikelihood",
+    "softplus_inverse",
+]
 
 # Smallest variance, in units of `initial_scale` squared, because float32 residuals are no finer.
 _SMALLEST = 1e-10
@@ -74,7 +80,18 @@ class ScaledLikelihood(Likelihood):
                 f"{name}({argument}=0.5). "
                 f"Received: {argument}=None"
             )
-        return softplus_scale(self.rho)
+        factor = scopes.noise_factor.value
+        return softplus_scale(self.rho) if factor is None else factor * softplus_scale(self.rho)
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the scale is learned; a scale that the user fixed stays."""
+        return self.fixed_scale is None
+
+    def multiply_scale(self, factor: float) -> None:
+        """Multiply a learned scale."""
+        if self.rho is not None:
+            self.rho.assign(_raw_scale(factor * softplus_scale(self.rho)))
 
     def scale_of(self, outputs: tf.Tensor) -> tf.Tensor:
         """The scale for raw outputs `[..., D]`.
@@ -243,7 +260,10 @@ class ClosedFormNoise:
 
 def _raw_scale(scale: tf.Tensor) -> tf.Tensor:
     """The value of `rho` that gives a scale."""
-    scale = tf.maximum(scale - SCALE_FLOOR, SCALE_FLOOR)
-    # The inverse of softplus as `log(exp(scale) - 1)` would overflow for a large scale, and round
-    # to `log(0)` for a small one.
-    return scale + tf.math.log(-tf.math.expm1(-scale))
+    return softplus_inverse(tf.maximum(scale - SCALE_FLOOR, SCALE_FLOOR))
+
+
+def softplus_inverse(value: tf.Tensor) -> tf.Tensor:
+    """The number whose softplus is `value`, above 0."""
+    # `log(exp(value) - 1)` would overflow for a large value, and round to `log(0)` for a small one.
+    return value + tf.math.log(-tf.math.expm1(-value))
