@@ -17,11 +17,18 @@ _JUMP = 1.0
 
 
 class FactoriseAtEnd(keras.callbacks.Callback):
-    """Brings the covariances up to date at the end of a fit, also of one within the warm-up."""
+    """Brings the covariances up to date at the end of a fit, also of one within the warm-up.
+
+    At the end of every epoch it logs the hyperparameters in use.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._bali = model
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            logs.update(self._bali.hyperparameter_logs())
 
     def on_train_end(self, logs: Any = None) -> None:
         # Before the first step there are no statistics to factorise.

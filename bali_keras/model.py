@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from typing import Any, ClassVar
 
 import keras
@@ -12,19 +13,30 @@ import tensorflow as tf
 
 from bali_keras.example_weights import weight_of
 from bali_keras.fit_length import FactoriseAtEnd, FitLength, OtherData
+from bali_keras.hyperparameters import Hyperparameters, as_floats
 from bali_keras.inference.output import exact_layer_of
+from bali_keras.inference.posterior import Prior
 from bali_keras.inference.statistics import Accumulation
-from bali_keras.inference.step import required_count, role_of, train_batch, trained_layers
+from bali_keras.inference.step import (
+    is_nll,
+    required_count,
+    role_of,
+    train_batch,
+    trained_layers,
+)
 from bali_keras.inference.update import Health, factorise
 from bali_keras.layers import BaliLayer
 from bali_keras.layers.base import Marginal
 from bali_keras.recording import Recorder
+from bali_keras.search import Search, plan_for
+from bali_keras.search_data import in_memory
 from bali_keras.settings import Settings
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
+from tfp_rank1.model.step import make_variables
 from tfp_rank1.scopes import mean_mode
 from tfp_rank1.serialization import registered
 
@@ -107,6 +119,7 @@ class BaliModel(BayesianModel):
 
     _options: Settings
     training_logs = (*_HEALTH, "refused")
+    hyperparameters: Hyperparameters
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -118,6 +131,8 @@ class BaliModel(BayesianModel):
         self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
         self._counters = Counters(self)
         self._noise_weight = Accumulation(self, "noise")
+        # Keras must not track these variables: they are no weights of the model.
+        object.__setattr__(self, "hyperparameters", Hyperparameters())
         self._health = {name: keras.metrics.Mean(name=name) for name in _HEALTH}
 
     @property
@@ -146,6 +161,7 @@ class BaliModel(BayesianModel):
         damping: Any = Settings.damping,
         prior_precision: float | None = Settings.prior_precision,
         prior_row_precision: Any = Settings.prior_row_precision,
+        covariance_scale: float | None = Settings.covariance_scale,
         temperature: float = Settings.temperature,
         warmup_steps: int | None = Settings.warmup_steps,
         trust_region: float | None = Settings.trust_region,
@@ -200,6 +216,7 @@ class BaliModel(BayesianModel):
             damping=damping,
             prior_precision=prior_precision,
             prior_row_precision=prior_row_precision,
+            covariance_scale=covariance_scale,
             temperature=temperature,
             warmup_steps=warmup_steps,
             trust_region=trust_region,
@@ -211,8 +228,7 @@ class BaliModel(BayesianModel):
             loss = loss[0]  # Keras allows a list for one output
         multiplier = _take_multiplier(kwargs, optimizer)
         loss = known_loss(loss, self.likelihood)
-        is_nll = isinstance(loss, NegativeLogLikelihood)
-        if not is_nll and self.likelihood.closed_form_noise is not None:
+        if not isinstance(loss, NegativeLogLikelihood) and self.likelihood.closed_form_noise is not None:
             raise ValueError(
                 "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
                 "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
@@ -261,6 +277,53 @@ class BaliModel(BayesianModel):
         del arguments["self"]
         return super().fit(**arguments)
 
+    def prepare_fit(self, arguments: dict[str, Any]) -> None:
+        """Search for the hyperparameters that `compile` left open, before the first fit.
+
+        There is no search for fits below 100 steps, for data that can be read only once, and for
+        nets that start at trained weights, which have seen what would be held out.
+        """
+        wanted, count = self._options.not_given, self.num_train_examples
+        if self.likelihood.discrete:  # where less damping was never better
+            wanted = tuple(name for name in wanted if name != "damping")
+        is_fresh = int(self._counters.updates.numpy()) == 0 and not self.hyperparameters.are_found
+        if not wanted or not is_fresh or count is None or not is_nll(self):
+            return
+        steps = _steps(arguments, count)
+        batch_size = self._batch_size or 32
+        # Before the data are read: most fits that are too short need no look at them.
+        if steps is None or plan_for(int(count), count, steps, batch_size) is None:
+            return
+        examples = in_memory(arguments, int(count))
+        plan = examples and plan_for(len(examples), count, steps, batch_size)
+        if not examples or not plan:
+            return
+        make_variables(self, keras.tree.map_structure(tf.convert_to_tensor, examples.take(
+            np.arange(2)).x))  # fmt: skip
+        if any(layer.prior_at_mean for layer in trained_layers(self)):
+            return
+        self.build_optimizer()
+        found = Search(self, examples, plan, self._train_for).run(wanted)
+        self.hyperparameters.assign(**found)
+        if arguments.get("verbose", "auto") not in (0, "0"):
+            text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+            keras.utils.io_utils.print_msg(f"Found on held-out parts of the training data: {text}")
+
+    def _train_for(self, batches: tf.data.Dataset, steps: int) -> None:
+        """A fit without callbacks, for a search."""
+        self._counters.first_step.assign(1)
+        self._counters.last_step.assign(steps)
+        super(BayesianModel, self).fit(
+            batches, epochs=1, steps_per_epoch=steps, verbose=0, shuffle=False
+        )
+        self.factorise()
+
+    @property
+    def every_variable(self) -> list[keras.Variable]:
+        """All that a fit changes: weights, seeds, metrics, and the optimizer's slots."""
+        slots = [] if self.optimizer is None else self.optimizer.variables
+        return [*self.variables, *slots]
+
     def count_examples(self, arguments: dict[str, Any]) -> float | None:
         """N: the total sample weight of the training examples of `fit`; None if unknown."""
         count = super().count_examples(arguments)
@@ -289,16 +352,49 @@ class BaliModel(BayesianModel):
         Raises:
             ValueError: if N is not known.
         """
-        count = required_count(self)
+        count = self.hyperparameters.num_examples(required_count(self))
+        prior = self.prior()
         layers = [
-            (
-                v.posterior_state,
-                self._options.prior_of(v, count, self.likelihood),
-                role_of(self, v),
-            )
+            (v.posterior_state, self._options.prior_of(v, prior), role_of(self, v))
             for v in trained_layers(self)
         ]
-        return bool(factorise(layers, tf.constant(count / self._options.temperature, tf.float32)))
+        return bool(factorise(layers, count / self._options.temperature))
+
+    def prior(self) -> Prior:
+        """Prior, damping and scale of the covariances of the layers: given, found, or default."""
+        layers = len(trained_layers(self))
+        return self.hyperparameters.prior(
+            self._options, self.num_train_examples, layers, self.likelihood
+        )
+
+    def hyperparameter_values(self) -> dict[str, float]:
+        """Prior precision, damping and covariance scale in use, by name."""
+        return as_floats(self.prior())
+
+    def hyperparameter_logs(self) -> dict[str, float]:
+        """`hyperparameter_values`, and the number of parameters that the data determine."""
+        prior, layers = self.prior(), [v for v in trained_layers(self) if v.built]
+        determined = sum(
+            float(v.posterior_state.effective_parameters(self._options.prior_of(v, prior)))
+            for v in layers
+            if bool(v.posterior_state.has_statistics())
+        )
+        return {**as_floats(prior), "effective_parameters": determined}
+
+    @property
+    def prior_precision(self) -> float:
+        """p in use: given to `compile`, found by `fit`, or the default; in units of fan-in."""
+        return as_floats(self.prior())["prior_precision"]
+
+    @property
+    def damping(self) -> float:
+        """The absolute damping a of the Fisher information in use."""
+        return as_floats(self.prior())["damping"]
+
+    @property
+    def covariance_scale(self) -> float:
+        """The scale c of the posteriors' covariances in use."""
+        return as_floats(self.prior())["covariance_scale"]
 
     def set_annealing(self, annealing: Annealing | None) -> None:
         """Refuse an annealing: the posteriors of BALI layers come from no loss with a KL weight.
@@ -317,6 +413,11 @@ class BaliModel(BayesianModel):
         """Do nothing: `FitLength` counts the refused batches and warns."""
 
     # -- persistence ----------------------------------------------------------------------------
+
+    @property
+    def state_beside_weights(self) -> list[keras.Variable]:
+        """Variables that are saved with the model and are none of its weights."""
+        return self.hyperparameters.variables
 
     def save_own_variables(self, store: Any) -> None:
         """Save what `BayesianModel` does, and the NLL by which the next `fit` knows other data."""
@@ -462,6 +563,20 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
             )
     multiplier = arguments.pop("factor_learning_rate_multiplier", 1.0)
     return check_multiplier(multiplier, optimizer)
+
+
+def _steps(arguments: dict[str, Any], count: float) -> int | None:
+    """Number of steps of a fit; None where its arguments do not tell."""
+    x, epochs = arguments.get("x"), arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    per_epoch = arguments.get("steps_per_epoch")
+    if per_epoch is None and isinstance(x, tf.data.Dataset):
+        found = int(x.cardinality())
+        per_epoch = found if found > 0 else None
+    elif per_epoch is None and isinstance(x, keras.utils.PyDataset):
+        per_epoch = x.num_batches
+    elif per_epoch is None:
+        per_epoch = math.ceil(count / (arguments.get("batch_size") or 32))
+    return None if per_epoch is None else int(per_epoch) * int(epochs)
 
 
 def _batch_size(x: Any, batch_size: int | None) -> int:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_rank1.checks import whole
+from tfp_rank1.checks import positive, whole
 from tfp_rank1.serialization import Configurable, registered
 
 __all__ = [
     "Averaging",
     "Constant",
     "Linear",
+    "PerFit",
     "Progress",
     "Schedule",
     "check_rate",
@@ -130,6 +131,52 @@ class Linear(Schedule):
 
 
 @registered("bali_keras.schedules")
+class PerFit(Schedule):
+    """`rho` falls on a line in units of the fit: a fit of T steps has the rates
+
+        rho_t = start_T + (end_T - start_T) t / T,    start_T = min(start / T, largest)
+                                                      end_T = min(end / T, largest)
+
+    The averages remember the last `1 / start` of the fit at its beginning, and `1 / end` at its
+    end. A result depends little on the batch size and on the number of epochs, because neither
+    changes what part of the data an average holds. Every `fit` begins a new line.
+
+    Args:
+        start: rate of the first step times the number of steps, above 0. Defaults to 100.
+        end: rate of the last step times the number of steps, in (0, start]. Defaults to 1.5.
+        largest: upper bound of the rates, in (0, 1]. Defaults to 0.25.
+
+    Raises:
+        ValueError: for rates that are not above 0, an `end` above `start`, or a `largest` outside
+            of (0, 1].
+
+    Example:
+    ```python
+    model.compile(forgetting=bali_keras.schedules.PerFit(200.0, 3.0))
+    ```
+    """
+
+    needs_length = True
+
+    def __init__(self, start: float = 100.0, end: float = 1.5, largest: float = 0.25) -> None:
+        self.start, self.end = positive("start", start), positive("end", end)
+        self.largest = check_rate("largest", largest)
+        if self.end > self.start:
+            raise ValueError(
+                f"Argument `end` must not exceed `start`. Received: start={start}, end={end}"
+            )
+
+    def __call__(self, progress: Progress) -> tf.Tensor:
+        length = tf.cast(tf.maximum(progress.last - progress.first + 1, 1), tf.float32)
+        start, end = (tf.minimum(v / length, self.largest) for v in (self.start, self.end))
+        done = tf.cast(progress.step - progress.first, tf.float32) / length
+        return start + (end - start) * tf.clip_by_value(done, 0.0, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, "largest": self.largest}
+
+
+@registered("bali_keras.schedules")
 class Averaging(Schedule):
     """`rho = 1 / t` at step t: all examples seen so far count alike, and none is forgotten.
 
@@ -160,7 +207,7 @@ def get(forgetting: Any) -> Schedule:
         return Constant(check_rate("forgetting", float(forgetting)))
     raise ValueError(
         "Argument `forgetting` must be a rate in (0, 1] or a bali_keras.schedules object, for "
-        f"example schedules.Linear(0.07, 0.001). Received: forgetting={forgetting!r}"
+        f"example schedules.PerFit(). Received: forgetting={forgetting!r}"
     )
 
 

@@ -14,20 +14,14 @@ import tensorflow as tf
 from bali_keras import schedules
 from bali_keras.inference.posterior import Prior
 from tfp_rank1.checks import positive, whole
-from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.options import Options
 from tfp_rank1.serialization import serialize
 
 __all__ = ["Settings"]
 
 # A falling rate, because constant rates of 0.05 and more became unstable in long runs.
-_FORGETTING = schedules.Linear(0.07, 0.001)
-# As a net fits, F vanishes in some directions, and V grows without bound there unless V^-1 has an
-# absolute lower bound. The bound falls with N, because the Fisher information of few examples is
-# less certain: it is 0.1 for a hundred examples, 0.02 for 60,000.
-DAMPING_SCALE, DAMPING_POWER, RELATIVE_DAMPING = 0.3, -0.25, 0.001
-# For classes and counts, and for continuous targets: one number each for all data sets tried.
-PRIOR_PRECISION_DISCRETE, PRIOR_PRECISION_CONTINUOUS = 0.02, 0.06
+_FORGETTING = schedules.PerFit()
+RELATIVE_DAMPING = 0.001
 # Weights that move by statistics of one small batch are destroyed; ten batches are enough.
 WARMUP_STEPS = 10
 
@@ -43,6 +37,7 @@ class Settings(Options):
             derive it from the likelihood.
         prior_row_precision: L0 as a number or a matrix, or a dict of these by layer name; None to
             derive L0 from `prior_precision`.
+        covariance_scale: c, by which covariances of posteriors are multiplied; None to find it.
         temperature: T; inference divides N by T.
         warmup_steps: number of first steps that only gather statistics; None for 10, but at most
             a third of the fit.
@@ -55,6 +50,7 @@ class Settings(Options):
     damping: tuple[float, float] | None = None
     prior_precision: float | None = None
     prior_row_precision: Any = None
+    covariance_scale: float | None = None
     temperature: float = 1.0
     # Statistics of the first small batch alone would destroy the initial weights of the net.
     warmup_steps: int | None = None
@@ -75,7 +71,8 @@ class Settings(Options):
         if values["damping"] is not None:
             values["damping"] = _damping(values["damping"])
         values["prior_row_precision"] = _row_precision(values["prior_row_precision"])
-        for name in ("prior_precision", "temperature", "noise_prior", "trust_region"):
+        for name in ("prior_precision", "temperature", "noise_prior", "trust_region",
+                     "covariance_scale"):
             if values[name] is not None or name in ("temperature", "noise_prior"):
                 values[name] = positive(name, values[name])
         if values["factorise_every"] is not None:
@@ -84,6 +81,14 @@ class Settings(Options):
         if values["warmup_steps"] is not None:
             values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)
+
+    @property
+    def not_given(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that `fit` may search for."""
+        names = "prior_precision", "damping", "covariance_scale"
+        is_row_given = self.prior_row_precision is not None
+        open_ones = [name for name in names if getattr(self, name) is None]
+        return tuple(n for n in open_ones if not (n == "prior_precision" and is_row_given))
 
     def check_names(self, layers: list[keras.layers.Layer]) -> None:
         """Refuse a `prior_row_precision` for a layer that the model does not have.
@@ -110,26 +115,17 @@ class Settings(Options):
         third = (progress.last - progress.first + 1) // 3
         return tf.where(progress.last > 0, tf.minimum(third, WARMUP_STEPS), WARMUP_STEPS)
 
-    def prior_of(
-        self, layer: keras.layers.Layer, num_examples: float, likelihood: Likelihood
-    ) -> Prior:
-        """The prior and damping of one layer.
+    def prior_of(self, layer: keras.layers.Layer, prior: Prior) -> Prior:
+        """The prior and damping of one layer: the model's, or with an L0 of the layer's own.
 
         Args:
             layer: the layer.
-            num_examples: N.
-            likelihood: the model's likelihood, on which the default prior depends.
+            prior: prior and damping of the model.
         """
         row = self.prior_row_precision
         if isinstance(row, Mapping):
             row = row.get(layer.name)
-        damping, precision = self.damping, self.prior_precision
-        if damping is None:
-            damping = DAMPING_SCALE * num_examples**DAMPING_POWER, RELATIVE_DAMPING
-        if precision is None:
-            discrete = likelihood.discrete
-            precision = PRIOR_PRECISION_DISCRETE if discrete else PRIOR_PRECISION_CONTINUOUS
-        return Prior(precision, row, damping)
+        return prior._replace(row_precision=row)
 
     def get_config(self) -> dict[str, Any]:
         own = {f.name for f in dataclasses.fields(self)} - {

@@ -6,16 +6,20 @@ F over rows (an example of a convolution has one row per position).
 
     S <- average of h_n h_n'        F <- average of s_n s_n'        (s: see `Likelihood.scores`)
 
-    V^-1 = F + damping        L = L0 + N S        N: training examples / temperature
+    V^-1 = F + damping        L = (L0 + N S) / c        N: training examples / temperature
 
 Pseudo-targets are the pre-activations moved along the gradient, `y_n = M' h_n + V g_n`. Given
-these targets the posterior has the natural parameter `L M = L0 M0 + N T`, where T is the average
+these targets the posterior has the natural parameter `c L M = L0 M0 + N T`, where T is the average
 of `h_n y_n'`. The moving average of this parameter is a step of M:
 
-    M <- M + rho L^-1 [ N / B H' G V - L0 (M - M0) ]
+    M <- M + rho (c L)^-1 [ N / B H' G V - L0 (M - M0) ]
 
 A step needs no memory for T and may use an L^-1 that is a few steps old. The bracket alone decides
 where M comes to rest, which is where the gradient of the log-posterior vanishes.
+
+The scale c of the covariance is 1 for one layer, whose posterior is then exact. The posteriors of
+several layers are independent of each other, and each holds the uncertainty of the outputs as if it
+were the only one: c, by default 1 / layers, counts it once. It leaves the mean where it is.
 
 Where an example n has several rows t, the product `S (x) F` ignores the correlation between the
 rows. F is therefore multiplied by c, unless c is below 1: the ratio of the information of all rows
@@ -57,20 +61,22 @@ class Prior(NamedTuple):
         row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive L0 from
             `weight_precision`.
         damping: absolute and relative part of the damping of F.
+        covariance_scale: c of the module's equation.
     """
 
-    weight_precision: float
+    weight_precision: Any
     row_precision: Any
-    damping: tuple[float, float]
+    damping: tuple[Any, float]
+    covariance_scale: Any = 1.0
 
 
 class Step(NamedTuple):
     """A step of M at rate 1.
 
     Attributes:
-        move: `L^-1 A`, `[d, k]`, where A is the bracket of the module's equation.
-        kl: `1/2 tr(V^-1 A' L^-1 A)`, scalar: the KL in nats of the posterior after the step from
-            the one before.
+        move: `(c L)^-1 A`, `[d, k]`, where A is the bracket of the module's equation.
+        kl: `1/2 tr(V^-1 A' (c L)^-1 A)`, scalar: for c = 1 the KL in nats of the posterior after
+            the step from the one before.
     """
 
     move: tf.Tensor
@@ -181,6 +187,22 @@ class LayerPosterior:
             return tf.linalg.logdet(self._matrix(prior.row_precision))
         return self.size[0] * tf.math.log(self.prior_row_precision)
 
+    def effective_parameters(self, prior: Prior) -> tf.Tensor:
+        """`tr(F V) (d - tr(L0 (c L)^-1))`: how many weights the data determine, scalar.
+
+        The first term counts outputs, by how much of V^-1 is not damping; the second inputs. An
+        exact output layer has no damping, and its first term is k.
+
+        Source: MacKay (1992), "Bayesian Interpolation".
+        """
+        d, k = self.size
+        fisher = self._rows_together() * self.fisher.value()
+        is_exact = tf.equal(tf.linalg.trace(fisher), 0.0)
+        outputs = tf.reduce_sum(fisher * tf.convert_to_tensor(self.column_covariance))
+        outputs = tf.where(is_exact, tf.cast(k, self.dtype), outputs)
+        trace = self.rows.trace_with(lambda right: self.prior_times(prior, right))
+        return outputs * (d - trace / tf.cast(prior.covariance_scale, self.dtype))
+
     # -- updating -------------------------------------------------------------------------------
 
     def collect(self, sums: BatchSums, rate: tf.Tensor, accept: tf.Tensor) -> None:
@@ -209,6 +231,7 @@ class LayerPosterior:
         column, column_precision = role.column(fisher, prior.damping)
         number, matrix = self._prior_of(prior, tf.linalg.trace(column_precision))
         row = self.rows.factorised(tf.cast(num_examples, self.dtype), matrix)
+        row *= tf.sqrt(tf.cast(prior.covariance_scale, self.dtype))
         return Factors(number, row, column, column_precision)
 
     def take(self, factors: Factors, prior: Prior, accept: tf.Tensor) -> None:
@@ -260,7 +283,8 @@ class LayerPosterior:
         if prior.row_precision is not None:
             number = tf.constant(float(prior.row_precision), self.dtype)
         else:
-            number = prior.weight_precision * self.fan_in * self.size[1] / trace
+            precision = tf.cast(prior.weight_precision, self.dtype)
+            number = precision * self.fan_in * self.size[1] / trace
         return number, number
 
     def step(
@@ -282,7 +306,8 @@ class LayerPosterior:
         share = tf.cast(tf.math.divide_no_nan(num_examples, sums.examples), self.dtype)
         column_covariance = tf.convert_to_tensor(self.column_covariance)
         gradient, shift = role.gradient_and_shift(share * sums.cross, column_covariance)
-        move = self.rows.apply(shift - self.prior_times(prior, self.offset()))
+        scale = tf.cast(prior.covariance_scale, self.dtype)
+        move = self.rows.apply(shift - self.prior_times(prior, self.offset())) / scale
         # `gradient - pull` is `A V^-1` without another matrix product. `pull` is as old as the last
         # factorisation, so the sum may fall below 0, which no KL does.
         kl = 0.5 * tf.reduce_sum(move * (gradient - self.pull))

@@ -249,7 +249,7 @@ def _sums(
         batch: the batch of this replica.
         seed: int32 `[2]`, the same on all replicas.
     """
-    layers = trained_layers(model)
+    layers, prior = trained_layers(model), model.prior()
     records = [recorder.records[layer] for layer in layers]
     outputs = [[r.outputs for r in calls] for calls in records]
     states, roles = [v.posterior_state for v in layers], [role_of(model, v) for v in layers]
@@ -285,8 +285,9 @@ def _sums(
             },
         )
     # One row's part in the sums over the data that the covariances stand for.
-    count = required_count(model) / model._options.temperature
-    per_example = tf.math.divide_no_nan(count, batch.examples)
+    count = model.hyperparameters.num_examples(required_count(model)) / model._options.temperature
+    # The variance of a row holds the scale of the covariance, which no step depends on.
+    per_example = tf.math.divide_no_nan(count, batch.examples * prior.covariance_scale)
     shares = [state.targets.share(batch.examples, batch.rate) for state in states]
     sums = []
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
@@ -348,8 +349,7 @@ def _infer(
         finite: boolean scalar; False refuses the batch.
     """
     options, layers = model._options, trained_layers(model)
-    number = required_count(model)
-    count = tf.constant(float(number), tf.float32)
+    count = model.hyperparameters.num_examples(required_count(model))
     # The noise comes first: `role_of` below reads it as the V of an exact output layer.
     if residuals is not None:
         noise = model.likelihood.closed_form_noise
@@ -360,13 +360,9 @@ def _infer(
         return Health(zero, zero, finite & all_finite(residuals or [zero]))
     step, rate = batch.step, batch.rate
     between = _interval(model, _factorise_every(model, layers), rate)
+    prior = model.prior()
     updates = [
-        LayerUpdate(
-            v.posterior_state,
-            options.prior_of(v, number, model.likelihood),
-            s,
-            role_of(model, v),
-        )
+        LayerUpdate(v.posterior_state, options.prior_of(v, prior), s, role_of(model, v))
         for v, s in zip(layers, sums, strict=True)
     ]
     return update(

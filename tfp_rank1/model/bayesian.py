@@ -493,6 +493,7 @@ class BayesianModel(Replicas):
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
         annealing = self._options.annealing
+        self.prepare_fit(arguments)
         try:
             history = super().fit(x, y, *args, **kwargs)
             self.warn_of_refused(history.history.get("refused", []))
@@ -502,6 +503,13 @@ class BayesianModel(Replicas):
             set_initial_epoch(self, None)  # which a restored checkpoint may have set
             if self._options.annealing is not annealing:
                 self.set_annealing(annealing)
+
+    def prepare_fit(self, arguments: dict[str, Any]) -> None:
+        """Do nothing: a subclass may prepare a `fit` whose arguments passed all checks.
+
+        Args:
+            arguments: the arguments that were given, by name.
+        """
 
     def warn_of_refused(self, shares: list[float]) -> None:
         """Warn after a `fit` in which batches were refused.

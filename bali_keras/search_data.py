@@ -1,0 +1,126 @@
+"""Training examples that a search holds in memory: all of them, or as many as it may."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["Examples", "in_memory"]
+
+# A search on more examples than these finds the same, and takes longer.
+_MOST_EXAMPLES, _MOST_BYTES = 4096, 2**28
+
+
+class Examples(NamedTuple):
+    """Training examples as arrays with the same first axis.
+
+    Attributes:
+        x: inputs, an array or a structure of arrays.
+        y: targets.
+        weights: sample weights, `[n]` or `[n, T]`; None for 1.
+    """
+
+    x: Any
+    y: np.ndarray
+    weights: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """The examples of the given rows, in their order."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Examples(
+            keras.tree.map_structure(lambda a: a[rows], self.x), self.y[rows], weights
+        )
+
+    @property
+    def total_weight(self) -> float:
+        """N of these examples: the sum of their weights, each by the largest of its targets."""
+        if self.weights is None:
+            return float(len(self))
+        return float(self.weights.reshape(len(self), -1).max(axis=1).sum())
+
+    def dataset(self) -> tf.data.Dataset:
+        """`(x, y)` or `(x, y, weights)`, example by example."""
+        parts = (self.x, self.y) if self.weights is None else tuple(self)
+        return tf.data.Dataset.from_tensor_slices(parts)
+
+
+def in_memory(arguments: dict[str, Any], count: int) -> Examples | None:
+    """The examples of a `fit`, in an order of chance; None where they cannot be read twice.
+
+    Args:
+        arguments: the arguments of `keras.Model.fit`, by name.
+        count: number of training examples, of which a validation split comes last in arrays.
+    """
+    x, y = arguments.get("x"), arguments.get("y")
+    if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+        return _from_batches(x, count)
+    leaves = [*keras.tree.flatten(x), y]
+    if any(not isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
+        return None
+    rows = np.random.default_rng(0).permutation(count)[: _limit(leaves)]
+    weights = _weights(arguments, count)
+
+    def chosen(array: Any) -> np.ndarray:
+        return array[rows] if isinstance(array, np.ndarray) else tf.gather(array, rows).numpy()
+
+    return Examples(
+        keras.tree.map_structure(chosen, x), chosen(y), None if weights is None else weights[rows]
+    )
+
+
+def _limit(leaves: list[Any]) -> int:
+    """Number of examples that a search may hold."""
+    bytes_each = sum(4 * math.prod(int(n) for n in leaf.shape[1:]) for leaf in leaves)
+    return max(1, min(_MOST_EXAMPLES, _MOST_BYTES // max(bytes_each, 1)))
+
+
+def _weights(arguments: dict[str, Any], count: int) -> np.ndarray | None:
+    """Sample weights times class weights, as Keras multiplies them, `[count]` or `[count, T]`."""
+    given, by_class = arguments.get("sample_weight"), arguments.get("class_weight")
+    if given is None and by_class is None:
+        return None
+    weights = np.ones(count, "float32") if given is None else np.asarray(given, "float32")[:count]
+    if by_class is not None:
+        labels = np.asarray(arguments["y"])[:count]
+        labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
+        found = [by_class.get(int(label), 1.0) for label in labels.reshape(-1)]
+        weights = weights * np.asarray(found, "float32")
+    return weights
+
+
+def _from_batches(batches: Any, count: int) -> Examples | None:
+    """The first examples of a dataset that can be read again, at most `count`.
+
+    An endless dataset repeats its examples: beyond the first N, one would be held out and trained
+    on at once.
+    """
+    if isinstance(batches, tf.data.Dataset):
+        iterator = iter(batches)
+    else:
+        iterator = (batches[i] for i in range(batches.num_batches or 0))
+    parts: list[Examples] = []
+    found, limit = 0, count
+    for batch in iterator:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        leaves = keras.tree.flatten((x, y))
+        if y is None or any(not isinstance(v, np.ndarray | tf.Tensor) for v in leaves):
+            return None  # sparse or ragged
+        limit = min(count, _limit(leaves))
+        weights = None if weights is None else np.asarray(weights)
+        parts.append(Examples(keras.tree.map_structure(np.asarray, x), np.asarray(y), weights))
+        found += len(parts[-1])
+        if found >= limit:
+            break
+    if not parts:
+        return None
+    weights = None if parts[0].weights is None else np.concatenate([p.weights for p in parts])
+    x = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(p.x for p in parts))
+    joined = Examples(x, np.concatenate([p.y for p in parts]), weights)
+    return joined.take(np.random.default_rng(0).permutation(found)[:limit])
