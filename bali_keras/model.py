@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from typing import Any, ClassVar
 
 import keras
@@ -18,7 +17,6 @@ from bali_keras.inference.output import exact_layer_of
 from bali_keras.inference.posterior import Prior
 from bali_keras.inference.statistics import Accumulation
 from bali_keras.inference.step import (
-    is_nll,
     required_count,
     role_of,
     train_batch,
@@ -28,15 +26,13 @@ from bali_keras.inference.update import Health, factorise
 from bali_keras.layers import BaliLayer
 from bali_keras.layers.base import Marginal
 from bali_keras.recording import Recorder
-from bali_keras.search import Search, plan_for
-from bali_keras.search_data import in_memory
+from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
-from tfp_rank1.model.step import make_variables
 from tfp_rank1.scopes import mean_mode
 from tfp_rank1.serialization import registered
 
@@ -87,6 +83,10 @@ class BaliModel(BayesianModel):
         condition   largest condition number of the layers' row precisions, as a lower bound
         refused     fraction of the epoch's batches whose update was refused because a number was
                     not finite; a refused batch leaves the model as it was
+        prior_precision, damping, covariance_scale
+                    the hyperparameters in use, see `compile`
+        effective_parameters
+                    how many weights the data determine, rather than the prior
 
     Args:
         *args, **kwargs: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or
@@ -179,20 +179,25 @@ class BaliModel(BayesianModel):
                 example is taken for a negative log-likelihood in nats, and F is the empirical
                 Fisher information, from the data's labels; with `"average_nll"` F is the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
-                `Linear(0.07, 0.001)` over each `fit`.
+                `PerFit()`, which falls over each `fit` in units of its length.
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
                 F is the Fisher information of all rows of an example together, see
-                `bali_keras.inference.posterior`. Defaults to None: `a = 0.3 N^(-1/4)`, from 0.1 for
-                a hundred examples to 0.02 for 60,000, and `r = 0.001`.
+                `bali_keras.inference.posterior`. Defaults to None: found from the data for
+                continuous targets, else `a = 0.3 N^(-1/4)`, from 0.1 for a hundred examples to 0.02
+                for 60,000; and `r = 0.001`.
             prior_precision: p, above 0. A network weight has the precision `p fan_in` a priori, so
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
-                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: 0.02 for discrete
-                targets (classes, counts), 0.06 for continuous ones.
+                layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: found from the data,
+                see below.
             prior_row_precision: L0 itself, in place of `prior_precision`: a number l for `l I`, a
                 matrix `[d, d]` whose last row is that of the bias, or a dict of either by layer
                 name. Defaults to None.
-            temperature: T, above 0; inference divides N by T. A T above 1 widens the posterior.
-                Defaults to 1.
+            covariance_scale: c, above 0, which multiplies the covariances of all posteriors, in
+                training and in answers, and leaves the means where they are. Several layers, each
+                with a posterior of its own, count one uncertainty several times; a c below 1 makes
+                up for that. Defaults to None: found from the data, see below.
+            temperature: T, above 0; inference divides N by T. A T above 1 widens the posterior, and
+                makes the prior count for more. Defaults to 1.
             warmup_steps: number of first steps in the model's life that only gather statistics.
                 Defaults to None: 10, but at most a third of the present `fit`.
             trust_region: upper bound of `step_kl`, in nats per training example; longer steps of
@@ -207,6 +212,16 @@ class BaliModel(BayesianModel):
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`; the same draws in every call. Defaults to 16.
             **kwargs: as for `BayesianModel.compile` (`metrics`, `run_eagerly`, `jit_compile`, ...).
+
+        What is None of `prior_precision`, `damping` and `covariance_scale` is found by the first
+        `fit`: short fits to parts of the training examples are compared on the examples that they
+        left out, before the fit to all of them begins. The search takes a few times as long as a
+        fit to some hundred examples. It is left out where it would take longer than it is worth:
+        for fits below 100 steps, and from some ten thousand examples on. It is left out as well for
+        data that can be read only once, losses of Keras, and converted nets, whose weights know the
+        examples already. The defaults are then p = 0.02 for discrete targets (classes, counts) and
+        0.06 for continuous ones, and c = 1. `model.prior_precision`, `model.damping` and
+        `model.covariance_scale` are the values in use, which are saved with the model.
 
         Raises:
             ValueError: for a value out of range.
@@ -228,7 +243,10 @@ class BaliModel(BayesianModel):
             loss = loss[0]  # Keras allows a list for one output
         multiplier = _take_multiplier(kwargs, optimizer)
         loss = known_loss(loss, self.likelihood)
-        if not isinstance(loss, NegativeLogLikelihood) and self.likelihood.closed_form_noise is not None:
+        if (
+            not isinstance(loss, NegativeLogLikelihood)
+            and self.likelihood.closed_form_noise is not None
+        ):
             raise ValueError(
                 "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
                 "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
@@ -278,39 +296,11 @@ class BaliModel(BayesianModel):
         return super().fit(**arguments)
 
     def prepare_fit(self, arguments: dict[str, Any]) -> None:
-        """Search for the hyperparameters that `compile` left open, before the first fit.
+        """Search for the hyperparameters that `compile` left open; see `bali_keras.search`."""
+        search_for_hyperparameters(self, arguments)
 
-        There is no search for fits below 100 steps, for data that can be read only once, and for
-        nets that start at trained weights, which have seen what would be held out.
-        """
-        wanted, count = self._options.not_given, self.num_train_examples
-        if self.likelihood.discrete:  # where less damping was never better
-            wanted = tuple(name for name in wanted if name != "damping")
-        is_fresh = int(self._counters.updates.numpy()) == 0 and not self.hyperparameters.are_found
-        if not wanted or not is_fresh or count is None or not is_nll(self):
-            return
-        steps = _steps(arguments, count)
-        batch_size = self._batch_size or 32
-        # Before the data are read: most fits that are too short need no look at them.
-        if steps is None or plan_for(int(count), count, steps, batch_size) is None:
-            return
-        examples = in_memory(arguments, int(count))
-        plan = examples and plan_for(len(examples), count, steps, batch_size)
-        if not examples or not plan:
-            return
-        make_variables(self, keras.tree.map_structure(tf.convert_to_tensor, examples.take(
-            np.arange(2)).x))  # fmt: skip
-        if any(layer.prior_at_mean for layer in trained_layers(self)):
-            return
-        self.build_optimizer()
-        found = Search(self, examples, plan, self._train_for).run(wanted)
-        self.hyperparameters.assign(**found)
-        if arguments.get("verbose", "auto") not in (0, "0"):
-            text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-            keras.utils.io_utils.print_msg(f"Found on held-out parts of the training data: {text}")
-
-    def _train_for(self, batches: tf.data.Dataset, steps: int) -> None:
-        """A fit without callbacks, for a search."""
+    def train_for(self, batches: tf.data.Dataset, steps: int) -> None:
+        """A fit of some steps from step 1 on, without callbacks, for a search."""
         self._counters.first_step.assign(1)
         self._counters.last_step.assign(steps)
         super(BayesianModel, self).fit(
@@ -383,7 +373,7 @@ class BaliModel(BayesianModel):
 
     @property
     def prior_precision(self) -> float:
-        """p in use: given to `compile`, found by `fit`, or the default; in units of fan-in."""
+        """The p in use: given, found by `fit`, or the default; in units of fan-in."""
         return as_floats(self.prior())["prior_precision"]
 
     @property
@@ -563,20 +553,6 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
             )
     multiplier = arguments.pop("factor_learning_rate_multiplier", 1.0)
     return check_multiplier(multiplier, optimizer)
-
-
-def _steps(arguments: dict[str, Any], count: float) -> int | None:
-    """Number of steps of a fit; None where its arguments do not tell."""
-    x, epochs = arguments.get("x"), arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
-    per_epoch = arguments.get("steps_per_epoch")
-    if per_epoch is None and isinstance(x, tf.data.Dataset):
-        found = int(x.cardinality())
-        per_epoch = found if found > 0 else None
-    elif per_epoch is None and isinstance(x, keras.utils.PyDataset):
-        per_epoch = x.num_batches
-    elif per_epoch is None:
-        per_epoch = math.ceil(count / (arguments.get("batch_size") or 32))
-    return None if per_epoch is None else int(per_epoch) * int(epochs)
 
 
 def _batch_size(x: Any, batch_size: int | None) -> int:

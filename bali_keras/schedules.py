@@ -132,10 +132,12 @@ class Linear(Schedule):
 
 @registered("bali_keras.schedules")
 class PerFit(Schedule):
-    """`rho` falls on a line in units of the fit: a fit of T steps has the rates
+    """`rho` falls on a line in units of the fit.
 
-        rho_t = start_T + (end_T - start_T) t / T,    start_T = min(start / T, largest)
-                                                      end_T = min(end / T, largest)
+    In a fit of T steps, step t (from 0 on) has the rate
+
+        rho_t = start_T + (end_T - start_T) t / (T - 1),    start_T = min(start / T, largest)
+                                                            end_T = min(end / T, largest)
 
     The averages remember the last `1 / start` of the fit at its beginning, and `1 / end` at its
     end. A result depends little on the batch size and on the number of epochs, because neither
@@ -169,7 +171,7 @@ class PerFit(Schedule):
     def __call__(self, progress: Progress) -> tf.Tensor:
         length = tf.cast(tf.maximum(progress.last - progress.first + 1, 1), tf.float32)
         start, end = (tf.minimum(v / length, self.largest) for v in (self.start, self.end))
-        done = tf.cast(progress.step - progress.first, tf.float32) / length
+        done = tf.cast(progress.step - progress.first, tf.float32) / tf.maximum(length - 1.0, 1.0)
         return start + (end - start) * tf.clip_by_value(done, 0.0, 1.0)
 
     def get_config(self) -> dict[str, Any]:

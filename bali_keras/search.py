@@ -13,16 +13,19 @@ more than one that is too strong. The model starts anew after the search, on all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from bali_keras.search_data import Examples
+from bali_keras.inference.step import is_nll, trained_layers
+from bali_keras.search_data import Examples, in_memory
+from tfp_rank1.model.step import make_variables
 from tfp_rank1.predictive import evaluated
 
-__all__ = ["Plan", "Search", "plan_for"]
+__all__ = ["Plan", "Search", "plan_for", "search_for_hyperparameters"]
 
 # Steps of one short fit, in which BALI comes close to where a long fit ends.
 _MOST_STEPS, _LEAST_STEPS = 200, 100
@@ -81,6 +84,61 @@ def plan_for(num_found: int, count: float, steps: int, batch_size: int) -> Plan 
     return None
 
 
+def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
+    """Find the hyperparameters that `compile` left open, before the first fit of a model.
+
+    Args:
+        model: a `BaliModel`.
+        arguments: the arguments of `fit`, by name.
+    """
+    wanted, count = _wanted(model), model.num_train_examples
+    steps, batch_size = _steps(arguments, count), model._batch_size or 32
+    # Before the data are read: a fit that is too short needs no look at them.
+    if not wanted or count is None or plan_for(int(count), count, steps, batch_size) is None:
+        return
+    examples = in_memory(arguments, int(count))
+    plan = plan_for(len(examples), count, steps, batch_size) if examples is not None else None
+    if examples is None or plan is None:
+        return
+    two = keras.tree.map_structure(tf.convert_to_tensor, examples.take(np.arange(2)).x)
+    make_variables(model, two)
+    # A net that was trained before has seen what would be held out.
+    if any(layer.prior_at_mean for layer in model.bali_layers):
+        return
+    model.build_optimizer()
+    found = Search(model, examples, plan).run(wanted)
+    model.hyperparameters.assign(**found)
+    if arguments.get("verbose", "auto") not in (0, "0"):
+        text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+        keras.utils.io_utils.print_msg(f"Found on held-out parts of the training data: {text}")
+
+
+def _wanted(model: Any) -> tuple[str, ...]:
+    """Names of the hyperparameters to search for."""
+    is_fresh = int(model._counters.updates.numpy()) == 0 and not model.hyperparameters.are_found
+    if not is_fresh or not is_nll(model):
+        return ()
+    left_out: tuple[str, ...] = ()
+    if model.likelihood.discrete:  # where less damping was never better
+        left_out = ("damping",)
+    if all(layer is model.exact_layer for layer in trained_layers(model)):
+        left_out = "damping", "covariance_scale"  # the posterior is exact
+    return tuple(name for name in model._options.not_given if name not in left_out)
+
+
+def _steps(arguments: dict[str, Any], count: float | None) -> int:
+    """Number of steps of a fit; 0 where its arguments do not tell."""
+    x, epochs = arguments.get("x"), arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    by_epoch = arguments.get("steps_per_epoch")
+    if by_epoch is None and isinstance(x, tf.data.Dataset):
+        by_epoch = max(int(x.cardinality()), 0)  # negative where unknown
+    elif by_epoch is None and isinstance(x, keras.utils.PyDataset):
+        by_epoch = x.num_batches or 0
+    elif by_epoch is None:
+        by_epoch = math.ceil((count or 0) / (arguments.get("batch_size") or 32))
+    return int(by_epoch) * int(epochs)
+
+
 class Search:
     """A search for hyperparameters, on a model that is built, compiled and untrained.
 
@@ -88,17 +146,10 @@ class Search:
         model: a `BaliModel`.
         examples: training examples in an order of chance.
         plan: folds and lengths of the short fits.
-        train: `train(dataset, steps)` trains the model for that many steps.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        examples: Examples,
-        plan: Plan,
-        train: Callable[[tf.data.Dataset, int], None],
-    ) -> None:
-        self._model, self._examples, self._plan, self._train = model, examples, plan, train
+    def __init__(self, model: Any, examples: Examples, plan: Plan) -> None:
+        self._model, self._examples, self._plan = model, examples, plan
         self._start = [(v, v.numpy()) for v in model.every_variable]
         self._loss = tf.function(self._row_losses, autograph=False, reduce_retracing=True)
         # Folds of one size: N is a number in the graph of the held-out loss.
@@ -117,11 +168,11 @@ class Search:
         """
         at = self._model.hyperparameter_values()
         try:
-            if "prior_precision" in wanted:
-                at |= self._climb(at)
-            for name in ("damping", "covariance_scale"):
+            # The scale before and after the precision: in a posterior that is far too wide only a
+            # precision that is far too large keeps the noise down.
+            for name in ("covariance_scale", "prior_precision", "damping", "covariance_scale"):
                 if name in wanted:
-                    at |= self._lower(at, name)
+                    at |= self._climb(at) if name == "prior_precision" else self._lower(at, name)
         finally:
             self._restore()
             self._model.hyperparameters.assign(**dict.fromkeys((*at, "num_examples"), 0.0))
@@ -155,9 +206,7 @@ class Search:
 
     # -- one candidate --------------------------------------------------------------------------
 
-    def _losses_at(
-        self, values: dict[str, float], rival: np.ndarray | None = None
-    ) -> np.ndarray:
+    def _losses_at(self, values: dict[str, float], rival: np.ndarray | None = None) -> np.ndarray:
         """The losses of held-out examples under some hyperparameters, in nats, `[n]`.
 
         Args:
@@ -183,7 +232,7 @@ class Search:
         examples = self._examples.take(rest)
         self._model.hyperparameters.assign(**values, num_examples=examples.total_weight)
         train = examples.dataset().shuffle(len(rest), seed=0)
-        self._train(train.repeat().batch(self._plan.batch_size), self._plan.steps)
+        self._model.train_for(train.repeat().batch(self._plan.batch_size), self._plan.steps)
         held_out = self._examples.take(fold).dataset().batch(_ROWS)
         return np.concatenate([self._loss(*batch).numpy() for batch in held_out])
 

@@ -34,9 +34,7 @@ class Examples(NamedTuple):
     def take(self, rows: np.ndarray) -> Examples:
         """The examples of the given rows, in their order."""
         weights = None if self.weights is None else self.weights[rows]
-        return Examples(
-            keras.tree.map_structure(lambda a: a[rows], self.x), self.y[rows], weights
-        )
+        return Examples(keras.tree.map_structure(lambda a: a[rows], self.x), self.y[rows], weights)
 
     @property
     def total_weight(self) -> float:

@@ -71,8 +71,13 @@ class Settings(Options):
         if values["damping"] is not None:
             values["damping"] = _damping(values["damping"])
         values["prior_row_precision"] = _row_precision(values["prior_row_precision"])
-        for name in ("prior_precision", "temperature", "noise_prior", "trust_region",
-                     "covariance_scale"):
+        for name in (
+            "prior_precision",
+            "temperature",
+            "noise_prior",
+            "trust_region",
+            "covariance_scale",
+        ):
             if values[name] is not None or name in ("temperature", "noise_prior"):
                 values[name] = positive(name, values[name])
         if values["factorise_every"] is not None:
@@ -86,7 +91,8 @@ class Settings(Options):
     def not_given(self) -> tuple[str, ...]:
         """Names of the hyperparameters that `fit` may search for."""
         names = "prior_precision", "damping", "covariance_scale"
-        is_row_given = self.prior_row_precision is not None
+        row = self.prior_row_precision
+        is_row_given = row is not None and not isinstance(row, Mapping)
         open_ones = [name for name in names if getattr(self, name) is None]
         return tuple(n for n in open_ones if not (n == "prior_precision" and is_row_given))
 
