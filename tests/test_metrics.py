@@ -179,6 +179,10 @@ ALL = [
     M.IntervalCoverage(0.5, likelihood="poisson"),
     M.IntervalWidth(0.5),
     M.CRPS(),
+    M.AdaptiveCalibrationError(7, 0.01),
+    M.AURC("energy", "log_loss", excess=True),
+    M.Coverage(ignore_class=-1),
+    M.SetSize(ignore_class=-1),
 ]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.metrics.base import UncertaintyMetric
+from tfp_rank1.metrics.histogram import unit_of_positive, unit_of_real
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered
 
@@ -16,13 +18,16 @@ __all__ = [
     "OODAUPR",
     "OODAUROC",
     "SCORES",
+    "check_score",
+    "default_score",
     "ood_score",
+    "unit_score",
 ]
 
-SCORES = ("max_probability", "entropy", "mutual_information", "energy", "epistemic_variance")
-
-# Above the least normal float32, 1.2e-38, so that a score of 0 has a finite logarithm.
-_SMALLEST = 1e-37
+SCORES = (
+    *("max_probability", "entropy", "mutual_information", "energy"),
+    *("epistemic_variance", "variance"),
+)
 
 
 def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
@@ -36,7 +41,9 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
             - `"entropy"` (default): entropy of the predictive distribution, in nats;
             - `"mutual_information"`: the epistemic part of the entropy, in nats;
             - `"energy"`: `-mean_s logsumexp(logits_s)` over samples s, for Categorical;
-            - `"epistemic_variance"`: summed over targets, in squared units, for regression.
+            - `"epistemic_variance"`: summed over targets, in squared units, for regression;
+            - `"variance"`: the total variance, epistemic and aleatoric, summed over targets; for
+              classes that of the one-hot target, `1 - sum_c p_c^2`.
 
     Returns:
         Scores `[N]`.
@@ -53,13 +60,15 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     Out-of-Distribution Examples"; for the energy Liu et al. (2020), "Energy-based
     Out-of-distribution Detection".
     """
-    _check_score(score)
+    check_score(score)
     if score == "epistemic_variance":
         return tf.reduce_sum(mixture.epistemic_variance(), axis=-1)
+    if score == "variance":
+        return tf.reduce_sum(mixture.variance(), axis=-1)
     if not mixture.likelihood.predicts_probabilities:
         raise ValueError(
             f"score={score!r} needs class probabilities; for regression use "
-            f"'epistemic_variance'. Received: {type(mixture.likelihood).__name__}"
+            f"'variance' or 'epistemic_variance'. Received: {type(mixture.likelihood).__name__}"
         )
     if score == "entropy":
         return mixture.entropy()
@@ -75,7 +84,26 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     return 1.0 - tf.reduce_max(mixture.mean(), axis=-1)
 
 
-def _check_score(score: str) -> str:
+def default_score(likelihood: Likelihood) -> str:
+    """The score by which doubtful examples are left out: `"max_probability"` or `"variance"`.
+
+    For one Bernoulli target the variance p (1 - p) ranks as the entropy does; for several, unlike
+    the entropy, it needs no draws.
+    """
+    return "max_probability" if likelihood.is_categorical else "variance"
+
+
+def unit_score(values: tf.Tensor, score: str) -> tf.Tensor:
+    """Values of a score mapped to [0, 1], in the same order.
+
+    Scores of a confident model span many powers of ten, and are resolved by ratios: energies are
+    logarithms already, and may be negative.
+    """
+    return unit_of_real(values) if score == "energy" else unit_of_positive(values)
+
+
+def check_score(score: str) -> str:
+    """`score`, refused unless it is one of `SCORES`."""
     if score not in SCORES:
         raise ValueError(f"Argument `score` must be one of {SCORES}. Received: score={score!r}")
     return score
@@ -84,28 +112,21 @@ def _check_score(score: str) -> str:
 class _Separation(UncertaintyMetric):
     """Makes a Keras metric of binary labels a metric of a score; out-of-distribution is label 1.
 
-        unit = 1/2 + z / (2 (half_way + |z|)),   z = log(score), or the energy
-
-    The metrics see only the order of the scores, which `unit` keeps.
+    The metrics see only the order of the scores, which `unit_score` keeps.
     """
 
     default_likelihood = "categorical"
 
     def __init__(self, score: str = "entropy", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.score = _check_score(score)
+        self.score = check_score(score)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`."""
         values = ood_score(self.mixture(y_pred), self.score)
-        # Keras counts at thresholds that are uniform on [0, 1], while scores of a confident model
-        # span many powers of ten. Uniform in `unit`, 2,000 thresholds are 0.4 % apart for scores
-        # near 1 and 15 % apart near 1e-9. Energies are logarithms already, and may be negative.
-        if self.score == "energy":
-            z, half_way = values, 16.0
-        else:
-            z, half_way = tf.math.log(tf.maximum(values, _SMALLEST)), 4.0
-        unit = 0.5 + 0.5 * z / (half_way + tf.abs(z))
+        # Keras counts at thresholds that are uniform on [0, 1]: 2,000 of them are 0.4 % apart for
+        # scores near 1 and 15 % apart near 1e-9.
+        unit = unit_score(values, self.score)
         super().update_state(y_true, unit, sample_weight)
 
     def get_config(self) -> dict[str, Any]:

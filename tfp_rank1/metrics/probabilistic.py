@@ -22,6 +22,8 @@ __all__ = [
     "IntervalWidth",
     "PredictiveNLL",
     "RootMeanSquaredError",
+    "class_probabilities",
+    "class_rows",
     "confidence_and_correctness",
 ]
 
@@ -100,13 +102,10 @@ class BrierScore(MixtureMean):
         super().__init__(name=name, **kwargs)
 
     def values(self, y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
-        probabilities = _probabilities(mixture)
+        squares = (class_probabilities(mixture) - class_rows(y, mixture)) ** 2
         if mixture.likelihood.is_categorical:
-            classes = probabilities.shape[-1]
-            is_label = y.shape[-1] != classes
-            rows = tf.one_hot(tf.cast(y[:, 0], tf.int32), classes) if is_label else y
-            return tf.reduce_sum((probabilities - rows) ** 2, axis=-1, keepdims=True)
-        return (probabilities - y) ** 2
+            return tf.reduce_sum(squares, axis=-1, keepdims=True)
+        return squares
 
 
 @registered("tfp_rank1")
@@ -259,7 +258,7 @@ def confidence_and_correctness(
     Raises:
         ValueError: for a likelihood without probabilities.
     """
-    probabilities = _probabilities(mixture)
+    probabilities = class_probabilities(mixture)
     if mixture.likelihood.is_categorical:
         predicted = tf.argmax(probabilities, axis=-1, output_type=tf.int32)[:, tf.newaxis]
         confidence = tf.reduce_max(probabilities, axis=-1, keepdims=True)
@@ -273,13 +272,25 @@ def confidence_and_correctness(
     return confidence, tf.cast(tf.equal(predicted_yes, y), tf.float32)
 
 
-def _probabilities(mixture: PredictiveMixture) -> tf.Tensor:
+def class_probabilities(mixture: PredictiveMixture) -> tf.Tensor:
+    """Probabilities of the classes, `[B, C]`; of yes, by target, `[B, targets]` for Bernoulli.
+
+    Raises:
+        ValueError: for a likelihood without probabilities.
+    """
     if not mixture.likelihood.predicts_probabilities:
         raise ValueError(
             "This metric needs class probabilities: a Categorical or Bernoulli likelihood. "
             f"Received: {type(mixture.likelihood).__name__}"
         )
     return mixture.mean()
+
+
+def class_rows(y: tf.Tensor, mixture: PredictiveMixture) -> tf.Tensor:
+    """Targets `[B, targets]` in the shape of `class_probabilities`: labels as one-hot rows."""
+    classes = mixture.outputs.shape[-1]
+    is_label = mixture.likelihood.is_categorical and (y.shape[-1] != classes or classes == 1)
+    return tf.one_hot(tf.cast(y[:, 0], tf.int32), classes) if is_label else y
 
 
 def _expected_absolute(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,78 @@
+"""What rejecting the least certain examples gains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfp_rank1 import metrics
+from tfp_rank1.plots.style import plt
+from tfp_rank1.predictive import PredictiveMixture
+
+__all__ = ["risk_coverage", "sparsification"]
+
+
+def risk_coverage(
+    y: Any,
+    predictive: PredictiveMixture,
+    score: Any = None,
+    loss: str | None = None,
+    ax: Any = None,
+    label: str = "",
+) -> Any:
+    """Risk of the examples that are kept, against their share.
+
+    A model that knows where it errs falls steeply to the left. The first percents are the mean over
+    few examples, and jump. The legend names the area under the curve.
+
+    Args:
+        y: targets `[N]` or `[N, targets]`.
+        predictive: predictive distribution of the examples.
+        score: as in `metrics.risk_coverage`. Defaults to None: that of the likelihood.
+        loss: as in `metrics.risk_coverage`. Defaults to None: that of the likelihood.
+        ax: matplotlib axes; several models may share them. Defaults to new axes.
+        label: name of the model, for the legend.
+
+    Returns:
+        The axes.
+
+    Source: see `metrics.risk_coverage`.
+    """
+    ax = ax or plt.subplots()[1]
+    curve = metrics.risk_coverage(predictive, y, score, loss)
+    ax.plot(curve.coverage, curve.risk, label=f"{label} (AURC {curve.aurc:.3g})".strip())
+    ax.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
+    if curve.risk.min() >= 0.0:  # unlike a log-loss of densities
+        ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models
+    ax.legend(loc="lower right", frameon=False)
+    return ax
+
+
+def sparsification(
+    y: Any, predictive: PredictiveMixture, score: Any = None, ax: Any = None, label: str = ""
+) -> Any:
+    """Error of the rest of a regression, against the share of the least certain removed.
+
+    The dashed line of the same colour is the oracle, which removes the largest errors first; the
+    legend names the area between the two lines, relative to the error of all examples.
+
+    Args:
+        y: targets `[N]` or `[N, targets]`.
+        predictive: predictive distribution of a regression.
+        score: as in `metrics.sparsification`. Defaults to None: the total predictive variance.
+        ax: matplotlib axes; several models may share them. Defaults to new axes.
+        label: name of the model, for the legend.
+
+    Returns:
+        The axes.
+
+    Source: see `metrics.sparsification`.
+    """
+    ax = ax or plt.subplots()[1]
+    curve = metrics.sparsification(predictive, y, score)
+    title = f"{label} (AUSE {curve.ause:.3f})".strip()
+    (line,) = ax.plot(curve.removed, curve.error, label=title)
+    ax.plot(curve.removed, curve.oracle, color=line.get_color(), linewidth=1, linestyle="--")
+    ax.set(xlim=(0, 1), xlabel="share removed", ylabel="RMSE of the rest")
+    ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models
+    ax.legend(loc="upper right", frameon=False)
+    return ax
