@@ -119,6 +119,7 @@ class BaliModel(BayesianModel):
 
     _options: Settings
     training_logs = (*_HEALTH, "refused")
+    default_kernel_precision = 0.0  # layers have priors of their own
     hyperparameters: Hyperparameters
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -544,7 +545,7 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
     Raises:
         ValueError: for an argument that only nets with members can use.
     """
-    for name, default in {"member_batches": "tiled", "num_train_samples": 1}.items():
+    for name, default in {"member_batches": "tiled", "num_train_samples": 1, "kernel_precision": 0.0}.items():
         found = arguments.pop(name, default)
         if found != default:
             raise ValueError(

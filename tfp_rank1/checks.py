@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "level", "positive", "rows_not_finite", "whole"]
+__all__ = ["choice", "level", "not_negative", "positive", "rows_not_finite", "whole"]
 
 
 def positive(name: str, value: Any) -> float:
@@ -26,6 +26,17 @@ def positive(name: str, value: Any) -> float:
             f"Argument `{name}` must be a finite number above 0. Received: {name}={value}"
         )
     return number
+
+
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a float, refused unless finite and at least zero; as `positive` otherwise."""
+    is_zero = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == 0
+    try:
+        return 0.0 if is_zero else positive(name, value)
+    except ValueError:
+        raise ValueError(
+            f"Argument `{name}` must be a finite number of at least 0. Received: {name}={value}"
+        ) from None
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:

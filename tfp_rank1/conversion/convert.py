@@ -139,6 +139,8 @@ def convert(
     with at_center(built):
         check_same_function(conversion.model, conversion.result(built))
     built.conversion_report = conversion.rows.report()
+    # A prior around 0 would pull trained kernels away from what they know.
+    built.default_kernel_precision = 0.0
     warn_of_points(
         built.conversion_report,
         "Teach `convert` these layers by tfp_rank1.register_converter; if they are to stay as "

@@ -39,6 +39,7 @@ from tfp_rank1.model.graph import (
     is_functional_call,
     take_graph,
 )
+from tfp_rank1.model.kernel_prior import DEFAULT_KERNEL_PRECISION
 from tfp_rank1.model.monitors import tell_directions
 from tfp_rank1.model.noise import add_tempering, without_noise
 from tfp_rank1.model.objective import Objective
@@ -194,6 +195,7 @@ class BayesianModel(Replicas):
         member_batches: str = Options.member_batches,
         num_train_samples: int = Options.num_train_samples,
         evaluation_samples: int = Options.evaluation_samples,
+        kernel_precision: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Configure training; other arguments are those of `keras.Model.compile`.
@@ -216,6 +218,9 @@ class BayesianModel(Replicas):
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`, rounded up to a multiple of the members; the same draws in every
                 call. Defaults to 8.
+            kernel_precision: p of the prior of the kernels, at least 0: an entry has the precision
+                `p fan_in` a priori, and `-log p(W) / N` is part of the loss. 0 for no prior.
+                Defaults to None: DEFAULT_TEXT.
             **kwargs: as in Keras.
 
         Raises:
@@ -231,6 +236,7 @@ class BayesianModel(Replicas):
             member_batches=member_batches,
             num_train_samples=num_train_samples,
             evaluation_samples=evaluation_samples,
+            kernel_precision=kernel_precision,
         )
         self.compile_with(options, optimizer, loss, metrics=metrics, **kwargs)
 
@@ -277,6 +283,7 @@ class BayesianModel(Replicas):
         if not config:
             return None
         config |= self._options.get_config()
+        config["kernel_precision"] = self.kernel_precision
         if self._frozen:
             config["frozen_normalizations"] = roles.places_of(self, self._frozen)
         return config
@@ -297,6 +304,17 @@ class BayesianModel(Replicas):
             self.build_optimizer()  # Keras loads values only into slots that exist
 
     # -- the objective, and one batch -----------------------------------------------------------
+
+    # The p of the kernels' prior where `compile` is not told, and some factor has a prior.
+    default_kernel_precision: float = DEFAULT_KERNEL_PRECISION
+
+    @property
+    def kernel_precision(self) -> float:
+        """The p of the kernels' prior in use; 0 for none."""
+        given = self._options.kernel_precision
+        if given is not None:
+            return given
+        return self.default_kernel_precision if bound.has_kl(self) else 0.0
 
     # Names that training logs and evaluation does not.
     training_logs: ClassVar[tuple[str, ...]] = ("refused",)

@@ -20,6 +20,7 @@ from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.model.all_or_nothing import sum_over_replicas
 from tfp_rank1.model.graph import check_members_agree
+from tfp_rank1.model.kernel_prior import kernel_penalty
 from tfp_rank1.model.options import PER_EXAMPLE
 from tfp_rank1.outputs import join_copies, num_members
 from tfp_rank1.predictive.mixture import PredictiveMixture
@@ -142,6 +143,10 @@ def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) 
     # Each layer's KL is one of `model.losses`; while they are read, `owner` weights and adds it.
     with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
         penalties = [added_loss(model, penalty) for penalty in model.losses]
+    precision, count = model.kernel_precision, model.num_train_examples
+    if precision and count:
+        prior = kernel_penalty(model, precision) / float(count)
+        penalties.append(added_loss(model, prior))
     # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.
     loss_and_penalties = [nll, *(tf.cast(v, nll.dtype) for v in penalties)]
     return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1.checks import choice, positive, whole
+from tfp_rank1.checks import choice, not_negative, positive, whole
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.layers.folding import split_message
 from tfp_rank1.likelihoods import Likelihood
@@ -50,6 +50,8 @@ class Options:
         stock_loss: name of the compiled loss if it is one of Keras, which knows no members.
         evaluation_samples: samples of the predictive distribution in `evaluate`, validation and
             `predict`.
+        kernel_precision: p of the kernels' prior, see `model.kernel_prior`; 0 for none, None for
+            the model's default.
         annealing: `anneal(t)`, from the step t to a number in [0, 1]; None for the full KL weight.
     """
 
@@ -61,6 +63,7 @@ class Options:
     stock_loss: str | None = None
     annealing: Annealing | None = None
     evaluation_samples: int = 8
+    kernel_precision: float | None = None
 
     @classmethod
     def check(
@@ -73,6 +76,7 @@ class Options:
         member_batches: Any,
         num_train_samples: Any,
         evaluation_samples: Any,
+        kernel_precision: Any,
     ) -> Options:
         """Options from the arguments of `compile`, before Keras compiles anything.
 
@@ -84,6 +88,7 @@ class Options:
             member_batches: argument of `compile`.
             num_train_samples: argument of `compile`.
             evaluation_samples: argument of `compile`.
+            kernel_precision: argument of `compile`.
 
         Raises:
             ValueError: for values out of range, or values that exclude each other.
@@ -93,6 +98,11 @@ class Options:
             choice("member_batches", member_batches, ("tiled", "split")),
             whole("num_train_samples", num_train_samples),
             evaluation_samples=whole("evaluation_samples", evaluation_samples),
+            kernel_precision=(
+                None
+                if kernel_precision is None
+                else not_negative("kernel_precision", kernel_precision)
+            ),
         )
         _check_members_share(options, loss, layers)
         return options
@@ -141,6 +151,7 @@ class Options:
             "member_batches",
             "num_train_samples",
             "evaluation_samples",
+            "kernel_precision",
         )
         return config | {name: getattr(self, name) for name in names}
 
