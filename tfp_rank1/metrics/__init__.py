@@ -14,6 +14,7 @@ from tfp_rank1.metrics.curves import (
     risk_coverage,
     sparsification,
 )
+from tfp_rank1.metrics.disagreement import MemberDisagreement
 from tfp_rank1.metrics.keras_metrics import OfPredictiveMean, on_predictive_mean
 from tfp_rank1.metrics.ood import FPR95, OODAUPR, OODAUROC, ood_score
 from tfp_rank1.metrics.prediction_sets import Coverage, SetSize
@@ -41,6 +42,7 @@ __all__ = [
     "ExpectedCalibrationError",
     "IntervalCoverage",
     "IntervalWidth",
+    "MemberDisagreement",
     "OfPredictiveMean",
     "PredictiveNLL",
     "RiskCoverage",

@@ -1,0 +1,58 @@
+"""How often members predict different classes."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import tfp_rank1 as r1
+
+RNG = np.random.default_rng(0)
+
+
+def pairs(classes):
+    """Share of pairs that differ, by example, from classes `[N, S]`."""
+    found = [
+        classes[:, i] != classes[:, j]
+        for i, j in itertools.combinations(range(classes.shape[1]), 2)
+    ]
+    return np.mean(found, axis=0)
+
+
+def test_disagreement_counts_pairs():
+    outputs = RNG.normal(size=(50, 4, 3)).astype("float32")
+    weight = RNG.uniform(size=50).astype("float32")
+    y = RNG.integers(0, 3, 50)
+    expected = pairs(outputs.argmax(-1))
+    metric = r1.metrics.MemberDisagreement()
+    for at in (slice(0, 20), slice(20, 50)):
+        metric.update_state(y[at], outputs[at])
+    assert float(metric.result()) == pytest.approx(expected.mean(), rel=1e-5)
+    metric.reset_state()
+    metric.update_state(y, outputs, weight)
+    assert float(metric.result()) == pytest.approx(np.average(expected, weights=weight), rel=1e-5)
+
+
+def test_disagreement_of_several_bernoulli_targets():
+    outputs = RNG.normal(size=(50, 4, 2)).astype("float32")
+    metric = r1.metrics.MemberDisagreement(likelihood="bernoulli")
+    metric.update_state(RNG.integers(0, 2, (50, 2)).astype("float32"), outputs)
+    expected = np.mean([pairs(outputs[..., t] > 0).mean() for t in range(2)])
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_sample_agrees_with_itself_and_regressions_are_refused():
+    metric = r1.metrics.MemberDisagreement()
+    metric.update_state(np.zeros(5), RNG.normal(size=(5, 1, 3)).astype("float32"))
+    assert float(metric.result()) == 0.0
+    metric = r1.metrics.MemberDisagreement(likelihood=r1.likelihoods.Normal(scale=1.0))
+    with pytest.raises(ValueError, match="for regression use"):
+        metric.update_state(np.zeros((5, 1)), np.zeros((5, 2, 1), "float32"))
+
+
+def test_disagreement_is_saved_with_its_name():
+    metric = r1.metrics.MemberDisagreement(name="parts")
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert isinstance(copy, r1.metrics.MemberDisagreement)
+    assert copy.name == "parts"
