@@ -545,7 +545,8 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
     Raises:
         ValueError: for an argument that only nets with members can use.
     """
-    for name, default in {"member_batches": "tiled", "num_train_samples": 1, "kernel_precision": 0.0}.items():
+    defaults = {"member_batches": "tiled", "num_train_samples": 1, "kernel_precision": 0.0}
+    for name, default in defaults.items():
         found = arguments.pop(name, default)
         if found != default:
             raise ValueError(

@@ -47,7 +47,7 @@ _DIVISOR, _MOST_LOWER = 3.0, 3
 # Differences between candidates, in standard errors: up to `_TOLERANCE` they are equally good,
 # from `_CLEARLY` on one is better, from `_STOP` on nothing better lies behind the worse one, and
 # from `_BEATEN` on the remaining folds will not change that.
-_TOLERANCE, _CLEARLY, _STOP, _BEATEN = 0.5, 1.0, 2.0, 4.0
+_TOLERANCE, _CLEARLY, _STOP, _BEATEN = 0.5, 2.0, 2.0, 4.0
 
 
 class Plan(NamedTuple):

@@ -20,8 +20,8 @@ class MemberDisagreement(MixtureMean):
         1 - sum_c n_c (n_c - 1) / (S (S - 1)),      n_c: samples that predict class c, of S
 
     The mean over examples, in [0, 1]. At 0 all members are the same classifier, and a mixture of
-    them is no better than one; it is 0 for a single sample. With several Bernoulli targets it is the
-    mean over targets.
+    them is no better than one; it is 0 for a single sample. With several Bernoulli targets it is
+    the mean over targets.
 
     Args:
         name: name in logs. Defaults to `"disagreement"`.
