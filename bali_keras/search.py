@@ -43,7 +43,8 @@ _ROWS = 1024
 # Precisions are tried in steps of this factor, and within these bounds.
 _RATIO, _LEAST, _LARGEST = 10.0**0.5, 1e-3, 3.0
 # Damping and scale are tried at the default and below it, divided by this number up to so often.
-_DIVISOR, _MOST_LOWER = 3.0, 3
+# Below a ninth of the scale the held-out losses of short fits are no guide to those of long ones.
+_DIVISOR, _MOST_LOWER = 3.0, 2
 # Differences between candidates, in standard errors: up to `_TOLERANCE` they are equally good,
 # from `_CLEARLY` on one is better, from `_STOP` on nothing better lies behind the worse one, and
 # from `_BEATEN` on the remaining folds will not change that.
@@ -156,6 +157,7 @@ class Search:
         size = len(examples) // _FOLDS
         self._folds = [np.arange(i * size, (i + 1) * size) for i in range(plan.folds)]
         self._losses: dict[tuple[Any, ...], np.ndarray] = {}
+        self._default: dict[str, float] = model.hyperparameter_values()
 
     def run(self, wanted: tuple[str, ...]) -> dict[str, float]:
         """Search for the wanted hyperparameters, and leave the model as it was at the start.
@@ -166,7 +168,7 @@ class Search:
         Returns:
             What was found, by name.
         """
-        at = self._model.hyperparameter_values()
+        at = dict(self._default)
         try:
             # The scale before and after the precision: in a posterior that is far too wide only a
             # precision that is far too large keeps the noise down.
@@ -197,7 +199,8 @@ class Search:
     def _lower(self, at: dict[str, float], name: str) -> dict[str, float]:
         """The value below the present one that is clearly better; the present one without any."""
         value, losses = at[name], self._losses_at(at)
-        for _ in range(_MOST_LOWER):
+        least = self._default[name] / _DIVISOR**_MOST_LOWER
+        while value / _DIVISOR > 0.9 * least:
             lower = self._losses_at({**at, name: value / _DIVISOR}, losses)
             if _excess(lower, losses) > -_CLEARLY:
                 break
