@@ -30,13 +30,13 @@ def positive(name: str, value: Any) -> float:
 
 def not_negative(name: str, value: Any) -> float:
     """`value` as a float, refused unless finite and at least zero; as `positive` otherwise."""
-    is_zero = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == 0
-    try:
-        return 0.0 if is_zero else positive(name, value)
-    except ValueError:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    if not 0.0 <= number < float("inf"):
         raise ValueError(
             f"Argument `{name}` must be a finite number of at least 0. Received: {name}={value}"
-        ) from None
+        )
+    return number
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:

@@ -46,7 +46,7 @@ def kernels(model: Any) -> Iterator[tuple[keras.Variable, int]]:
     seen: set[int] = set()
     for layer in layers_of(model, include_self=False):
         for name in _NAMES:
-            kernel = getattr(layer, name, None)
+            kernel: Any = getattr(layer, name, None)
             is_variable = isinstance(kernel, keras.Variable) and kernel.trainable
             if is_variable and layer.trainable and id(kernel) not in seen:
                 seen.add(id(kernel))
