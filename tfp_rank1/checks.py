@@ -64,11 +64,16 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def level(value: float) -> float:
-    """The level of an interval as a float, refused unless strictly between 0 and 1."""
+def level(value: float, name: str = "level") -> float:
+    """The level of an interval as a float, refused unless strictly between 0 and 1.
+
+    Args:
+        value: a number.
+        name: name of the argument, for the message. Defaults to `"level"`.
+    """
     if not 0.0 < float(value) < 1.0:
         raise ValueError(
-            f"Argument `level` must lie strictly between 0 and 1. Received: level={value}"
+            f"Argument `{name}` must lie strictly between 0 and 1. Received: {name}={value}"
         )
     return float(value)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.utils.naming import auto_name
 
@@ -39,6 +40,7 @@ __all__ = [
     "input_structure",
     "is_in_multi_worker_mode",
     "is_made_here",
+    "is_training_call",
     "layers_of",
     "lstm_carry_and_output",
     "missing_names",
@@ -62,6 +64,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# Under this name Keras keeps the arguments of the outermost call under way.
+_CALL_CONTEXT = "current_call_ctx"
 
 # -- layers ---------------------------------------------------------------------------------------
 
@@ -100,6 +105,19 @@ def build_input_shape(layer: Any) -> Any:
 def accepts_in_call(layer: Any, argument: str) -> bool:
     """Whether a layer's `call` takes `"training"` or `"mask"`, as Keras itself found."""
     return bool(getattr(layer, f"_call_has_{argument}_arg"))
+
+
+def is_training_call(kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a layer is part of training, by its arguments or by the call around it.
+
+    Keras finds that out within `Layer.__call__`, and tells `call` alone.
+    """
+    training = kwargs.get("training")  # Keras takes no numbers in places of tensors
+    if training is None:
+        # Not `layer._get_call_context()`, which would begin a call.
+        around = global_state.get_global_attribute(_CALL_CONTEXT)
+        training = None if around is None else around.get_value("training")
+    return bool(training)
 
 
 def stored_weight(layer: Any, name: str) -> keras.Variable:
@@ -360,6 +378,14 @@ def missing_names() -> list[str]:
         "tensorflow.python.distribute.collective_all_reduce_strategy"
     )
     workers = strategy.CollectiveAllReduceExtended
+    contexts: list[Any] = []
+
+    class Nosy(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            contexts.append(global_state.get_global_attribute(_CALL_CONTEXT))
+            return inputs
+
+    Nosy()(keras.ops.zeros((1, 1)))
     embedding = keras.layers.Embedding(2, 2)
     embedding.build()
     rank1_names = [n for n in ATTENTION_PROJECTIONS if n != "_gate_dense"]  # newer Keras only
@@ -380,6 +406,7 @@ def missing_names() -> list[str]:
         (model, "Trainer", [*_HOOKS, *_COMPILED, "_loss_tracker", "_aggregate_additional_loss"]),
         (model, "Trainer", ["_initial_epoch", "_distribute_strategy", "_unpickle_model"]),
         (workers, "CollectiveAllReduceExtended", ["_in_multi_worker_mode"]),
+        (contexts[0], f"the context {_CALL_CONTEXT!r}", ["get_value"]),
     ]
     pairs = [(owner, kind, name) for owner, kind, names in required for name in names]
     return [f"{kind}.{name}" for owner, kind, name in pairs if not hasattr(owner, name)]

@@ -69,7 +69,11 @@ class Likelihood(keras.layers.Layer):
         if kwargs.get("name") is None:
             kwargs["name"] = auto_name(f"{snake_case(type(self).__name__)}_likelihood")
         # float32 under every dtype policy: log-probabilities in half precision are worthless.
+        answers = kwargs.pop("answers", None)
         super().__init__(**{"dtype": "float32", **kwargs})
+        # How the model that ends here answers, as text: a clone of the model is made from its graph
+        # alone. See `model.answer_state`; nobody else reads it.
+        self.answers: str | None = answers
 
     def call(self, outputs: tf.Tensor) -> tf.Tensor:
         """The outputs, unchanged, in float32."""
@@ -78,6 +82,11 @@ class Likelihood(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the outputs."""
         return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor arguments."""
+        answers = {} if self.answers is None else {"answers": self.answers}
+        return {**super().get_config(), **answers}
 
     # -- the distribution of the target ---------------------------------------------------------
 

@@ -26,9 +26,11 @@ from tfp_rank1.keras_internals import (
     update_loss_tracker,
 )
 from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.model import answer_state, roles, step
 from tfp_rank1.model import objective as bound
-from tfp_rank1.model import roles, step
 from tfp_rank1.model.arrays import check_arrays, check_inputs, warn_of_missing
+from tfp_rank1.model.calibration import Calibration, call_calibrated
+from tfp_rank1.model.calibration_search import CalibrationReport, calibrate
 from tfp_rank1.model.counting import count_examples, target_rank
 from tfp_rank1.model.graph import (
     check_members_agree,
@@ -47,12 +49,15 @@ from tfp_rank1.model.options import Annealing, Options, check_split_batches, kno
 from tfp_rank1.model.replicas import Replicas
 from tfp_rank1.outputs import num_members
 from tfp_rank1.predictive import (
+    Conformal,
     PosteriorPredictive,
     PredictiveMoments,
     Samplers,
     check_exportable,
+    conformalized,
     evaluated,
     export_predictive,
+    labelled_batches,
     posterior_predictive,
 )
 from tfp_rank1.random import load_seed_state, save_seed_state
@@ -149,6 +154,8 @@ class BayesianModel(Replicas):
         object.__setattr__(self, "_frozen", [])
         object.__setattr__(self, "_tempered", [])
         self._target_ranks: dict[str, int | None] = {}
+        if isinstance(self, Functional) and not is_given:
+            answer_state.restore_from_graph(self)
         self.seed_generator = keras.random.SeedGenerator()
         self._nll_tracker = MeanOrNaN(name="nll")
         self._kl_tracker = keras.metrics.Mean(name="kl")
@@ -182,6 +189,13 @@ class BayesianModel(Replicas):
     _frozen: list[Any]
     # The noise of the loss, see `model.noise`: no weight, as saved models have none in its place.
     _tempered: list[keras.Variable]
+    # How answers differ from what was trained, and what intervals and sets are made of.
+    _calibration = Calibration()
+    _conformal: Conformal | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One draw of the raw outputs, as in Keras; outside of training a calibrated one."""
+        return call_calibrated(self, super().__call__, args, kwargs)
 
     # -- compile --------------------------------------------------------------------------------
 
@@ -494,6 +508,8 @@ class BayesianModel(Replicas):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `keras.Model.fit` does, after finding N and checking targets in arrays.
 
+        What `calibrate` and `conformalize` found belonged to the posterior before, and is dropped.
+
         Raises:
             ValueError: if N is neither given nor found in `x`, for lists in place of arrays, arrays
                 that are empty or without targets, inputs that are not finite, or targets outside
@@ -510,6 +526,7 @@ class BayesianModel(Replicas):
         self._follow_targets("train", x, y)
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
+        answer_state.forget_calibration(self)
         annealing = self._options.annealing
         self.prepare_fit(arguments)
         try:
@@ -570,8 +587,9 @@ class BayesianModel(Replicas):
         return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras, for targets of any rank."""
+        """As in Keras, for targets of any rank; it drops calibration and scores as `fit` does."""
         self._follow_targets("train", x, y)
+        answer_state.forget_calibration(self)
         return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -694,6 +712,142 @@ class BayesianModel(Replicas):
         """
         return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
 
+    def calibrate(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        num_samples: int = 32,
+        verbose: int = 1,
+    ) -> CalibrationReport:
+        """Find two numbers on held-out data by which all answers become better calibrated.
+
+            w_s = m + sqrt(c) (draw_s - m),     p(y | x) = 1/S sum_s p(y | tempered(f(x, w_s), tau))
+
+        c, the `posterior_scale`, multiplies the variances of all posteriors around their means m
+        (of positive families those of the logarithms). tau, the `temperature`, divides the logits
+        of Categorical and Bernoulli likelihoods, and multiplies a noise that is learned or
+        predicted; a noise that the user fixed, `Normal(scale=0.5)`, and a Poisson have none. Both
+        minimise the NLL of the predictive distribution. A number is changed only if the NLL of all
+        examples together falls by more than one nat for it; else the old one stays.
+
+        Then `predict`, `evaluate`, validation, `posterior_predictive`, exported models and
+        `model(x)` outside of training are calibrated; `posterior_mean()` is c = 0. Training is
+        not, and `fit` begins with c = tau = 1 again. Files, clones and pickles keep both numbers
+        (`tf.train.Checkpoint` has variables only). Conformal scores are dropped.
+
+        Args:
+            x: inputs that were not trained on: an array, a structure of arrays, or batches, which
+                are kept in memory with their raw outputs for all samples.
+            y: targets, for arrays; missing ones are left out. Defaults to None, for batches of
+                pairs.
+            sample_weight: weights of the NLL, as in `evaluate`. Defaults to None: 1.
+            batch_size: examples per pass, for arrays. Defaults to None: 128.
+            num_samples: S, as in `posterior_predictive`; the same random numbers for every c.
+                Defaults to 32.
+            verbose: 1 (default) prints what was found, 0 is silent.
+
+        Returns:
+            `CalibrationReport`: both numbers, and NLL and ECE (or the coverage of 90 % intervals)
+            before and after. They were found on the same data, so `after` is a little optimistic.
+
+        Raises:
+            ValueError: for inputs without targets, inputs that are not finite, targets outside the
+                support, and stateful layers.
+
+        Example:
+        ```python
+        model.fit(x, y)
+        report = model.calibrate(x_val, y_val)
+        report.temperature, report.nll_before - report.nll_after
+        ```
+
+        Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", for the temperature;
+        Wenzel et al. (2020), "How Good is the Bayes Posterior in Deep Neural Networks Really?", for
+        posteriors that are scaled.
+        """
+        check_inputs(x, y)
+        self._check_array_targets(y)
+        return calibrate(self, x, y, sample_weight, batch_size, num_samples, verbose)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The numbers c and tau of answers, both 1 unless `calibrate` found others."""
+        return self._calibration
+
+    def conformalize(
+        self,
+        x: Any,
+        y: Any = None,
+        method: str | None = None,
+        groups: Any = None,
+        coverage: float | None = None,
+        *,
+        penalty: float | None = None,
+        free_classes: int | None = None,
+        num_samples: int = 32,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> Conformal:
+        """Score held-out examples, for sets and intervals whose coverage is guaranteed.
+
+            q = the ceil((n + 1) coverage)-th smallest of n scores s(x_i, y_i),  {y : s(x, y) <= q}
+
+        Afterwards `posterior_predictive(x).prediction_set(coverage)` or `prediction_interval` hold
+        the target with a probability of at least `coverage`, whatever the model and the data, if
+        new examples are like these: exchangeable, not trained or calibrated on, and asked with the
+        same `num_samples`. Files and clones keep the scores; `fit` and `calibrate` drop them.
+
+        Args:
+            x: inputs: an array, a structure of arrays, or batches.
+            y: targets, for arrays; missing ones are left out. Defaults to None, for batches of
+                pairs.
+            method: for classes `"lac"` (default), `"aps"` or `"raps"`, for numbers `"normalized"`
+                (default) or `"cqr"`; see `tfp_rank1.predictive.conformal_scores`.
+            groups: `"class"` for the coverage within every class, or an array `[N]` of labels of
+                groups for the coverage within every group, whose labels new examples then need as
+                well. Defaults to None: the coverage over all examples.
+            coverage: the coverage of `"cqr"`, which has one only, and the one that `"raps"` chooses
+                its parameters for. Defaults to None: 0.9 for `"raps"`.
+            penalty: lambda of `"raps"`, per class beyond `free_classes`. Defaults to None: both are
+                chosen by a fifth of the examples, which then count in no threshold.
+            free_classes: k_reg of `"raps"`. Defaults to None.
+            num_samples: as in `posterior_predictive`. Defaults to 32.
+            batch_size: as in `posterior_predictive`.
+            seed: as in `posterior_predictive`.
+
+        Returns:
+            The scores, which `model.conformal` is from now on.
+
+        Raises:
+            ValueError: for an unknown method or parameters that it does not have, groups of
+                another length, or targets that are all missing.
+
+        Example:
+        ```python
+        model.conformalize(x_val, y_val, groups="class")
+        model.posterior_predictive(x_test).prediction_set(coverage=0.95)       # [N, C], boolean
+        ```
+
+        Source: Vovk, Gammerman & Shafer (2005), "Algorithmic Learning in a Random World"; for
+        groups Vovk (2012), "Conditional Validity of Inductive Conformal Predictors".
+        """
+        check_inputs(x, y)
+        self._check_array_targets(y)
+        batches = labelled_batches(x, y, batch_size=batch_size or 128)
+        inputs, targets = iter([batch[0] for batch in batches]), [batch[1] for batch in batches]
+        predictive = self.posterior_predictive(inputs, num_samples, seed=seed)
+        joined = tf.concat([tf.convert_to_tensor(part) for part in targets], axis=0)
+        found = conformalized(predictive, joined, method, groups, coverage, penalty, free_classes)
+        answer_state.set_conformal(self, found)
+        return found
+
+    @property
+    def conformal(self) -> Conformal | None:
+        """The scores of `conformalize`; None before it, and after `fit` or `calibrate`."""
+        return self._conformal
+
     def check_answerable(self) -> None:
         """Raise if the model has nothing to answer with yet; a subclass may have a reason."""
 
@@ -710,13 +864,17 @@ class BayesianModel(Replicas):
         return self(x, training=False), None
 
     def export_predictive(
-        self, path: str, num_samples: int = 32, input_signature: Any = None
+        self,
+        path: str,
+        num_samples: int = 32,
+        input_signature: Any = None,
+        coverage: float | None = None,
     ) -> None:
         """Write a SavedModel that answers with the predictive distribution.
 
         See `tfp_rank1.predictive.export_predictive`.
         """
-        export_predictive(self, path, num_samples, input_signature)
+        export_predictive(self, path, num_samples, input_signature, coverage)
 
     def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> Any:
         """Export as `keras.Model.export` does; ONNX and LiteRT only inside `posterior_mean()`.
@@ -737,17 +895,27 @@ class BayesianModel(Replicas):
         return unpickle_model(BayesianModel), state
 
     def get_config(self) -> dict[str, Any]:
-        """The graph of a Functional model, and N if it was given."""
+        """The graph of a Functional model, N if it was given, and what answers are made of."""
         given = self.num_train_examples if self._count_is_given else None
-        return {**super().get_config(), "num_train_examples": given}
+        config = {**super().get_config(), "num_train_examples": given}
+        return answer_state.with_answers(self, config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The model that gave `get_config()`, with new weights."""
+        config, answers = answer_state.pop_from_config(config)
+        model = super().from_config(config, custom_objects=custom_objects)
+        answer_state.restore_from_config(model, answers)
+        return model
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the state of the model's random generator, and N."""
+        """Save the state of the model's random generator, N, and what answers are made of."""
         super().save_own_variables(store)
         save_seed_state(self.seed_generator, store)
         for variable in self.state_beside_weights:
             store[variable.name] = variable
         store["num_train_examples"] = np.float64(self.num_train_examples or 0)
+        answer_state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` wrote."""
@@ -756,6 +924,7 @@ class BayesianModel(Replicas):
         for variable in self.state_beside_weights:
             if variable.name in arrays:  # files of 0.1.0 have none
                 variable.assign(arrays.pop(variable.name))
+        answer_state.load(self, arrays)
         count = float(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # an N that was given or just counted wins
             self._count = _check_count(count)

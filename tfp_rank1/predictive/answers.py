@@ -11,6 +11,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_rank1.checks import whole
 from tfp_rank1.likelihoods import Likelihood
+from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.predictive.numpy_answers import answers_in_numpy
 from tfp_rank1.random import next_seed
@@ -28,11 +29,22 @@ _MOMENTS = (
     "expected_entropy",
     "mutual_information",
 )
+# What `PredictiveMoments` cannot have.
+_OF_SAMPLES = (
+    "quantile",
+    "credible_interval",
+    "log_prob",
+    "cdf",
+    "sample",
+    "distribution",
+    "prediction_set",
+    "prediction_interval",
+)
 
 
 @answers_in_numpy(
     *_MOMENTS, "energy", "log_prob", "member_log_prob", "cdf", "quantile", "credible_interval",
-    "sample", "member_moments",
+    "sample", "member_moments", "prediction_set", "prediction_interval",
 )  # fmt: skip
 class PosteriorPredictive(PredictiveMixture):
     """The posterior predictive distribution of N examples, as S samples of the raw outputs.
@@ -48,6 +60,8 @@ class PosteriorPredictive(PredictiveMixture):
         output_variance: variances of the raw outputs, `[S, N, D]`, where the last layer is
             integrated out in closed form (a `bali_keras.BaliModel` with a Normal likelihood);
             `samples` are then means. Defaults to None.
+        conformal: scores of held-out examples, for `prediction_set` and `prediction_interval`; a
+            model gives its own, see `BayesianModel.conformalize`. Defaults to None.
 
     Example:
     ```python
@@ -58,9 +72,14 @@ class PosteriorPredictive(PredictiveMixture):
     """
 
     def __init__(
-        self, samples: tf.Tensor, likelihood: Likelihood, output_variance: tf.Tensor | None = None
+        self,
+        samples: tf.Tensor,
+        likelihood: Likelihood,
+        output_variance: tf.Tensor | None = None,
+        conformal: Conformal | None = None,
     ) -> None:
         super().__init__(likelihood, samples, axis=0, output_variance=output_variance)
+        self._conformal = conformal
 
     def __repr__(self) -> str:
         samples, examples, *_, outputs = self.samples.shape
@@ -87,6 +106,65 @@ class PosteriorPredictive(PredictiveMixture):
         num_draws = whole("num_draws", num_draws)
         chosen = keras.random.SeedGenerator(seed)
         return self._draw(num_draws, next_seed(chosen))
+
+    def prediction_set(self, coverage: float | None = None, groups: Any = None) -> tf.Tensor:
+        """Sets of classes that hold the label with a given probability, for any model.
+
+        The label of a new example, exchangeable with those of `BayesianModel.conformalize`, is in
+        its set with a probability of at least `coverage`, over the draw of all of them.
+
+        Args:
+            coverage: strictly between 0 and 1. Defaults to None: 0.9.
+            groups: array `[N]` with the group of every example, if `conformalize` was given an
+                array of groups. Defaults to None.
+
+        Returns:
+            Boolean `[N, C]`, True for the classes in the set; C is 2 for one Bernoulli target.
+
+        Raises:
+            ValueError: without scores, for numbers, a bad coverage, or unknown groups.
+
+        Example:
+        ```python
+        model.conformalize(x_val, y_val)
+        sets = model.posterior_predictive(x_test).prediction_set(coverage=0.95)
+        ```
+        """
+        return self._scores("prediction_set").prediction_set(self, coverage, groups)
+
+    def prediction_interval(
+        self, coverage: float | None = None, groups: Any = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Intervals that hold the target with a given probability, for any model; per target.
+
+        Args:
+            coverage: strictly between 0 and 1. Defaults to None: the one that `conformalize` was
+                given, else 0.9.
+            groups: as in `prediction_set`.
+
+        Returns:
+            Lower and upper ends, each `[N, targets]`, in units of the target.
+
+        Raises:
+            ValueError: without scores, for classes, a bad coverage, another coverage than that of
+                method "cqr", or unknown groups.
+
+        Example:
+        ```python
+        model.conformalize(x_val, y_val)
+        low, high = model.posterior_predictive(x_test).prediction_interval(coverage=0.95)
+        ```
+        """
+        return self._scores("prediction_interval").prediction_interval(self, coverage, groups)
+
+    def _scores(self, name: str) -> Conformal:
+        if self._conformal is None:
+            raise ValueError(
+                f"`{name}` needs the scores of held-out examples: call model.conformalize(x_val, "
+                "y_val) before posterior_predictive, and after fit and calibrate, which drop them. "
+                "Received: a model without scores"
+            )
+        return self._conformal
 
     def distribution(self) -> tfd.MixtureSameFamily:
         """The predictive distribution as a `tfd.MixtureSameFamily`, batch shape `[N]`."""
@@ -181,7 +259,7 @@ class PredictiveMoments:
 
     def __getattr__(self, name: str) -> Any:
         # An AttributeError, not a method that raises: `hasattr` must say that it is missing.
-        if name in ("quantile", "credible_interval", "log_prob", "cdf", "sample", "distribution"):
+        if name in _OF_SAMPLES:
             raise AttributeError(
                 f"`{name}` needs the samples, which reduce='moments' drops. "
                 "Use posterior_predictive(..., reduce=None)."

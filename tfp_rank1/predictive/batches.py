@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from tfp_rank1.checks import rows_not_finite
 
-__all__ = ["batches_of", "check_finite"]
+__all__ = ["batches_of", "check_finite", "labelled_batches"]
+
+Labelled = tuple[Any, Any, Any]
 
 
 def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
@@ -60,6 +62,67 @@ def batches_of(x: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
             yield keras.tree.map_structure(lambda a, part=part: _dense(a[part]), x)
 
     return slices(), math.ceil(rows / batch_size)
+
+
+def labelled_batches(
+    x: Any, y: Any, sample_weight: Any = None, batch_size: int = 128
+) -> list[Labelled]:
+    """Batches of inputs, targets and sample weights (or None), all of them.
+
+    Args:
+        x: as for `batches_of`; batches hold their targets, and weights if there are any.
+        y: targets, for arrays; None with batches.
+        sample_weight: weights, for arrays. Defaults to None: those of the batches, or none.
+        batch_size: examples per batch, for arrays.
+
+    Raises:
+        ValueError: for inputs without targets, lengths that differ, no examples, or inputs that
+            are not finite.
+    """
+    inputs = list(_labelled(x, y, sample_weight, batch_size))
+    first_row = 0
+    for batch, _, _ in inputs:
+        first_row = check_finite(batch, first_row)
+    if not first_row:
+        raise ValueError("Argument `x` holds no examples. Received: an empty input")
+    return inputs
+
+
+def _labelled(x: Any, y: Any, sample_weight: Any, batch_size: int) -> Iterator[Labelled]:
+    batches: Any = x
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "Batches hold their targets and weights: leave out `y` and `sample_weight`. "
+                f"Received: x={x} with y or sample_weight"
+            )
+        _, count = batches_of(x, batch_size)  # refuses what has no end
+        if isinstance(x, keras.utils.PyDataset):
+            batches = (x[i] for i in range(count or 0))
+        for batch in batches:
+            inputs, targets, weights = keras.utils.unpack_x_y_sample_weight(batch)
+            _require_targets(targets)
+            yield keras.tree.map_structure(_dense, inputs), targets, weights
+        return
+    _require_targets(y)
+    start = 0
+    for inputs in batches_of(x, batch_size)[0]:
+        stop = start + keras.tree.flatten(inputs)[0].shape[0]
+        yield inputs, y[start:stop], None if sample_weight is None else sample_weight[start:stop]
+        start = stop
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None and len(value) != start:
+            raise ValueError(
+                f"Arguments `x` and `{name}` must have as many rows. "
+                f"Received: {start} rows of x and {len(value)} of {name}"
+            )
+
+
+def _require_targets(y: Any) -> None:
+    if y is None:
+        raise ValueError(
+            "Targets are needed: give arrays x and y, or batches of pairs (x, y). Received: y=None"
+        )
 
 
 def _inputs_of(batch: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.checks import whole
 from tfp_rank1.keras_internals import input_structure
+from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.predictive.sampling import Sampleable, sample_marginals, sample_outputs
 from tfp_rank1.random import entropy_seed
@@ -19,7 +21,11 @@ __all__ = ["check_exportable", "export_predictive"]
 
 
 def export_predictive(
-    model: Sampleable, path: str, num_samples: int = 32, input_signature: Any = None
+    model: Sampleable,
+    path: str,
+    num_samples: int = 32,
+    input_signature: Any = None,
+    coverage: float | None = None,
 ) -> None:
     """Write a SavedModel with predictive endpoints.
 
@@ -29,7 +35,8 @@ def export_predictive(
         serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
             `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
             `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
-            Every call draws new samples.
+            Every call draws new samples. After `conformalize` also `prediction_set` `[B, C]`,
+            boolean, or `prediction_interval_low` and `prediction_interval_high` `[B, targets]`.
         samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
             rounded up to a multiple of the members. `num_samples` is an int32 scalar, `seed` an
             int32 `[2]`: the same seed repeats the same samples; without a seed every call draws
@@ -43,10 +50,12 @@ def export_predictive(
         num_samples: samples of `serve`, at least 1. Defaults to 32.
         input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: the inputs
             of a Functional model; a subclassed model needs a signature.
+        coverage: of the prediction sets or intervals, which are left out, with a warning, where
+            they depend on the groups of examples. Defaults to None: as in `prediction_interval`.
 
     Raises:
-        ValueError: for a subclassed model without a signature, a `num_samples` below 1, or
-            stateful layers.
+        ValueError: for a subclassed model without a signature, a `num_samples` below 1, stateful
+            layers, or a `coverage` that the model cannot have.
 
     Example:
     ```python
@@ -62,9 +71,12 @@ def export_predictive(
         input_signature = input_signature[0]  # `keras.Model.export` takes this form
     signature = _signature_of(model) if input_signature is None else input_signature
 
+    conformal = _exportable_scores(model, coverage)
+
     def serve(x: Any) -> dict[str, tf.Tensor]:
         outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
-        return _answers(PredictiveMixture(model.likelihood, outputs, 0, variance))
+        mixture = PredictiveMixture(model.likelihood, outputs, 0, variance)
+        return _answers(mixture) | _conformal_answers(conformal, mixture, coverage)
 
     @tf.function(autograph=False)
     def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
@@ -98,6 +110,38 @@ def check_exportable(format: str) -> None:
             "`with tfp_rank1.posterior_mean():`, or write a SavedModel with export_predictive. "
             f"Received: format={format!r}"
         )
+
+
+def _exportable_scores(model: Sampleable, coverage: float | None) -> Conformal | None:
+    """The conformal scores that endpoints can use."""
+    conformal = model.conformal
+    if conformal is None:
+        if coverage is not None:
+            raise ValueError(
+                "Argument `coverage` is for a model with scores of held-out examples: call "
+                f"model.conformalize(x_val, y_val) first. Received: coverage={coverage}"
+            )
+        return None
+    conformal.coverage(coverage)  # refuses a bad one before anything is written
+    if conformal.has_given_groups:
+        warnings.warn(
+            "The endpoints do not know the groups of examples, so prediction sets and intervals "
+            "are left out. Conformalize without groups to export them",
+            stacklevel=4,
+        )
+        return None
+    return conformal
+
+
+def _conformal_answers(
+    conformal: Conformal | None, mixture: PredictiveMixture, coverage: float | None
+) -> dict[str, tf.Tensor]:
+    if conformal is None:
+        return {}
+    if mixture.likelihood.predicts_probabilities:
+        return {"prediction_set": conformal.prediction_set(mixture, coverage)}
+    low, high = conformal.prediction_interval(mixture, coverage)
+    return {"prediction_interval_low": low, "prediction_interval_high": high}
 
 
 def _answers(mixture: PredictiveMixture) -> dict[str, tf.Tensor]:

@@ -16,6 +16,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, num_members
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
+from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.random import SharedDraws, fold_in, make_seed, next_seed, seed_scope
 
 __all__ = [
@@ -38,6 +39,7 @@ class Sampleable(Protocol):
     seed_generator: keras.random.SeedGenerator
     _samplers: Samplers
     output_shape: Any
+    conformal: Conformal | None
 
     def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
         """Raw outputs of one pass."""
@@ -91,7 +93,7 @@ def posterior_predictive(
     if reduce is not None:
         return PredictiveMoments(*_concatenate([vars(p).values() for p in parts], axis=0))
     outputs, variance = _concatenate(parts, axis=1)
-    return PosteriorPredictive(outputs, model.likelihood, variance)
+    return PosteriorPredictive(outputs, model.likelihood, variance, model.conformal)
 
 
 def sample_outputs(

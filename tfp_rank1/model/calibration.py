@@ -1,0 +1,81 @@
+"""Calibration: two numbers by which a model's answers differ from what it was trained to say.
+
+    w_s = m + sqrt(c) (draw_s - m)          weights of sample s, posterior mean m: variance times c
+    p(y | x) = 1/S sum_s p(y | tempered(outputs(x, w_s), tau))
+
+c is the `posterior_scale` and tau the `temperature`. A temperature divides logits, and multiplies
+scales of the noise. Training has c = tau = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import scopes
+from tfp_rank1.checks import positive
+from tfp_rank1.keras_internals import is_training_call
+
+__all__ = ["Calibration", "call_calibrated"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What `BayesianModel.calibrate` finds, and `model.calibration` is.
+
+    Attributes:
+        posterior_scale: c, the factor of all posterior variances in answers.
+        temperature: tau, by which logits are divided; or the factor of the noise's scale, which a
+            learned scale holds already.
+    """
+
+    posterior_scale: float = 1.0
+    temperature: float = 1.0
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether answers are those of the trained posterior."""
+        return self.posterior_scale == 1.0 and self.temperature == 1.0
+
+    def get_config(self) -> dict[str, float]:
+        """The two numbers by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Calibration:
+        """The calibration that gave `get_config()`.
+
+        Raises:
+            ValueError: for a number that is not above 0.
+        """
+        return cls(**{name: positive(name, value) for name, value in config.items()})
+
+
+def call_calibrated(
+    model: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """`call(*args, **kwargs)`, a pass of the model, calibrated unless it is part of training.
+
+    The calibration of the outermost model holds: a model within another one is a layer of it.
+
+    Args:
+        model: a `BayesianModel`.
+        call: Keras's own `__call__`.
+        args: positional arguments of the call.
+        kwargs: other arguments of the call.
+    """
+    if scopes.posterior_scale.value is not None:  # a model around this one, or `calibrate`
+        return call(*args, **kwargs)
+    calibration = model.calibration
+    if not calibration.is_neutral and is_training_call(kwargs):
+        calibration = Calibration()
+    # Here and not around `predict` or `evaluate`: every replica calls the model in its own thread.
+    with scopes.posterior_scale.set(calibration.posterior_scale):
+        outputs = call(*args, **kwargs)
+    if calibration.temperature == 1.0 or isinstance(outputs, keras.KerasTensor):
+        return outputs  # a symbolic call makes a graph, which calls the model again when it runs
+    return model.likelihood.tempered(tf.convert_to_tensor(outputs), calibration.temperature)

@@ -1,0 +1,61 @@
+"""The minimum of a function of one number, by few evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["minimum"]
+
+# Golden section: each evaluation shortens the bracket by this factor.
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+def minimum(
+    function: Callable[[float], float],
+    start: float,
+    step: float,
+    bound: float,
+    tolerance: float,
+) -> float:
+    """Walk downhill from `start` by steps, then search the bracket by golden section.
+
+    Args:
+        function: should have one minimum near the start; it may be NaN or infinite far off.
+        start: where to begin.
+        step: length of a step of the walk.
+        bound: largest magnitude of a point of the walk; the result is at most a step beyond.
+        tolerance: length of the bracket at which the search ends.
+
+    Returns:
+        The point with the smallest value among all that were evaluated.
+    """
+    found: dict[float, float] = {}
+
+    def value(x: float) -> float:
+        if x not in found:
+            y = function(x)
+            found[x] = y if math.isfinite(y) else math.inf
+        return found[x]
+
+    best = _walk(value, start, step, bound)
+    low, high = best - step, best + step
+    while high - low > tolerance:
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if value(left) <= value(right):
+            high = right
+        else:
+            low = left
+    # The start wins a tie: a function that is constant moves nothing.
+    return min(found, key=lambda x: (found[x], abs(x - start)))
+
+
+def _walk(value: Callable[[float], float], start: float, step: float, bound: float) -> float:
+    """The last point of a walk downhill."""
+    best = start
+    for direction in (-step, step):
+        while abs(best + direction) <= bound and value(best + direction) < value(best):
+            best += direction
+        if best != start:
+            break
+    return best
