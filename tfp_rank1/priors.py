@@ -23,6 +23,7 @@ from tfp_rank1.posteriors import (
     AddWeight,
     Posterior,
     Variables,
+    default_start,
     softplus_scale,
 )
 from tfp_rank1.serialization import Configurable, lookup, registered
@@ -41,8 +42,13 @@ __all__ = [
     "Parameters",
     "Prior",
     "default_for",
+    "default_pair",
     "get",
 ]
+
+# Standard deviation of the prior that belongs to the default start. Chosen with the start: 0.1 does
+# worse on noisy tables, 1 on clean ones.
+DEFAULT_TIED_STDDEV = 0.3
 
 Parameters = Mapping[str, Any]
 
@@ -485,3 +491,12 @@ def default_for(posterior: Posterior) -> Prior | None:
     own family; from a Normal prior the KL of the heavy tails would be infinite. Points get None.
     """
     return None if posterior.default_prior is None else get(posterior.default_prior)
+
+
+def default_pair() -> tuple[Posterior, Prior]:
+    """The posterior and prior of a multiplicative factor for which neither is given.
+
+    The prior follows the means, so that signs cost nothing, and is wider than the posterior at its
+    start: where data say little, a posterior grows wide.
+    """
+    return default_start(), NormalWithTiedMean(DEFAULT_TIED_STDDEV)

@@ -86,10 +86,13 @@ class Rank1Mixin(_Stock):
         ensemble_size: number of members K; `TileMembers(K)` makes rows `[K*B, ...]`. Defaults to
             None: that of the enclosing `with tfp_rank1.members(K):`, else 1.
         posterior: variational family of r and s: a name or a `tfp_rank1.posteriors` object.
-            Defaults to `"normal"`. `r_posterior` and `s_posterior` override it for one factor.
+            Defaults to `"normal"`, which together with the default prior starts at random signs
+            (`posteriors.default_start`). `r_posterior` and `s_posterior` override it for one
+            factor.
         prior: prior of r and s: a name, a `tfp_rank1.priors` object, or None for no KL. Defaults
-            to `"default"`, the prior that belongs to the posterior: `Normal(1, 0.1)` for Normal
-            posteriors (`Normal(0, 0.1)` if additive), their own family for Cauchy, LogNormal and
+            to `"default"`, the prior that belongs to the posterior: for `"normal"` one that follows
+            the means (`priors.default_pair`), `Normal(1, 0.1)` for Normal posteriors that are given
+            as objects (`Normal(0, 0.1)` if additive), their own family for Cauchy, LogNormal and
             HalfCauchy, none for points. `r_prior` and `s_prior` override it for one factor.
         bias_posterior: variational family of the bias. Defaults to None, a point per member.
         bias_prior: prior of a random bias. Defaults to `"default"`, centred at 0.
@@ -185,11 +188,12 @@ class Rank1Mixin(_Stock):
         )
 
     def _make_factor(self, name: str, posterior: Any, prior: Any, center: float) -> Factor:
+        is_default = isinstance(prior, str) and prior == DEFAULT
+        if is_default and posterior == "normal" and center == 1.0:
+            return Factor(name, *priors.default_pair(), center, self.kl_reduction == "mean")
         q = posteriors.get(posterior)
-        if isinstance(prior, str) and prior == DEFAULT:
-            p = priors.default_for(q)
-        else:
-            p = None if prior is None else priors.get(prior)
+        given = None if prior is None or is_default else priors.get(prior)
+        p = priors.default_for(q) if is_default else given
         return Factor(name, q, p, center, self.kl_reduction == "mean")
 
     # -- building -------------------------------------------------------------------------------

@@ -234,7 +234,8 @@ class BayesianModel(Replicas):
                 call. Defaults to 8.
             kernel_precision: p of the prior of the kernels, at least 0: an entry has the precision
                 `p fan_in` a priori, and `-log p(W) / N` is part of the loss. 0 for no prior.
-                Defaults to None: DEFAULT_TEXT.
+                Defaults to None: 0.01 for a net whose
+                factors have a prior, 0 for others and after `convert`.
             **kwargs: as in Keras.
 
         Raises:
