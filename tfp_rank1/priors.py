@@ -20,6 +20,7 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.posteriors import (
     DEFAULT_HEAVY_PRIOR_SCALE,
     DEFAULT_SPREAD,
+    DEFAULT_START_STDDEV,
     AddWeight,
     Posterior,
     Variables,
@@ -45,10 +46,6 @@ __all__ = [
     "default_pair",
     "get",
 ]
-
-# Standard deviation of the prior that belongs to the default start. Chosen with the start: 0.1 does
-# worse on noisy tables, 1 on clean ones.
-DEFAULT_TIED_STDDEV = 0.3
 
 Parameters = Mapping[str, Any]
 
@@ -496,7 +493,7 @@ def default_for(posterior: Posterior) -> Prior | None:
 def default_pair() -> tuple[Posterior, Prior]:
     """The posterior and prior of a multiplicative factor for which neither is given.
 
-    The prior follows the means, so that signs cost nothing, and is wider than the posterior at its
-    start: where data say little, a posterior grows wide.
+    The prior follows the means, so that signs cost nothing, and has the posterior's width at the
+    start: the KL of a new net is 0.
     """
-    return default_start(), NormalWithTiedMean(DEFAULT_TIED_STDDEV)
+    return default_start(), NormalWithTiedMean(DEFAULT_START_STDDEV)
