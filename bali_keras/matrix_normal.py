@@ -187,7 +187,7 @@ def damp(matrix: tf.Tensor, absolute: float, relative: float) -> tf.Tensor:
         relative: added in units of the mean eigenvalue of X.
     """
     size = tf.cast(tf.shape(matrix)[-1], matrix.dtype)
-    added = absolute + relative * tf.linalg.trace(matrix) / size
+    added = tf.cast(absolute, matrix.dtype) + relative * tf.linalg.trace(matrix) / size
     return add_diagonal(matrix, added)
 
 

@@ -156,7 +156,7 @@ class Search:
         # Folds of one size: N is a number in the graph of the held-out loss.
         size = len(examples) // _FOLDS
         self._folds = [np.arange(i * size, (i + 1) * size) for i in range(plan.folds)]
-        self._losses: dict[tuple[Any, ...], np.ndarray] = {}
+        self._tried: dict[tuple[Any, ...], np.ndarray] = {}
         self._default: dict[str, float] = model.hyperparameter_values()
 
     def run(self, wanted: tuple[str, ...]) -> dict[str, float]:
@@ -218,7 +218,7 @@ class Search:
                 the losses are then those of the first folds.
         """
         key = tuple(sorted(values.items()))
-        if key not in self._losses:
+        if key not in self._tried:
             found = np.zeros(0)
             for fold in self._folds:
                 # A fit that broke down has no loss: it must lose against every other.
@@ -226,8 +226,8 @@ class Search:
                 found = np.concatenate([found, losses])
                 if rival is not None and _excess(found, rival) > _BEATEN:
                     break
-            self._losses[key] = found
-        return self._losses[key]
+            self._tried[key] = found
+        return self._tried[key]
 
     def _held_out(self, fold: np.ndarray, values: dict[str, float]) -> np.ndarray:
         rest = np.setdiff1d(np.arange(len(self._examples)), fold)

@@ -61,11 +61,11 @@ def of(expected: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(f"{group}/"): v for k, v in expected.items() if k.startswith(group)}
 
 
-def check(model: Any, name: str, expected: dict[str, np.ndarray]) -> None:
-    """All that is saved, to the bit, and what follows from it."""
+def check(model: Any, name: str, expected: dict[str, np.ndarray], rounding: float = 0.0) -> None:
+    """All that is saved, to the bit or to rounding errors, and what follows from it."""
     wanted = of(expected, f"{name}/state").values()
     for found, value in zip(state(model), wanted, strict=True):
-        np.testing.assert_array_equal(found, value)
+        np.testing.assert_allclose(found, value, rtol=rounding, atol=rounding)
     found = mean_outputs(model, expected[f"{name}/x"])
     np.testing.assert_allclose(found, expected[f"{name}/outputs"], rtol=1e-6, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_trainings_go_on(name: str, saved: Path, expected: dict[str, np.ndarray]
     with pytest.warns(UserWarning, match="All epochs are done"):
         fit(model, EPOCHS, callbacks=[resume, epochs])
     assert epochs.begun == []
-    check(model, name, expected)
+    check(model, name, expected, rounding=1e-6)  # the end of a fit factorises covariances again
     model = NETS[name]()
     history = fit(model, EPOCHS + 1, callbacks=[resume, epochs])
     assert history.epoch == epochs.begun == [EPOCHS]

@@ -8,6 +8,7 @@ from conftest import members_input, small_classifier
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from tfp_rank1.model.kernel_prior import kernel_penalty
 
 
 def deterministic_start(**kwargs):
@@ -41,7 +42,8 @@ def test_loss_is_nll_plus_kl_over_n(digits, batch_size):
     """With annealing 1/4 at the first step, to 1e-5, whatever the batch size."""
     x, y = digits[0][:48], digits[1][:48]
     model = deterministic_start()
-    expected = oracle_nll(model, x, y) + 0.25 * oracle_kl(model) / 48
+    prior = float(kernel_penalty(model, model.kernel_precision))
+    expected = oracle_nll(model, x, y) + (0.25 * oracle_kl(model) + prior) / 48
     model.compile(keras.optimizers.SGD(0.0))
     callback = r1.callbacks.KLAnnealing(steps=4, start=0.0)
     history = model.fit(

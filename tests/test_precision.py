@@ -61,7 +61,7 @@ def test_everything_in_float64(everything_float64):
     """With penalties, whose dtype is that of the kernels; KLs stay float32."""
     x, y = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
     model = r1.models.mlp((3,), 2, hidden=(4,), l2=1e-2)
-    model.compile(keras.optimizers.SGD(0.0))
+    model.compile(keras.optimizers.SGD(0.0), kernel_precision=0.0)
     logs = model.fit(x, y, verbose=0).history
     weights = model.slow_weights
     assert {w.dtype for w in weights} == {"float64"}

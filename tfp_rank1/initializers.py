@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import keras
@@ -26,7 +27,8 @@ class RandomSign(keras.initializers.Initializer):
 
     Args:
         probability: probability of +1, in [0, 1]. Defaults to 0.5.
-        seed: an integer for a reproducible draw. Defaults to None, a new draw each time.
+        seed: an integer for a reproducible draw. Defaults to None: a seed of its own, as for the
+            initializers of Keras, so that the same object repeats its draw and a clone does not.
 
     Raises:
         ValueError: for a `probability` outside [0, 1].
@@ -46,7 +48,9 @@ class RandomSign(keras.initializers.Initializer):
                 f"Argument `probability` must lie in [0, 1]. Received: probability={probability}"
             )
         self.probability = float(probability)
-        self.seed = seed
+        # Drawn here, as Keras does: the global generator is a variable, which no graph may create.
+        self._given_seed = seed
+        self.seed = random.randint(1, 10**9) if seed is None else seed
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
         """Signs of the given shape; their dtype defaults to Keras's `floatx`."""
@@ -55,7 +59,7 @@ class RandomSign(keras.initializers.Initializer):
         return keras.ops.cast(signs, dtype or keras.config.floatx())
 
     def get_config(self) -> dict[str, Any]:
-        return {"probability": self.probability, "seed": self.seed}
+        return {"probability": self.probability, "seed": self._given_seed}
 
 
 @registered("tfp_rank1")

@@ -185,6 +185,10 @@ def _restore(model: keras.Model, path: Path) -> None:
     with np.load(path, allow_pickle=False) as arrays:
         kind = str(arrays["kind"])
         values = [arrays[name] for name in arrays.files if name != "kind"]
+    # Checkpoints of 0.1.0 end before what is saved beside the weights.
+    beside = len(getattr(model, "state_beside_weights", []))
+    if len(variables) - beside <= len(values):
+        variables = variables[: len(values)]
     shapes = [tuple(v.shape) for v in variables]
     if kind != _kind(model) or shapes != [v.shape for v in values]:
         raise ValueError(
