@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from bali_keras.inference.step import is_nll, trained_layers
 from bali_keras.search_data import Examples, in_memory
+from tfp_rank1.model.counting import count_examples
 from tfp_rank1.model.step import make_variables
 from tfp_rank1.predictive import evaluated
 
@@ -65,12 +66,12 @@ class Plan(NamedTuple):
     batch_size: int
 
 
-def plan_for(num_found: int, count: float, steps: int, batch_size: int) -> Plan | None:
+def plan_for(num_found: int, count: int, steps: int, batch_size: int) -> Plan | None:
     """The plan for a fit; None if there is too little data or time.
 
     Args:
         num_found: examples that the search holds in memory.
-        count: N.
+        count: number of training examples.
         steps: number of steps of the fit.
         batch_size: examples per step of the fit.
     """
@@ -92,12 +93,12 @@ def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
         model: a `BaliModel`.
         arguments: the arguments of `fit`, by name.
     """
-    wanted, count = _wanted(model), model.num_train_examples
+    wanted, count = _wanted(model), _count(model, arguments)
     steps, batch_size = _steps(arguments, count), model._batch_size or 32
     # Before the data are read: a fit that is too short needs no look at them.
-    if not wanted or count is None or plan_for(int(count), count, steps, batch_size) is None:
+    if not wanted or plan_for(count, count, steps, batch_size) is None:
         return
-    examples = in_memory(arguments, int(count))
+    examples = in_memory(arguments, count)
     plan = plan_for(len(examples), count, steps, batch_size) if examples is not None else None
     if examples is None or plan is None:
         return
@@ -111,7 +112,7 @@ def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
     model.hyperparameters.assign(**found)
     if arguments.get("verbose", "auto") not in (0, "0"):
         text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        keras.utils.io_utils.print_msg(f"Found on held-out parts of the training data: {text}")
+        print(f"Found on held-out parts of the training data: {text}")
 
 
 def _wanted(model: Any) -> tuple[str, ...]:
@@ -127,7 +128,13 @@ def _wanted(model: Any) -> tuple[str, ...]:
     return tuple(name for name in model._options.not_given if name not in left_out)
 
 
-def _steps(arguments: dict[str, Any], count: float | None) -> int:
+def _count(model: Any, arguments: dict[str, Any]) -> int:
+    """Number of training examples, whatever their weights; N where the data do not tell."""
+    found = count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
+    return int(model.num_train_examples or 0) if found is None else found
+
+
+def _steps(arguments: dict[str, Any], count: int) -> int:
     """Number of steps of a fit; 0 where its arguments do not tell."""
     x, epochs = arguments.get("x"), arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
     by_epoch = arguments.get("steps_per_epoch")
@@ -136,7 +143,7 @@ def _steps(arguments: dict[str, Any], count: float | None) -> int:
     elif by_epoch is None and isinstance(x, keras.utils.PyDataset):
         by_epoch = x.num_batches or 0
     elif by_epoch is None:
-        by_epoch = math.ceil((count or 0) / (arguments.get("batch_size") or 32))
+        by_epoch = math.ceil(count / (arguments.get("batch_size") or 32))
     return int(by_epoch) * int(epochs)
 
 

@@ -14,7 +14,7 @@ import tfp_rank1 as r1
 from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.model.line_search import minimum
-from tfp_rank1.predictive import PredictiveMixture, sample_outputs
+from tfp_rank1.predictive import PredictiveMixture, labelled_batches, sample_outputs
 from tfp_rank1.random import make_seed, seed_scope
 
 L, Q = r1.layers, r1.posteriors
@@ -106,6 +106,21 @@ def test_a_gain_below_a_nat_changes_nothing():
     assert model.calibrate(logits, y, verbose=0).temperature > 1.5
 
 
+def test_a_hundred_right_answers_do_not_make_certainty():
+    """Their likelihood alone has its maximum at temperature 0; the prior has it elsewhere."""
+    logits = np.eye(3, dtype="float32")[np.arange(100) % 3]
+    model = identity(3, "categorical")
+
+    def loss(log_tau):
+        log_probs = special.log_softmax([3.0 / np.exp(log_tau), 0.0, 0.0])
+        return -100.0 * log_probs[0] + 0.5 * (log_tau / np.log(2.0)) ** 2
+
+    exact = np.exp(optimize.minimize_scalar(loss, bounds=(-4, 1), method="bounded").x)
+    report = model.calibrate(logits, np.arange(100) % 3, verbose=0)
+    np.testing.assert_allclose(report.temperature, exact, rtol=5e-3)
+    assert 0.3 < exact < 0.6
+
+
 def test_weights_and_missing_targets_count_as_in_the_loss():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(400, 3)).astype("float32")
@@ -161,6 +176,37 @@ def test_both_numbers_of_a_net(digits, digits_model):
     set_calibration(model, Calibration())
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(128)
     assert model.calibrate(data, verbose=0) == report
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getitem__(self, index):
+        return self.parts[index]
+
+
+def test_batches_of_every_kind_hold_their_targets_and_weights():
+    x, y, w = np.arange(10.0)[:, None], np.arange(10), np.ones(10)
+    parts = [(x[:4], y[:4], w[:4]), (x[4:8], y[4:8], w[4:8]), (x[8:], y[8:], w[8:])]
+    for found in (
+        labelled_batches(x, y, w, batch_size=4),
+        labelled_batches(Batches(parts), None),
+        labelled_batches(iter(parts), None),
+        labelled_batches(tf.data.Dataset.from_tensor_slices((x, y, w)).batch(4), None),
+    ):
+        assert len(found) == 3
+        for ours, theirs in zip(found, parts, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="Targets are needed"):
+        labelled_batches(tf.data.Dataset.from_tensor_slices(x).batch(4), None)
+    with pytest.raises(ValueError, match="without an end"):
+        labelled_batches(tf.data.Dataset.from_tensors((x, y)).repeat(), None)
 
 
 def test_the_report_is_printed(capsys):
@@ -565,7 +611,10 @@ def test_two_replicas_answer_as_one(kind, strategy):
         model.evaluate(x, y, verbose=0, return_dict=True)["nll"],
         rtol=1e-4,
     )
-    report = other.calibrate(x, y, verbose=0)
+    right = np.argmax(expected, axis=1)
+    report, alone = (m.calibrate(x, right, verbose=0) for m in (other, model))
+    assert report.temperature == pytest.approx(alone.temperature, rel=1e-2)
+    assert report.nll_after == pytest.approx(alone.nll_after, rel=1e-3)
     assert other.calibration == Calibration(report.posterior_scale, report.temperature) != FOUND
 
 

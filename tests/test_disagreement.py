@@ -56,3 +56,36 @@ def test_disagreement_is_saved_with_its_name():
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
     assert isinstance(copy, r1.metrics.MemberDisagreement)
     assert copy.name == "parts"
+
+
+def trained(digits, **arguments):
+    """A net with four members after ten epochs, and its disagreement on unseen digits."""
+    x, y, x_test, y_test = digits
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64,))
+    with r1.members(4):
+        h = r1.layers.DenseRank1(32, activation="relu", **arguments)(
+            r1.layers.TileMembers()(inputs)
+        )
+        outputs = r1.layers.SplitMembers()(r1.layers.DenseRank1(10, **arguments)(h))
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
+    model.compile(keras.optimizers.Adam(0.01), metrics=[r1.metrics.MemberDisagreement()])
+    before = [layer.r_posterior.mean().numpy() for layer in model.layers[2:4]]
+    model.fit(x, y, epochs=10, batch_size=64, verbose=0)
+    after = [layer.r_posterior.mean().numpy() for layer in model.layers[2:4]]
+    with r1.posterior_mean():
+        scores = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
+    return scores["disagreement"], before, after
+
+
+def test_members_differ_by_default_and_stay_so(digits):
+    disagreement, before, after = trained(digits)
+    alike, _, _ = trained(digits, posterior=r1.posteriors.Normal())
+    assert disagreement > 2.0 * alike
+    assert disagreement > 0.02
+    for start, end in zip(before, after, strict=True):
+        assert set(np.unique(start)) == {-1.0, 1.0}
+        assert 0.6 < np.mean(start > 0) < 0.9
+        # Training moves the means, and turns hardly any sign.
+        assert np.mean(np.sign(end) != start) < 0.1
+        assert np.std(end, axis=0).mean() > 0.5 * np.std(start, axis=0).mean()

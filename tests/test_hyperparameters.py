@@ -287,3 +287,30 @@ def test_all_layers_share_the_prior():
     priors = [model._options.prior_of(v, model.prior()) for v in trained_layers(model)]
     assert [p.row_precision for p in priors] == [None, 2.0, None]
     assert model._options.not_given == ("damping", "covariance_scale")
+
+
+@pytest.mark.parametrize("kind", ["sample_weight", "class_weight", "given"])
+def test_weights_do_not_change_which_examples_are_searched(kind, monkeypatch, capsys):
+    x, y = noisy_table(rows=64)
+    seen = []
+
+    def run(self, wanted):
+        seen.append(self._examples)
+        return {"prior_precision": 0.25}
+
+    monkeypatch.setattr(search.Search, "run", run)
+    model = classifier()
+    model.compile()
+    weights = {
+        "sample_weight": {"sample_weight": np.full(64, 0.1)},
+        "class_weight": {"class_weight": {0: 3.0, 1: 1.0}},
+        "given": {},
+    }[kind]
+    if kind == "given":
+        model.num_train_examples = 1000
+    model.fit(x, y, batch_size=16, epochs=30, verbose=2, **weights)
+    (examples,) = seen
+    assert {row.tobytes() for row in examples.x} == {row.tobytes() for row in x}
+    assert "Found on held-out parts of the training data: prior_precision 0.25" in (
+        capsys.readouterr().out
+    )

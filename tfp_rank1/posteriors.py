@@ -57,7 +57,7 @@ DEFAULT_SPREAD = 0.1
 # The default start of multiplicative factors, see `default_start`: members must differ, or the
 # mixture is one net. Three of four signs are positive: at one of two, nets on small sets learn too
 # slowly. Chosen on held-out parts of tables, digits and images.
-DEFAULT_SIGN, DEFAULT_START_STDDEV = 0.75, 0.1
+DEFAULT_SIGN = 0.75
 # Scales start at sqrt(p / (1 - p)), the noise of dropout with p = 1e-3.
 DEFAULT_SCALE = math.sqrt(1e-3 / (1.0 - 1e-3))
 # Layers clip heavy-tailed draws to [-10, 10]. The clipped draws of a Cauchy with scale g have a
@@ -296,13 +296,13 @@ class Normal(_LocationScale):
 
 
 def default_start() -> Normal:
-    """`Normal(RandomSign(0.75), stddev=0.1)`: the posterior of factors that were given nothing.
+    """`Normal(RandomSign(0.75))`: the posterior of factors that were given nothing.
 
     Means are signs, three of four of them positive, so that members differ from the start. Under a
     prior around 1 a negative sign would cost 200 nats; the prior that belongs to this start follows
     the means, see `priors.default_pair`.
     """
-    return Normal(RandomSign(DEFAULT_SIGN), stddev=DEFAULT_START_STDDEV)
+    return Normal(RandomSign(DEFAULT_SIGN))
 
 
 @registered("tfp_rank1.posteriors")

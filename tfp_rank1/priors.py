@@ -20,7 +20,6 @@ from tfp_rank1.initializers import InverseSoftplus
 from tfp_rank1.posteriors import (
     DEFAULT_HEAVY_PRIOR_SCALE,
     DEFAULT_SPREAD,
-    DEFAULT_START_STDDEV,
     AddWeight,
     Posterior,
     Variables,
@@ -493,7 +492,6 @@ def default_for(posterior: Posterior) -> Prior | None:
 def default_pair() -> tuple[Posterior, Prior]:
     """The posterior and prior of a multiplicative factor for which neither is given.
 
-    The prior follows the means, so that signs cost nothing, and has the posterior's width at the
-    start: the KL of a new net is 0.
+    The prior follows the means, so that signs cost nothing.
     """
-    return default_start(), NormalWithTiedMean(DEFAULT_START_STDDEV)
+    return default_start(), NormalWithTiedMean()

@@ -730,8 +730,11 @@ class BayesianModel(Replicas):
         (of positive families those of the logarithms). tau, the `temperature`, divides the logits
         of Categorical and Bernoulli likelihoods, and multiplies a noise that is learned or
         predicted; a noise that the user fixed, `Normal(scale=0.5)`, and a Poisson have none. Both
-        minimise the NLL of the predictive distribution. A number is changed only if the NLL of all
-        examples together falls by more than one nat for it; else the old one stays.
+        minimise the NLL of the predictive distribution, under a weak prior (standard deviations of
+        log 10 and log 2 for log c and log tau), so that few examples do not lead far. A number is
+        changed only if that falls by more than one nat, summed over all examples; else the old one
+        stays. Examples like the training data may well ask for a small c: then the epistemic
+        variance is small for all others, too.
 
         Then `predict`, `evaluate`, validation, `posterior_predictive`, exported models and
         `model(x)` outside of training are calibrated; `posterior_mean()` is c = 0. Training is

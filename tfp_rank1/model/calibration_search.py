@@ -1,11 +1,16 @@
 """The search for a calibration on held-out data.
 
-    L(c, tau) = -sum_n w_n log 1/S sum_s p(y_n | tempered(z_ns(c), tau)),    c, tau = argmin L
+    L(c, tau) = -sum_n w_n log 1/S sum_s p(y_n | tempered(z_ns(c), tau))
+                + (log c / log 10)^2 / 2 + (log tau / log 2)^2 / 2,         c, tau = argmin L
 
 z_ns(c) are raw outputs of example n for sample s, whose random numbers are the same for every c:
 L is a smooth function of c. The minimum over tau is found for every c on the same outputs. A
 number is changed only if L falls by more than one nat for it (Akaike); a number without any use
 gains half a nat on average.
+
+The squares are a weak prior, of a few nats however many examples there are. Without it a hundred
+examples that are all classified right would make the temperature 0: their likelihood has no other
+maximum.
 """
 
 from __future__ import annotations
@@ -35,6 +40,8 @@ _SEED = 0
 # c that is off by 5 % costs a hundredth of what an overlooked factor of 2 costs.
 _SCALE_STEP, _SCALE_BOUND, _SCALE_TOLERANCE = math.log(4.0), math.log(1000.0), 0.05
 _TEMPERATURE_STEP, _TEMPERATURE_BOUND, _TEMPERATURE_TOLERANCE = math.log(1.5), math.log(50.0), 0.002
+# Standard deviations of log c and log tau a priori.
+_SCALE_PRIOR, _TEMPERATURE_PRIOR = math.log(10.0), math.log(2.0)
 # Raw outputs are joined to pieces of about this many numbers: a call for every batch would take
 # longer than its arithmetic.
 _PIECE = 2**22
@@ -186,10 +193,12 @@ class _HeldOut:
     def point(self, posterior_scale: float, temperature: float) -> _Point:
         """L at one c, at a temperature and at the best one."""
         pieces = self._pieces(posterior_scale)
+        of_scale = 0.5 * (math.log(posterior_scale) / _SCALE_PRIOR) ** 2
 
         def loss(log_temperature: float) -> float:
             number = tf.constant(math.exp(log_temperature), tf.float32)
-            return sum(float(self._loss(*piece, number)) for piece in pieces)
+            prior = of_scale + 0.5 * (log_temperature / _TEMPERATURE_PRIOR) ** 2
+            return prior + sum(float(self._loss(*piece, number)) for piece in pieces)
 
         start = math.log(temperature)
         if not self.has_temperature:
