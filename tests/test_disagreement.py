@@ -64,7 +64,7 @@ def trained(digits, **arguments):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((64,))
     with r1.members(4):
-        h = r1.layers.DenseRank1(32, activation="relu", **arguments)(
+        h = r1.layers.DenseRank1(64, activation="relu", **arguments)(
             r1.layers.TileMembers()(inputs)
         )
         outputs = r1.layers.SplitMembers()(r1.layers.DenseRank1(10, **arguments)(h))
@@ -89,3 +89,14 @@ def test_members_differ_by_default_and_stay_so(digits):
         # Training moves the means, and turns hardly any sign.
         assert np.mean(np.sign(end) != start) < 0.1
         assert np.std(end, axis=0).mean() > 0.5 * np.std(start, axis=0).mean()
+
+
+def test_narrow_factors_start_around_one():
+    layer = r1.layers.DenseRank1(5, ensemble_size=4)
+    layer.build((None, 63))
+    for distribution in (layer.r_posterior, layer.s_posterior):
+        mean = distribution.mean().numpy()
+        assert 0.05 < mean.std() < 0.15
+        assert abs(mean.mean() - 1.0) < 0.1
+    with pytest.raises(ValueError, match="`width` must be a whole number"):
+        r1.initializers.WideSigns(width=0)

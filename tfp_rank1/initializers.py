@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_rank1.checks import positive
+from tfp_rank1.checks import positive, whole
 from tfp_rank1.serialization import registered
 
 __all__ = [
     "InverseSoftplus",
     "RandomSign",
+    "WideSigns",
 ]
 
 
@@ -60,6 +61,37 @@ class RandomSign(keras.initializers.Initializer):
 
     def get_config(self) -> dict[str, Any]:
         return {"probability": self.probability, "seed": self._given_seed}
+
+
+@registered("tfp_rank1")
+class WideSigns(RandomSign):
+    """Random signs for factors of many entries, N(1, 0.1^2) for those of few.
+
+    Members must differ, and signs make them differ most. But where a layer has few inputs or units,
+    each of them matters, and one kernel cannot serve members that see it with other signs.
+
+    Args:
+        probability: probability of +1, in [0, 1]. Defaults to 0.75.
+        width: number of entries from which on a factor gets signs, at least 1. Defaults to 64.
+        seed: as for `RandomSign`.
+
+    Raises:
+        ValueError: for a `probability` outside [0, 1], or a `width` below 1.
+    """
+
+    def __init__(self, probability: float = 0.75, width: int = 64, seed: int | None = None) -> None:
+        super().__init__(probability, seed)
+        self.width = whole("width", width)
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
+        """Means of the given shape, `[members, entries]`."""
+        if shape[-1] >= self.width:
+            return super().__call__(shape, dtype)
+        noise = keras.random.normal(shape, 1.0, 0.1, dtype="float32", seed=self.seed)
+        return keras.ops.cast(noise, dtype or keras.config.floatx())
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width}
 
 
 @registered("tfp_rank1")

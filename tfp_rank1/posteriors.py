@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from tfp_rank1.checks import positive
-from tfp_rank1.initializers import InverseSoftplus, RandomSign
+from tfp_rank1.initializers import InverseSoftplus, WideSigns
 from tfp_rank1.random import normal
 from tfp_rank1.serialization import Configurable, lookup, registered
 
@@ -54,10 +54,6 @@ Parameters = Mapping[str, Any]
 # Means start from N(centre, 0.1^2), which is the Normal family's default prior: the members differ,
 # and their means cost only half a nat per entry.
 DEFAULT_SPREAD = 0.1
-# The default start of multiplicative factors, see `default_start`: members must differ, or the
-# mixture is one net. Three of four signs are positive: at one of two, nets on small sets learn too
-# slowly. Chosen on held-out parts of tables, digits and images.
-DEFAULT_SIGN = 0.75
 # Scales start at sqrt(p / (1 - p)), the noise of dropout with p = 1e-3.
 DEFAULT_SCALE = math.sqrt(1e-3 / (1.0 - 1e-3))
 # Layers clip heavy-tailed draws to [-10, 10]. The clipped draws of a Cauchy with scale g have a
@@ -296,13 +292,14 @@ class Normal(_LocationScale):
 
 
 def default_start() -> Normal:
-    """`Normal(RandomSign(0.75))`: the posterior of factors that were given nothing.
+    """`Normal(WideSigns())`: the posterior of factors that were given nothing.
 
-    Means are signs, three of four of them positive, so that members differ from the start. Under a
-    prior around 1 a negative sign would cost 200 nats; the prior that belongs to this start follows
-    the means, see `priors.default_pair`.
+    Means of factors with 64 entries or more are signs, three of four of them positive, so that
+    members differ from the start: else the mixture is one net. With as many negative signs nets on
+    small sets learn too slowly. Under a prior around 1 a negative sign would cost 200 nats; the
+    prior that belongs to this start follows the means, see `priors.default_pair`.
     """
-    return Normal(RandomSign(DEFAULT_SIGN))
+    return Normal(WideSigns())
 
 
 @registered("tfp_rank1.posteriors")
