@@ -46,6 +46,9 @@ _RATIO, _LEAST, _LARGEST = 10.0**0.5, 1e-3, 3.0
 # Damping and scale are tried at the default and below it, divided by this number up to so often.
 # Below a ninth of the scale the held-out losses of short fits are no guide to those of long ones.
 _DIVISOR, _MOST_LOWER = 3.0, 2
+# Nets of fewer layers keep the scale 1: short fits ask for less, but in long ones the learned noise
+# of one hidden layer then becomes too small.
+_LAYERS_TO_SCALE = 3
 # Differences between candidates, in standard errors: up to `_TOLERANCE` they are equally good,
 # from `_CLEARLY` on one is better, from `_STOP` on nothing better lies behind the worse one, and
 # from `_BEATEN` on the remaining folds will not change that.
@@ -123,8 +126,11 @@ def _wanted(model: Any) -> tuple[str, ...]:
     left_out: tuple[str, ...] = ()
     if model.likelihood.discrete:  # where less damping was never better
         left_out = ("damping",)
-    if all(layer is model.exact_layer for layer in trained_layers(model)):
-        left_out = "damping", "covariance_scale"  # the posterior is exact
+    layers = trained_layers(model)
+    if len(layers) < _LAYERS_TO_SCALE:
+        left_out += ("covariance_scale",)
+    if all(layer is model.exact_layer for layer in layers):
+        left_out += ("damping",)  # the posterior is exact
     return tuple(name for name in model._options.not_given if name not in left_out)
 
 

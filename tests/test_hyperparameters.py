@@ -289,6 +289,17 @@ def test_all_layers_share_the_prior():
     assert model._options.not_given == ("damping", "covariance_scale")
 
 
+def test_the_scale_is_searched_from_three_layers_on(monkeypatch):
+    x, y = noisy_table(rows=64)
+    wanted = []
+    monkeypatch.setattr(search.Search, "run", lambda self, names: wanted.append(names) or {})
+    for hidden in ((6,), (6, 6)):
+        model = classifier(hidden)
+        model.compile()
+        model.fit(x, y, batch_size=16, epochs=30, verbose=0)
+    assert wanted == [("prior_precision",), ("prior_precision", "covariance_scale")]
+
+
 @pytest.mark.parametrize("kind", ["sample_weight", "class_weight", "given"])
 def test_weights_do_not_change_which_examples_are_searched(kind, monkeypatch, capsys):
     x, y = noisy_table(rows=64)
