@@ -196,7 +196,8 @@ class BaliModel(BayesianModel):
             covariance_scale: c, above 0, which multiplies the covariances of all posteriors, in
                 training and in answers, and leaves the means where they are. Several layers, each
                 with a posterior of its own, count one uncertainty several times; a c below 1 makes
-                up for that. Defaults to None: found from the data, see below.
+                up for that. Defaults to None: found from the data for nets of three layers or
+                more, see below, else 1.
             temperature: T, above 0; inference divides N by T. A T above 1 widens the posterior, and
                 makes the prior count for more. Defaults to 1.
             warmup_steps: number of first steps in the model's life that only gather statistics.
