@@ -219,7 +219,8 @@ class BaliModel(BayesianModel):
         `fit`: short fits to parts of the training examples are compared on the examples that they
         left out, before the fit to all of them begins. The search takes a few times as long as a
         fit to some hundred examples. It is left out where it would take longer than it is worth:
-        for fits below 100 steps, and from some ten thousand examples on. It is left out as well for
+        for regressions of less than three layers, for fits below 100 steps, and from some ten
+        thousand examples on. It is left out as well for
         data that can be read only once, losses of Keras, and converted nets, whose weights know the
         examples already. The defaults are then p = 0.02 for discrete targets (classes, counts) and
         0.06 for continuous ones, and c = 1. `model.prior_precision`, `model.damping` and

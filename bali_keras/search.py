@@ -46,9 +46,9 @@ _RATIO, _LEAST, _LARGEST = 10.0**0.5, 1e-3, 3.0
 # Damping and scale are tried at the default and below it, divided by this number up to so often.
 # Below a ninth of the scale the held-out losses of short fits are no guide to those of long ones.
 _DIVISOR, _MOST_LOWER = 3.0, 2
-# Nets of fewer layers keep the scale 1: short fits ask for less, but in long ones the learned noise
-# of one hidden layer then becomes too small.
-_LAYERS_TO_SCALE = 3
+# Nets of fewer layers keep the scale 1, and for continuous targets all defaults: what short fits of
+# one hidden layer ask for makes long ones worse.
+_FEWEST_LAYERS = 3
 # Differences between candidates, in standard errors: up to `_TOLERANCE` they are equally good,
 # from `_CLEARLY` on one is better, from `_STOP` on nothing better lies behind the worse one, and
 # from `_BEATEN` on the remaining folds will not change that.
@@ -123,14 +123,11 @@ def _wanted(model: Any) -> tuple[str, ...]:
     is_fresh = int(model._counters.updates.numpy()) == 0 and not model.hyperparameters.are_found
     if not is_fresh or not is_nll(model):
         return ()
-    left_out: tuple[str, ...] = ()
-    if model.likelihood.discrete:  # where less damping was never better
-        left_out = ("damping",)
-    layers = trained_layers(model)
-    if len(layers) < _LAYERS_TO_SCALE:
-        left_out += ("covariance_scale",)
-    if all(layer is model.exact_layer for layer in layers):
-        left_out += ("damping",)  # the posterior is exact
+    is_shallow = len(trained_layers(model)) < _FEWEST_LAYERS
+    if not model.likelihood.discrete:
+        return () if is_shallow else model._options.not_given
+    # For classes and counts less damping was never better.
+    left_out = {"damping", "covariance_scale"} if is_shallow else {"damping"}
     return tuple(name for name in model._options.not_given if name not in left_out)
 
 

@@ -206,14 +206,17 @@ def test_a_converted_net_is_not_searched(monkeypatch):
     assert not ran
 
 
-def test_an_exact_layer_keeps_its_exact_covariance(monkeypatch):
+def test_shallow_regressions_keep_the_defaults(monkeypatch):
     x, y = linear_data()
     wanted = []
     monkeypatch.setattr(search.Search, "run", lambda self, names: wanted.append(names) or {})
     model = net()
     model.compile()
     model.fit(x, y, batch_size=10, epochs=20, verbose=0)
-    assert wanted == [("prior_precision",)]
+    deep = net(hidden=(4, 4))
+    deep.compile()
+    deep.fit(x, y, batch_size=10, epochs=20, verbose=0)
+    assert wanted == [("prior_precision", "damping", "covariance_scale")]
 
 
 def test_found_values_are_saved(tmp_path):
