@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["weight_of"]
+__all__ = ["largest", "weight_of", "weights_by_class"]
 
 
 def weight_of(arguments: dict[str, Any], count: int) -> float:
@@ -38,14 +38,9 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
     if arguments.get("sample_weight") is not None:
         # Keras validates on the last examples, so the first `count` are those it trains on.
         given = np.asarray(arguments["sample_weight"], "float64")
-        weights = _largest(given)[:count]
+        weights = largest(given)[:count]
     if class_weight is not None:
-        # As Keras does: one-hot labels by their largest entry, and 1 for a class that is not named.
-        labels = np.asarray(arguments["y"])
-        one_hot = labels.ndim == 2 and labels.shape[1] > 1
-        labels = labels.argmax(axis=1) if one_hot else labels.reshape(-1)
-        by_class = [class_weight.get(int(label), 1.0) for label in labels[:count]]
-        weights = weights * np.array(by_class)
+        weights = weights * weights_by_class(arguments["y"], class_weight)[:count]
     if not np.isfinite(weights).all() or (weights < 0.0).any() or weights.sum() == 0.0:
         raise ValueError(
             "Weights of examples must be finite and at least 0, and not all 0. Received: "
@@ -60,9 +55,20 @@ def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarra
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) < 3 or spec[2] is None:
         return weights
-    return np.concatenate([_largest(np.asarray(batch[2], "float64")) for batch in dataset])
+    return np.concatenate([largest(np.asarray(batch[2], "float64")) for batch in dataset])
 
 
-def _largest(weights: np.ndarray) -> np.ndarray:
+def weights_by_class(y: Any, class_weight: dict[int, float]) -> np.ndarray:
+    """The weight of every example by its class, `[N]`, as Keras gives it.
+
+    One-hot labels count by their largest entry, and a class that is not named has the weight 1.
+    """
+    labels = np.asarray(y)
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1
+    labels = labels.argmax(axis=1) if one_hot else labels.reshape(-1)
+    return np.array([class_weight.get(int(label), 1.0) for label in labels])
+
+
+def largest(weights: np.ndarray) -> np.ndarray:
     """The weight by which an example counts, `[N]`: the largest of those of its targets."""
     return weights.reshape(len(weights), -1).max(axis=1)

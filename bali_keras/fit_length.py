@@ -9,7 +9,7 @@ import keras
 
 from tfp_rank1.keras_internals import initial_epoch
 
-__all__ = ["FactoriseAtEnd", "FitLength", "OtherData"]
+__all__ = ["FactoriseAtEnd", "FitLength", "HyperparameterLogs", "OtherData"]
 
 # Rise of the NLL from the last epoch of a fit to the first batch of the next, in nats, that the
 # same data hardly show.
@@ -17,10 +17,20 @@ _JUMP = 1.0
 
 
 class FactoriseAtEnd(keras.callbacks.Callback):
-    """Brings the covariances up to date at the end of a fit, also of one within the warm-up.
+    """Brings the covariances up to date at the end of a fit, also of one within the warm-up."""
 
-    At the end of every epoch it logs the hyperparameters in use.
-    """
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._bali = model
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # Before the first step there are no statistics to factorise.
+        if int(self._bali._counters.updates.numpy()) > 0:
+            self._bali.factorise()
+
+
+class HyperparameterLogs(keras.callbacks.Callback):
+    """Logs the hyperparameters in use at the end of every epoch, before other callbacks look."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -29,11 +39,6 @@ class FactoriseAtEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
             logs.update(self._bali.hyperparameter_logs())
-
-    def on_train_end(self, logs: Any = None) -> None:
-        # Before the first step there are no statistics to factorise.
-        if int(self._bali._counters.updates.numpy()) > 0:
-            self._bali.factorise()
 
 
 class FitLength(FactoriseAtEnd):

@@ -65,19 +65,16 @@ class Hyperparameters:
         """N in the present step, scalar: that of a search while one is running, else `count`."""
         return self._or("num_examples", count)
 
-    def prior(
-        self, settings: Settings, count: float | None, layers: int, likelihood: Likelihood
-    ) -> Prior:
+    def prior(self, settings: Settings, count: float | None, likelihood: Likelihood) -> Prior:
         """The prior and the damping for all layers, with scalar tensors.
 
         Args:
             settings: what `compile` was told; a number there wins.
             count: N; None if it is not known, and the damping is then that of 1,000 examples.
-            layers: number of layers that are inferred.
             likelihood: of the model.
         """
         absolute, relative = settings.damping or (None, RELATIVE_DAMPING)
-        defaults = defaults_for(count, layers, likelihood)
+        defaults = defaults_for(count, likelihood)
         return Prior(
             self._chosen("prior_precision", settings.prior_precision, defaults),
             None,
@@ -95,7 +92,7 @@ class Hyperparameters:
         return tf.where(found > 0.0, found, tf.constant(float(default), tf.float32))
 
 
-def defaults_for(count: float | None, layers: int, likelihood: Likelihood) -> dict[str, float]:
+def defaults_for(count: float | None, likelihood: Likelihood) -> dict[str, float]:
     """The hyperparameters where none is given and none was found, by name."""
     return {
         "prior_precision": (

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from bali_keras.example_weights import weight_of
-from bali_keras.fit_length import FactoriseAtEnd, FitLength, OtherData
+from bali_keras.fit_length import FactoriseAtEnd, FitLength, HyperparameterLogs, OtherData
 from bali_keras.hyperparameters import Hyperparameters, as_floats
 from bali_keras.inference.output import exact_layer_of
 from bali_keras.inference.posterior import Prior
@@ -184,8 +184,8 @@ class BaliModel(BayesianModel):
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
                 F is the Fisher information of all rows of an example together, see
                 `bali_keras.inference.posterior`. Defaults to None: found from the data for
-                continuous targets, else `a = 0.3 N^(-1/4)`, from 0.1 for a hundred examples to 0.02
-                for 60,000; and `r = 0.001`.
+                continuous targets of nets of three layers or more, else `a = 0.3 N^(-1/4)`, from
+                0.1 for a hundred examples to 0.02 for 60,000; and `r = 0.001`.
             prior_precision: p, above 0. A network weight has the precision `p fan_in` a priori, so
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
                 layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: found from the data,
@@ -292,7 +292,13 @@ class BaliModel(BayesianModel):
         # and when training ends, `EarlyStopping` the best weights. `FactoriseAtEnd` comes first, so
         # that all other callbacks see covariances that are up to date.
         others = OtherData(self, self.num_train_examples)
-        arguments["callbacks"] = [FactoriseAtEnd(self), others, *own_list, length]
+        arguments["callbacks"] = [
+            FactoriseAtEnd(self),
+            HyperparameterLogs(self),
+            others,
+            *own_list,
+            length,
+        ]
         self._options.check_names(self.bali_layers)
         _check_callbacks(own_list, self.optimizer)
         del arguments["self"]
@@ -355,10 +361,7 @@ class BaliModel(BayesianModel):
 
     def prior(self) -> Prior:
         """Prior, damping and scale of the covariances of the layers: given, found, or default."""
-        layers = len(trained_layers(self))
-        return self.hyperparameters.prior(
-            self._options, self.num_train_examples, layers, self.likelihood
-        )
+        return self.hyperparameters.prior(self._options, self.num_train_examples, self.likelihood)
 
     def hyperparameter_values(self) -> dict[str, float]:
         """Prior precision, damping and covariance scale in use, by name."""

@@ -111,10 +111,7 @@ class Linear(Schedule):
 
     def __init__(self, start: float = 0.07, end: float = 0.001, steps: int | None = None) -> None:
         self.start, self.end = check_rate("start", start), check_rate("end", end)
-        if self.end > self.start:
-            raise ValueError(
-                f"Argument `end` must not exceed `start`. Received: start={start}, end={end}"
-            )
+        _check_falls(start, end)
         self.steps = None if steps is None else whole("steps", steps)
         self.needs_length = steps is None
 
@@ -123,8 +120,7 @@ class Linear(Schedule):
             done, length = progress.step - progress.first, progress.last - progress.first
         else:
             done, length = progress.step - 1, tf.constant(self.steps, progress.step.dtype)
-        fraction = tf.cast(done, tf.float32) / tf.cast(tf.maximum(length, 1), tf.float32)
-        return self.start + (self.end - self.start) * tf.clip_by_value(fraction, 0.0, 1.0)
+        return _on_line(self.start, self.end, done, length)
 
     def get_config(self) -> dict[str, Any]:
         return {"start": self.start, "end": self.end, "steps": self.steps}
@@ -163,16 +159,12 @@ class PerFit(Schedule):
     def __init__(self, start: float = 170.0, end: float = 2.4, largest: float = 0.25) -> None:
         self.start, self.end = positive("start", start), positive("end", end)
         self.largest = check_rate("largest", largest)
-        if self.end > self.start:
-            raise ValueError(
-                f"Argument `end` must not exceed `start`. Received: start={start}, end={end}"
-            )
+        _check_falls(start, end)
 
     def __call__(self, progress: Progress) -> tf.Tensor:
         length = tf.cast(tf.maximum(progress.last - progress.first + 1, 1), tf.float32)
         start, end = (tf.minimum(v / length, self.largest) for v in (self.start, self.end))
-        done = tf.cast(progress.step - progress.first, tf.float32) / tf.maximum(length - 1.0, 1.0)
-        return start + (end - start) * tf.clip_by_value(done, 0.0, 1.0)
+        return _on_line(start, end, progress.step - progress.first, progress.last - progress.first)
 
     def get_config(self) -> dict[str, Any]:
         return {"start": self.start, "end": self.end, "largest": self.largest}
@@ -193,6 +185,19 @@ class Averaging(Schedule):
 
     def __call__(self, progress: Progress) -> tf.Tensor:
         return 1.0 / tf.cast(tf.maximum(progress.step, 1), tf.float32)
+
+
+def _check_falls(start: float, end: float) -> None:
+    if end > start:
+        raise ValueError(
+            f"Argument `end` must not exceed `start`. Received: start={start}, end={end}"
+        )
+
+
+def _on_line(start: Any, end: Any, done: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """The rate after `done` of `length` steps from `start` to `end`, and `end` beyond."""
+    fraction = tf.cast(done, tf.float32) / tf.cast(tf.maximum(length, 1), tf.float32)
+    return start + (end - start) * tf.clip_by_value(fraction, 0.0, 1.0)
 
 
 def get(forgetting: Any) -> Schedule:

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from bali_keras.inference.step import is_nll, trained_layers
 from bali_keras.search_data import Examples, in_memory
+from tfp_rank1.model.all_or_nothing import Snapshot
 from tfp_rank1.model.counting import count_examples
 from tfp_rank1.model.step import make_variables
 from tfp_rank1.predictive import evaluated
@@ -161,7 +162,7 @@ class Search:
 
     def __init__(self, model: Any, examples: Examples, plan: Plan) -> None:
         self._model, self._examples, self._plan = model, examples, plan
-        self._start = [(v, v.numpy()) for v in model.every_variable]
+        self._start = Snapshot(model.every_variable)
         self._loss = tf.function(self._row_losses, autograph=False, reduce_retracing=True)
         # Folds of one size: N is a number in the graph of the held-out loss.
         size = len(examples) // _FOLDS
@@ -186,7 +187,7 @@ class Search:
                 if name in wanted:
                     at |= self._climb(at) if name == "prior_precision" else self._lower(at, name)
         finally:
-            self._restore()
+            self._start.restore()
             self._model.hyperparameters.assign(**dict.fromkeys((*at, "num_examples"), 0.0))
         return {name: at[name] for name in wanted}
 
@@ -241,7 +242,7 @@ class Search:
 
     def _held_out(self, fold: np.ndarray, values: dict[str, float]) -> np.ndarray:
         rest = np.setdiff1d(np.arange(len(self._examples)), fold)
-        self._restore()
+        self._start.restore()
         examples = self._examples.take(rest)
         self._model.hyperparameters.assign(**values, num_examples=examples.total_weight)
         train = examples.dataset().shuffle(len(rest), seed=0)
@@ -254,10 +255,6 @@ class Search:
         if weights is None:
             return losses
         return losses * tf.reduce_max(tf.reshape(weights, [tf.shape(losses)[0], -1]), axis=-1)
-
-    def _restore(self) -> None:
-        for variable, value in self._start:
-            variable.assign(value)
 
 
 def _excess(losses: np.ndarray, others: np.ndarray) -> float:

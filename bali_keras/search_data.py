@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bali_keras.example_weights import largest, weights_by_class
+
 __all__ = ["Examples", "in_memory"]
 
 # A search on more examples than these finds the same, and takes longer.
@@ -41,7 +43,7 @@ class Examples(NamedTuple):
         """N of these examples: the sum of their weights, each by the largest of its targets."""
         if self.weights is None:
             return float(len(self))
-        return float(self.weights.reshape(len(self), -1).max(axis=1).sum())
+        return float(largest(self.weights).sum())
 
     def dataset(self) -> tf.data.Dataset:
         """`(x, y)` or `(x, y, weights)`, example by example."""
@@ -86,10 +88,8 @@ def _weights(arguments: dict[str, Any], count: int) -> np.ndarray | None:
         return None
     weights = np.ones(count, "float32") if given is None else np.asarray(given, "float32")[:count]
     if by_class is not None:
-        labels = np.asarray(arguments["y"])[:count]
-        labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
-        found = [by_class.get(int(label), 1.0) for label in labels.reshape(-1)]
-        weights = weights * np.asarray(found, "float32")
+        found = weights_by_class(arguments["y"], by_class)[:count]
+        weights = weights * found.astype("float32")
     return weights
 
 

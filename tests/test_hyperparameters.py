@@ -30,10 +30,10 @@ def classifier(hidden=(12,)):
 def test_defaults_follow_the_data():
     """Damping falls with the number of examples; the prior goes by the kind of target."""
     classes, numbers = r1.likelihoods.Categorical(), r1.likelihoods.Normal()
-    assert defaults_for(100, 2, classes)["damping"] == pytest.approx(0.0949, rel=1e-2)
-    assert defaults_for(60_000, 2, classes)["damping"] == pytest.approx(0.0192, rel=1e-2)
-    assert defaults_for(100, 2, classes)["prior_precision"] == 0.02
-    assert defaults_for(100, 2, numbers)["prior_precision"] == 0.06
+    assert defaults_for(100, classes)["damping"] == pytest.approx(0.0949, rel=1e-2)
+    assert defaults_for(60_000, classes)["damping"] == pytest.approx(0.0192, rel=1e-2)
+    assert defaults_for(100, classes)["prior_precision"] == 0.02
+    assert defaults_for(100, numbers)["prior_precision"] == 0.06
 
 
 def test_what_is_given_wins_over_what_is_found():
@@ -41,7 +41,7 @@ def test_what_is_given_wins_over_what_is_found():
     found = Hyperparameters()
     found.assign(prior_precision=0.5, damping=0.25)
     given = Settings(prior_precision=0.1)
-    prior = found.prior(given, 100, 2, likelihood)
+    prior = found.prior(given, 100, likelihood)
     assert float(prior.weight_precision) == pytest.approx(0.1)
     assert float(prior.damping[0]) == pytest.approx(0.25)
     assert float(prior.covariance_scale) == 1.0

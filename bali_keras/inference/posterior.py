@@ -19,15 +19,15 @@ where M comes to rest, which is where the gradient of the log-posterior vanishes
 
 The scale c of the covariance is 1 for one layer, whose posterior is then exact. The posteriors of
 several layers are independent of each other, and each holds the uncertainty of the outputs as if it
-were the only one: c, by default 1 / layers, counts it once. It leaves the mean where it is.
+were the only one: a c below 1 counts it once. It leaves the mean where it is.
 
 Where an example n has several rows t, the product `S (x) F` ignores the correlation between the
-rows. F is therefore multiplied by c, unless c is below 1: the ratio of the information of all rows
+rows. F is therefore multiplied by q, unless q is below 1: the ratio of the information of all rows
 of an example together to that of its rows one by one, over random directions u of the inputs.
 
-    c = E |sum_t (u'h_t) s_t|^2 / ( E sum_t (u'h_t)^2  tr F )
+    q = E |sum_t (u'h_t) s_t|^2 / ( E sum_t (u'h_t)^2  tr F )
 
-In the first layers of a convolutional net c reaches 50, and steps without c are too long.
+In the first layers of a convolutional net q reaches 50, and steps without q are too long.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class LayerPosterior:
         moments = sums.moments
         self.rows.average.update(moments.inputs, moments.examples, rate, accept)
         self.fisher.update(moments.fisher, moments.rows, rate, accept)
-        # Divided by `squares` in place of a sample weight, this average is `c tr F`.
+        # Divided by `squares` in place of a sample weight, this average is `q tr F`.
         self.together.update(moments.together, moments.squares, rate, accept)
 
     def factorised(self, num_examples: tf.Tensor, prior: Prior, role: LayerRole) -> Factors:
@@ -252,7 +252,7 @@ class LayerPosterior:
         keep(self.kl, tf.cast(self._kl_divergence(prior), tf.float32), accept)
 
     def _rows_together(self) -> tf.Tensor:
-        """The ratio c of the module's equation, at least 1, scalar."""
+        """The ratio q of the module's equation, at least 1, scalar."""
         trace = tf.linalg.trace(self.fisher.value())
         return tf.maximum(tf.math.divide_no_nan(self.together.value(), trace), 1.0)
 

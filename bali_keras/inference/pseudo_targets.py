@@ -20,7 +20,7 @@ from tfp_rank1.random import normal_rows
 
 __all__ = ["cross_sum", "moments", "no_moments"]
 
-# Number of random directions u that estimate the ratio c: how much more the rows of an example
+# Number of random directions u that estimate the ratio q: how much more the rows of an example
 # inform together than one by one; see `bali_keras.inference.posterior`.
 DIRECTIONS = 4
 
@@ -114,7 +114,7 @@ def _together(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`sum_n w_n |sum_t (u'h_nt) s_nt|^2` and `sum_n w_n sum_t (u'h_nt)^2` over random u.
 
-    Both are 0 if every example n has one row t: then c is 1.
+    Both are 0 if every example n has one row t: then q is 1.
     """
     if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
         return tf.zeros((), inputs.dtype), tf.zeros((), inputs.dtype)

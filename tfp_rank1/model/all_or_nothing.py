@@ -68,6 +68,11 @@ class Snapshot:
         # `v.value` is the TensorFlow variable, which changes; `tf.identity` reads it now.
         self._before = [(v, tf.identity(v.value)) for v in variables]
 
+    def restore(self) -> None:
+        """Put the values back."""
+        for variable, old in self._before:
+            variable.assign(old)
+
     def restore_unless(self, accept: tf.Tensor) -> None:
         """Put the values back if `accept`, a boolean scalar, is False."""
         for variable, old in self._before:
