@@ -22,7 +22,13 @@ try:
 except ImportError as error:
     raise ImportError(f"bali_keras needs tfp_rank1, which cannot be imported: {error}") from error
 
-from bali_keras import layers, matrix_normal, recording, schedules
+from bali_keras import (
+    layers,
+    matrix_normal,
+    moments,  # noqa: F401  registers the rules of the layers
+    recording,
+    schedules,
+)
 from bali_keras.conversion import convert
 from bali_keras.model import BaliModel
 

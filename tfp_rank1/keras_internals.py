@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import set_keras_mask
 from keras.src.models.functional import Functional
 from keras.src.utils.naming import auto_name
 
@@ -43,6 +44,7 @@ __all__ = [
     "is_training_call",
     "layers_of",
     "lstm_carry_and_output",
+    "mask_of",
     "missing_names",
     "nodes_of",
     "own_state",
@@ -57,6 +59,8 @@ __all__ = [
     "set_better_direction",
     "set_initial_epoch",
     "set_loss_tracker",
+    "set_mask",
+    "standardized_inputs",
     "stored_weight",
     "tracked_by_tensorflow",
     "unpickle_model",
@@ -118,6 +122,16 @@ def is_training_call(kwargs: dict[str, Any]) -> bool:
         around = global_state.get_global_attribute(_CALL_CONTEXT)
         training = None if around is None else around.get_value("training")
     return bool(training)
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that a layer has left with its outputs, boolean; None without one."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Have the next layer find a mask with its inputs, as a layer that made them leaves it."""
+    set_keras_mask(tensor, mask)
 
 
 def stored_weight(layer: Any, name: str) -> keras.Variable:
@@ -202,6 +216,11 @@ def input_structure(model: Any) -> Any:
     """The inputs of a Functional model, nested as they were given; None for another model."""
     # `model.inputs` is a flat list.
     return getattr(_graph(model), "_inputs_struct", None)
+
+
+def standardized_inputs(model: Any, x: Any) -> list[tf.Tensor]:
+    """Inputs of a Functional model as it would take them: flat, of its dtypes and ranks."""
+    return list(_graph(model)._standardize_inputs(x))
 
 
 def producer_of(tensor: Any) -> tuple[Any, int, int]:

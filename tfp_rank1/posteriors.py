@@ -149,6 +149,36 @@ class Posterior(Configurable):
             return mean * tf.pow(draws / mean, root)
         return mean + root * (draws - mean)
 
+    def moments(
+        self,
+        parameters: Parameters,
+        variance_factor: Any = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of what `widened` gives, in the shape of the parameters.
+
+        Args:
+            parameters: as for `distribution`.
+            variance_factor: c of `widened`. Defaults to None: 1.
+            bounds: range to which draws are clipped. A family with a finite variance is never
+                clipped and does not look at it.
+
+        Raises:
+            ValueError: in the base class, for a positive family at another c than 1: its widened
+                draws have moments of their own.
+        """
+        distribution = self.distribution(parameters)
+        mean, variance = distribution.mean(), distribution.variance()
+        if variance_factor is None:
+            return mean, variance
+        if self.positive:
+            raise ValueError(
+                f"The family {type(self).__name__} does not say which moments it has once it is "
+                "widened by `calibrate`: override `moments`. "
+                f"Received: variance_factor={variance_factor}"
+            )
+        return mean, tf.cast(variance_factor, variance.dtype) * variance
+
     def around(self, center: float) -> Posterior:
         """The same family with its mean at exactly `center` at the start.
 
@@ -367,6 +397,20 @@ class LogNormal(_LocationScale):
         loc, root = parameters["loc"], tf.sqrt(tf.cast(variance_factor, draws.dtype))
         return tf.exp(loc + root * (tf.math.log(draws) - loc))
 
+    def moments(
+        self,
+        parameters: Parameters,
+        variance_factor: Any = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`exp(loc + v / 2)` and `(exp(v) - 1) exp(2 loc + v)` with `v = c softplus(rho)^2`."""
+        loc = tf.convert_to_tensor(parameters["loc"])
+        v = tf.square(softplus_scale(parameters["rho"]))
+        if variance_factor is not None:
+            v *= tf.cast(variance_factor, v.dtype)
+        mean = tf.exp(loc + v / 2.0)
+        return mean, tf.math.expm1(v) * tf.square(mean)
+
 
 class _HeavyTailed(_LocationScale):
     """Families without a variance, which start with a scale of their own."""
@@ -402,6 +446,18 @@ class Cauchy(_HeavyTailed):
 
     def mean(self, parameters: Parameters) -> tf.Tensor:
         return tf.convert_to_tensor(parameters["loc"])
+
+    def moments(
+        self,
+        parameters: Parameters,
+        variance_factor: Any = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of draws that are clipped to finite bounds."""
+        loc = tf.convert_to_tensor(parameters["loc"])
+        scale = _widened_scale(softplus_scale(parameters["rho"]), variance_factor)
+        # The density is 1 / (pi (1 + u^2)) for u = (draw - loc) / scale.
+        return _clipped_cauchy_moments(loc, scale, bounds, 1.0 / math.pi, -math.pi / 2.0)
 
 
 @registered("tfp_rank1.posteriors")
@@ -447,6 +503,19 @@ class HalfCauchy(_HeavyTailed):
         lower = softplus_scale(parameters["loc"])
         root = tf.sqrt(tf.cast(variance_factor, draws.dtype))
         return lower + root * (draws - lower)
+
+    def moments(
+        self,
+        parameters: Parameters,
+        variance_factor: Any = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of draws that are clipped to finite bounds."""
+        lower = softplus_scale(parameters["loc"])
+        scale = _widened_scale(softplus_scale(parameters["rho"]), variance_factor)
+        # The density is 2 / (pi (1 + u^2)) for u = (draw - lower) / scale of at least 0.
+        low = tf.maximum(lower, bounds[0])
+        return _clipped_cauchy_moments(lower, scale, (low, bounds[1]), 2.0 / math.pi, 0.0)
 
 
 @registered("tfp_rank1.posteriors")
@@ -523,6 +592,19 @@ class MixtureOfDeltas(Posterior):
     def mean(self, parameters: Parameters) -> tf.Tensor:
         return tf.reduce_mean(tf.convert_to_tensor(parameters["loc"]), axis=-1)
 
+    def moments(
+        self,
+        parameters: Parameters,
+        variance_factor: Any = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance over the points."""
+        loc = tf.convert_to_tensor(parameters["loc"])
+        variance = tf.math.reduce_variance(loc, axis=-1)
+        if variance_factor is not None:
+            variance *= tf.cast(variance_factor, variance.dtype)
+        return tf.reduce_mean(loc, axis=-1), variance
+
     def around(self, center: float) -> Posterior:
         """The posterior itself: its points have a start of their own, around the centre."""
         return self
@@ -577,6 +659,39 @@ def _normal_draws(
     """`loc + scale * z` with standard normal z, `[members, rows, dim]`."""
     members, _, dim = loc.shape
     return loc + scale * normal((members, rows, dim), seed)
+
+
+def _widened_scale(scale: tf.Tensor, variance_factor: Any) -> tf.Tensor:
+    """The scale of a heavy-tailed family that is widened by c: `sqrt(c) scale`."""
+    if variance_factor is None:
+        return scale
+    return tf.sqrt(tf.cast(variance_factor, scale.dtype)) * scale
+
+
+def _clipped_cauchy_moments(
+    loc: tf.Tensor, scale: tf.Tensor, bounds: tuple[Any, Any], height: float, start: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of `loc + scale clip(u, a, b)`, u of density `height / (1 + u^2)`.
+
+        int u du / (1 + u^2) = log(1 + u^2) / 2,      int u^2 du / (1 + u^2) = u - arctan u
+
+    Args:
+        loc: location of the draws.
+        scale: their scale.
+        bounds: range of the clipped draws, each a finite number or a tensor.
+        height: the density at u = 0.
+        start: arctan of the smallest u.
+    """
+    # Around loc and in units of the scale: a difference of second moments of the draws themselves
+    # would lose the variance of a narrow posterior to rounding.
+    a, b = ((tf.cast(bound, loc.dtype) - loc) / scale for bound in bounds)
+    below = height * (tf.atan(a) - start)
+    above = height * (math.pi / 2.0 - tf.atan(b))
+    logarithms = tf.math.log1p(tf.square(b)) - tf.math.log1p(tf.square(a))
+    first = a * below + b * above + 0.5 * height * logarithms
+    inner = (b - tf.atan(b)) - (a - tf.atan(a))
+    second = tf.square(a) * below + tf.square(b) * above + height * inner
+    return loc + scale * first, tf.square(scale) * (second - tf.square(first))
 
 
 def _serialize_initializer(initializer: Any) -> Any:

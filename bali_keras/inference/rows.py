@@ -83,6 +83,9 @@ class RowCovariance(Protocol):
     def variance(self, h: tf.Tensor) -> tf.Tensor:
         """`h' L^-1 h` for rows h `[..., d]`, `[...]`, in the dtype of h."""
 
+    def diagonal(self) -> tf.Tensor:
+        """The diagonal of `L^-1`, `[d]`."""
+
     def log_det(self) -> tf.Tensor:
         """`log |L|`, scalar."""
 
@@ -159,6 +162,9 @@ class DenseRows:
 
     def variance(self, h: tf.Tensor) -> tf.Tensor:
         return row_variance(tf.cast(tf.convert_to_tensor(self.factor), h.dtype), h)
+
+    def diagonal(self) -> tf.Tensor:
+        return tf.linalg.diag_part(tf.convert_to_tensor(self.covariance))
 
     def log_det(self) -> tf.Tensor:
         return -2.0 * log_diagonal(tf.convert_to_tensor(self.factor))

@@ -184,6 +184,28 @@ class BaliLayer(keras.layers.Layer):
             return h
         return ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
 
+    def row_moments(
+        self, mean: tf.Tensor, variance: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Means and variances of the rows h, `[B, ..., d]` each, from those of the inputs.
+
+        Args:
+            mean: means of the inputs, in the dtype of the result.
+            variance: variances of the inputs; None for inputs that are known.
+
+        Returns:
+            Both, where the trailing 1 of the bias has a variance of 0; None for no variance.
+        """
+        h, v = self._rows(mean), None if variance is None else self._rows(variance)
+        if self.use_bias:
+            h = ops.concatenate([h, ops.ones_like(h[..., :1])], axis=-1)
+            v = None if v is None else ops.concatenate([v, ops.zeros_like(v[..., :1])], axis=-1)
+        return h, v
+
+    def arranged(self, z: tf.Tensor) -> tf.Tensor:
+        """Values of pre-activations `[B, ..., k]` in the layout of the layer's outputs."""
+        return self._arrange(z)
+
     def _mean(self, h: tf.Tensor) -> tf.Tensor:
         return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
 

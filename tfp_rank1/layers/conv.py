@@ -10,7 +10,7 @@ from keras import ops
 
 from tfp_rank1.keras_internals import causal_padding
 from tfp_rank1.layers.docstrings import fill_docstring
-from tfp_rank1.layers.rank1 import Rank1Mixin
+from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.serialization import registered
 
 __all__ = [
@@ -27,6 +27,10 @@ class ConvRank1(Rank1Mixin):
     @property
     def _channel_axis(self) -> int:
         return -1 if self.data_format == "channels_last" else 1
+
+    @property
+    def factor_axes(self) -> tuple[Axes, Axes, Axes]:
+        return self._channel_axis, self._channel_axis, self._channel_axis
 
     def build(self, input_shape: Any) -> None:
         """Create kernel, biases and factors."""

@@ -56,6 +56,10 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
         # `Rank1Mixin` reads this attribute, which the stock layer does not have.
         return self.bias_axes is not None
 
+    @property
+    def factor_axes(self) -> tuple[Axes, Axes, Axes]:
+        return self._input_axes, self._output_axes, self._bias_axes
+
     def build(self, input_shape: Any) -> None:
         """Create kernel, biases and factors."""
         inputs, kernel, outputs = letters(self.equation)

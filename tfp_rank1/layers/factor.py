@@ -133,6 +133,21 @@ class Factor:
         factor = scopes.variance_factor()
         return draws if factor is None else self.posterior.widened(draws, parameters, factor)
 
+    def moments(self, bounds: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Mean and variance of the draws of `sample`, `[members, 1, dim]` each.
+
+        Args:
+            bounds: range to which the layer clips draws of families without a variance.
+
+        Returns:
+            The mean and the variance; the variance is None for a point.
+        """
+        if not self.posterior.stochastic:
+            return self.mean(), None
+        factor = scopes.variance_factor()
+        mean, variance = self.posterior.moments(self.posterior_variables, factor, bounds)
+        return mean[:, tf.newaxis], variance[:, tf.newaxis]
+
     def kl(self, seed: tf.Tensor) -> tf.Tensor:
         """`mean_k` (or `sum_k`) of `sum_i KL(q_ki || p_ki)`, plus the prior's own term, in nats.
 

@@ -290,7 +290,7 @@ class Rank1Mixin(_Stock):
         z = self._perturb(z, s, channel_axis)
         if self.use_bias:
             bias = self._draw_bias(self._num_draws(z), seed)
-            z = self._apply(z, bias, channel_axis if bias_axis is None else bias_axis, tf.add)
+            z = self.by_member(z, bias, channel_axis if bias_axis is None else bias_axis, tf.add)
         activation = self.activation
         return z if activation is None else activation(z)
 
@@ -317,10 +317,17 @@ class Rank1Mixin(_Stock):
         # tf.add and not ops.add, which takes `[K, 1, 1]` for a bias of the second axis if that axis
         # has K entries: rows would get the values of other members.
         how = tf.multiply if self.perturbation == "multiplicative" else tf.add
-        return self._apply(x, value, channel_axis, how)
+        return self.by_member(x, value, channel_axis, how)
 
-    def _apply(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes, how: Any) -> tf.Tensor:
-        """`how(x, value)` with `value` `[K, B or 1, dim]` along the channel axes of x."""
+    def by_member(self, x: tf.Tensor, value: tf.Tensor, channel_axis: Axes, how: Any) -> tf.Tensor:
+        """`how(x, value)`, every value at the rows and channels of x that it belongs to.
+
+        Args:
+            x: rows of all members, member-major.
+            value: `[K, B or 1, dim]`, such as draws of a factor or their moments.
+            channel_axis: axes of x along which the dim entries of a value lie.
+            how: function of two tensors that broadcast, such as `tf.add`.
+        """
         # Unfolded, each value broadcasts over the rows of its own member; no value is tiled.
         x = unfold(x, self.ensemble_size)
         rank = len(x.shape)
@@ -332,6 +339,29 @@ class Rank1Mixin(_Stock):
             shape[place] = x.shape[place]
         # Draws are float32 under every dtype policy, x has the dtype that the layer computes in.
         return fold(how(x, ops.cast(ops.reshape(value, shape), x.dtype)))
+
+    # -- moments --------------------------------------------------------------------------------
+
+    @property
+    def factor_axes(self) -> tuple[Axes, Axes, Axes]:
+        """The channel axes of inputs, pre-activations and bias, as r, s and b run along them."""
+        return -1, -1, -1
+
+    def factor_moments(self, factor: Factor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Mean and variance of a factor's clipped draws, `[K, 1, dim]`; no variance of a point.
+
+        Args:
+            factor: one of the layer's factors.
+        """
+        return factor.moments((self.min_perturbation_value, self.max_perturbation_value))
+
+    def bias_moments(self) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+        """Mean and variance of the bias, `[K, 1, dim]`; None without a bias."""
+        if not self.use_bias:
+            return None
+        if self.bias_factor is not None:
+            return self.factor_moments(self.bias_factor)
+        return tf.convert_to_tensor(self.bias)[:, tf.newaxis], None
 
     # -- what users read ------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class _CellRank1(Rank1Mixin):
         return ops.matmul(self._perturb(x if mask is None else x * mask, r, -1), kernel)
 
     def _add(self, z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        return z if bias is None else self._apply(z, bias, -1, tf.add)
+        return z if bias is None else self.by_member(z, bias, -1, tf.add)
 
 
 @registered("tfp_rank1")

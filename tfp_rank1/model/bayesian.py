@@ -661,57 +661,79 @@ class BayesianModel(Replicas):
     def posterior_predictive(
         self,
         x: Any,
-        num_samples: int = ...,
+        num_samples: int | None = ...,
         batch_size: int | None = ...,
         seed: int | None = ...,
         reduce: None = ...,
         verbose: int = ...,
+        method: str = ...,
     ) -> PosteriorPredictive: ...
 
     @overload
     def posterior_predictive(
         self,
         x: Any,
-        num_samples: int = ...,
+        num_samples: int | None = ...,
         batch_size: int | None = ...,
         seed: int | None = ...,
         *,
         reduce: str,
         verbose: int = ...,
+        method: str = ...,
     ) -> PredictiveMoments: ...
 
     def posterior_predictive(
         self,
         x: Any,
-        num_samples: int = 32,
+        num_samples: int | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         reduce: str | None = None,
         verbose: int = 0,
+        method: str = "samples",
     ) -> PosteriorPredictive | PredictiveMoments:
-        """Sample the posterior predictive distribution.
+        """The posterior predictive distribution, by samples or by moments.
 
-        A seed fixes the samples for one `batch_size`: another size draws other samples.
+        `method="samples"` runs the net `num_samples / K` times. A seed fixes the samples for one
+        `batch_size`: another size draws other samples.
+
+        `method="moments"` runs the net once, with a mean and a variance of every activation, and
+        takes its outputs at normal points that are the same on every call: pseudo-samples with the
+        mean and the covariance of the outputs. Two calls give the same bits. Hidden units count as
+        independent, see `tfp_rank1.moments`.
 
         Args:
             x: inputs: an array, a structure of arrays, or batches (a `tf.data.Dataset`, a
                 `keras.utils.PyDataset` or an iterator), whose targets, if any, are ignored.
             num_samples: S, at least 1. Members count as samples; S is rounded up to a multiple
-                of K so that every member counts alike. Defaults to 32.
-            batch_size: examples per pass, for arrays. Defaults to None: 128.
+                of K so that every member counts alike. For moments the number of points, of which
+                every member has an even number. Defaults to None: 32 samples, or 64 points.
+            batch_size: examples per pass, for arrays. Defaults to None: 128 for samples, 1,024 for
+                moments.
             seed: integer for reproducible samples. Defaults to None: new samples on each call.
+                Moments draw nothing and ignore it.
             reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
                 entropies only.
             verbose: 1 shows a progress bar. Defaults to 0.
+            method: `"samples"` (default) or `"moments"`.
 
         Returns:
             `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
 
         Raises:
             ValueError: for inputs that are not finite, that are neither arrays nor batches, or
-                that are empty, and for stateful layers.
+                that are empty, and for stateful layers; for moments of a subclassed model, or of a
+                layer without a rule.
+
+        Example:
+        ```python
+        p = model.posterior_predictive(x_test, method="moments")
+        p.mean(), p.mutual_information()
+        ```
         """
-        return posterior_predictive(self, x, num_samples, batch_size, seed, reduce, verbose)
+        return posterior_predictive(
+            self, x, num_samples, batch_size, seed, reduce, verbose, method
+        )
 
     def calibrate(
         self,

@@ -29,7 +29,8 @@ from tfp_rank1.metrics import ExpectedCalibrationError, IntervalCoverage, Predic
 from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.model.line_search import minimum
-from tfp_rank1.predictive import PredictiveMixture, is_random, labelled_batches, sample_marginals
+from tfp_rank1.layers.randomness import is_random
+from tfp_rank1.predictive import PredictiveMixture, labelled_batches, sample_marginals
 from tfp_rank1.random import fold_in, make_seed
 from tfp_rank1.target_weights import split_weights
 

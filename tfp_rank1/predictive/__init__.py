@@ -4,7 +4,7 @@ from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import labelled_batches
 from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.predictive.conformalization import conformalized
-from tfp_rank1.predictive.evaluation import evaluated, is_random
+from tfp_rank1.predictive.evaluation import evaluated
 from tfp_rank1.predictive.export import check_exportable, export_predictive
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.predictive.sampling import (
@@ -24,7 +24,6 @@ __all__ = [
     "conformalized",
     "evaluated",
     "export_predictive",
-    "is_random",
     "labelled_batches",
     "posterior_predictive",
     "sample_marginals",

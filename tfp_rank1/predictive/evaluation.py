@@ -10,18 +10,19 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from tfp_rank1 import scopes
-from tfp_rank1.keras_internals import layers_of, seed_generators_of
+from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.outputs import as_members
 from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.sampling import (
-    Sampleable,
     sample_marginals,
     sample_outputs,
     stateful_layers,
 )
 from tfp_rank1.random import SharedDraws, make_seed, seed_scope
 
-__all__ = ["Evaluable", "evaluated", "is_random"]
+__all__ = ["Evaluable", "evaluated"]
 
 _SEED = 0
 
@@ -59,17 +60,3 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     else:
         outputs = sample_outputs(model, x, count, seed, shared=True)
     return PredictiveMixture(model.likelihood, outputs, 0, variance).by_example()
-
-
-def is_random(layers: list[Any]) -> bool:
-    """Whether some layer draws in inference: all that own a random generator, unless they say no.
-
-    Layers of Keras draw in training only. A layer of this library says so by `is_random`.
-    """
-
-    def draws(layer: Any) -> bool:
-        if type(layer).__module__.startswith("keras.") or not seed_generators_of(layer):
-            return False
-        return bool(getattr(layer, "is_random", True))
-
-    return any(draws(layer) for layer in layers)

@@ -14,7 +14,8 @@ from tfp_rank1.checks import whole
 from tfp_rank1.keras_internals import input_structure
 from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.predictive.mixture import PredictiveMixture
-from tfp_rank1.predictive.sampling import Sampleable, sample_marginals, sample_outputs
+from tfp_rank1.predictive.sampleable import Sampleable
+from tfp_rank1.predictive.sampling import sample_marginals, sample_outputs
 from tfp_rank1.random import entropy_seed
 
 __all__ = ["check_exportable", "export_predictive"]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfp_rank1 import scopes
-from tfp_rank1.checks import whole
+from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, num_members
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
-from tfp_rank1.predictive.conformal import Conformal
+from tfp_rank1.predictive.moments import DEFAULT_NODES, moment_outputs
+from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.random import SharedDraws, fold_in, make_seed, next_seed, seed_scope
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
-    "Sampleable",
     "Samplers",
     "posterior_predictive",
     "sample_marginals",
@@ -30,46 +29,34 @@ __all__ = [
 ]
 
 DEFAULT_BATCH_SIZE = 128
-
-
-class Sampleable(Protocol):
-    """What sampling and export need of a model; a protocol, as the model imports this module."""
-
-    likelihood: Likelihood
-    seed_generator: keras.random.SeedGenerator
-    _samplers: Samplers
-    output_shape: Any
-    conformal: Conformal | None
-
-    def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
-        """Raw outputs of one pass."""
-
-    def check_answerable(self) -> None:
-        """Raise if the model has nothing to answer with yet."""
-
-    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Raw outputs of one pass, and their variance where the model knows it, else None."""
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Symbolic outputs."""
+# A pass of moments holds no samples of hidden layers, so more rows fit.
+MOMENTS_BATCH_SIZE = 1024
+DEFAULT_SAMPLES = 32
+METHODS = "samples", "moments"
 
 
 def posterior_predictive(
     model: Sampleable,
     x: Any,
-    num_samples: int = 32,
+    num_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     reduce: str | None = None,
     verbose: int = 0,
+    method: str = "samples",
 ) -> PosteriorPredictive | PredictiveMoments:
     """Sample the posterior predictive distribution of a model.
 
     Arguments, result and errors are those of `BayesianModel.posterior_predictive`.
     """
     model.check_answerable()
+    is_sampled = choice("method", method, METHODS) == "samples"
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES if is_sampled else DEFAULT_NODES
     num_samples = whole("num_samples", num_samples)
-    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else whole("batch_size", batch_size)
+    if batch_size is None:
+        batch_size = DEFAULT_BATCH_SIZE if is_sampled else MOMENTS_BATCH_SIZE
+    batch_size = whole("batch_size", batch_size)
     if reduce not in (None, "moments"):
         raise ValueError(
             f"Argument `reduce` must be None or 'moments'. Received: reduce={reduce!r}"
@@ -82,7 +69,7 @@ def posterior_predictive(
     for index, batch in enumerate(batches):
         # Rows that are not finite would give NaN as answers, in silence.
         first_row = check_finite(batch, first_row)
-        sample = model._samplers.get(model, batch, num_samples)
+        sample = model._samplers.get(model, batch, num_samples, method)
         outputs, variance = sample(batch, fold_in(base, index))
         part = PosteriorPredictive(outputs, model.likelihood, variance)
         parts.append((outputs, variance) if reduce is None else part.moments())
@@ -206,31 +193,36 @@ class Samplers:
         """Drop all samplers, because a constant in their graphs has changed."""
         self._functions.clear()
 
-    def get(self, model: Sampleable, x: Any, num_samples: int) -> Any:
+    def get(
+        self, model: Sampleable, x: Any, num_samples: int, method: str = "samples"
+    ) -> Any:
         """The compiled sampler `(x, seed) -> (outputs, variance)` for inputs like x.
 
         Args:
             model: the model to sample.
             x: one batch of inputs.
             num_samples: at least 1.
+            method: "samples" (default) or "moments", which needs no seed and ignores it.
         """
         # Any number of rows, so that a short last batch needs no graph of its own.
         specs = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
         # As text: structures of specs may be dicts and lists, which cannot be keys.
-        key = (num_samples, scopes.mean_mode.value, str(specs))
+        key = (method, num_samples, scopes.mean_mode.value, str(specs))
         if key not in self._functions:
-            self._functions[key] = _compiled_sampler(model, specs, num_samples)
+            self._functions[key] = _compiled_sampler(model, specs, num_samples, method)
         self._functions.move_to_end(key)
         if len(self._functions) > self._LIMIT:
             self._functions.popitem(last=False)
         return self._functions[key]
 
 
-def _compiled_sampler(model: Sampleable, specs: Any, num_samples: int) -> Any:
+def _compiled_sampler(model: Sampleable, specs: Any, num_samples: int, method: str) -> Any:
     signature = [specs, tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
     def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        if method == "moments":
+            return moment_outputs(model, x, num_samples)
         return sample_marginals(model, x, num_samples, seed)
 
     return sample

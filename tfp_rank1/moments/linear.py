@@ -1,0 +1,163 @@
+"""Layers that multiply their inputs by a kernel: `z = W'x + b`, `E z = W' mu + b`, `Var z = W^2' v`.
+
+A linear map takes a layer, a tensor, and a function of the kernel: with the kernel itself it maps
+means, with its squares variances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1.keras_internals import causal_padding
+from tfp_rank1.moments.activations import activated
+from tfp_rank1.moments.carrier import Moments
+from tfp_rank1.moments.registry import register
+
+__all__ = ["MAX_JOINT", "LinearMap", "joint_of_dense", "linear_map_of", "mapped"]
+
+KernelFunction = Callable[[tf.Tensor], tf.Tensor]
+LinearMap = Callable[[Any, tf.Tensor, KernelFunction], tf.Tensor]
+# Up to this number of outputs a net's last layer has the covariance of all pairs of outputs.
+MAX_JOINT = 32
+
+layers = keras.layers
+
+
+def _kernel(kernel: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    return of(tf.cast(tf.convert_to_tensor(kernel), x.dtype))
+
+
+def _dense(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    return ops.matmul(x, _kernel(layer.kernel, x, of))
+
+
+def _einsum(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    return ops.einsum(layer.equation, x, _kernel(layer.kernel, x, of))
+
+
+def _convolve(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    padding = layer.padding
+    if padding == "causal":
+        x, padding = ops.pad(x, causal_padding(layer)), "valid"
+    return ops.conv(
+        x,
+        _kernel(layer.kernel, x, of),
+        strides=list(layer.strides),
+        padding=padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def _transposed(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    return ops.conv_transpose(
+        x,
+        _kernel(layer.kernel, x, of),
+        strides=list(layer.strides),
+        padding=layer.padding,
+        output_padding=layer.output_padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def _depthwise(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    return ops.depthwise_conv(
+        x,
+        _kernel(layer.kernel, x, of),
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def _separable(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
+    # With a depth multiplier above 1 the square of a sum of products of both kernels would be
+    # exact, and as large as the kernel of a full convolution.
+    return ops.separable_conv(
+        x,
+        _kernel(layer.depthwise_kernel, x, of),
+        _kernel(layer.pointwise_kernel, x, of),
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+_MAPS: dict[type, LinearMap] = {
+    layers.Dense: _dense,
+    layers.EinsumDense: _einsum,
+    layers.Conv1D: _convolve,
+    layers.Conv2D: _convolve,
+    layers.Conv3D: _convolve,
+    layers.Conv1DTranspose: _transposed,
+    layers.Conv2DTranspose: _transposed,
+    layers.Conv3DTranspose: _transposed,
+    layers.DepthwiseConv1D: _depthwise,
+    layers.DepthwiseConv2D: _depthwise,
+    layers.SeparableConv1D: _separable,
+    layers.SeparableConv2D: _separable,
+}
+
+
+def linear_map_of(layer: Any) -> LinearMap:
+    """The linear map of a layer, by the class of Keras that it is or descends from."""
+    return next(_MAPS[cls] for cls in type(layer).__mro__ if cls in _MAPS)
+
+
+def mapped(layer: Any, x: Moments) -> Moments:
+    """Moments of `W'x` for entries x that are independent, without a bias."""
+    linear = linear_map_of(layer)
+    mean = linear(layer, x.mean, tf.identity)
+    return Moments(mean, None if x.variance is None else linear(layer, x.variance, tf.square))
+
+
+def joint_of_dense(layer: Any, variance: tf.Tensor | None) -> Callable[[], tf.Tensor] | None:
+    """Computes the covariance `W' diag(v) W`, `[B, ..., D, D]`, of the outputs of a dense layer.
+
+    Args:
+        layer: a layer whose linear map is a product with `kernel`.
+        variance: v of its inputs, `[B, ..., d]`.
+
+    Returns:
+        None for other layers, for inputs without a variance, and for more than `MAX_JOINT` outputs.
+    """
+    if variance is None or linear_map_of(layer) is not _dense or layer.units > MAX_JOINT:
+        return None
+
+    def joint() -> tf.Tensor:
+        kernel = tf.cast(tf.convert_to_tensor(layer.kernel), variance.dtype)
+        size = layer.units
+        pairs = tf.reshape(kernel[:, :, tf.newaxis] * kernel[:, tf.newaxis], [-1, size * size])
+        flat = ops.matmul(variance, pairs)
+        return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [size, size]], axis=0))
+
+    return joint
+
+
+@register(*_MAPS)
+def _stock_linear(layer: Any, x: Moments) -> Moments:
+    z = mapped(layer, x)
+    joint = joint_of_dense(layer, x.variance)
+    # The layer itself knows the shape of its bias.
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        channels_first = getattr(layer, "data_format", None) == "channels_first"
+        z = Moments(_with_bias(z.mean, bias, channels_first), z.variance)
+    is_linear = layer.activation is None or layer.activation is keras.activations.linear
+    outputs = activated(layer.activation, z)
+    return Moments(outputs.mean, outputs.variance, None, joint if is_linear else None)
+
+
+def _with_bias(z: tf.Tensor, bias: Any, channels_first: bool) -> tf.Tensor:
+    bias = tf.cast(tf.convert_to_tensor(bias), z.dtype)
+    if channels_first and bias.shape.rank == 1:
+        bias = tf.reshape(bias, [-1] + [1] * (z.shape.rank - 2))
+    return z + bias

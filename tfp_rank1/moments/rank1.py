@@ -1,0 +1,195 @@
+"""Layers of this library: rank-1 factors, members, and normalization by member.
+
+    E(x r) = mu m_r                Var(x r) = v (m_r^2 + s_r^2) + mu^2 s_r^2
+    E z = W'E(x r)                 Var z = W^2'Var(x r)
+    E(z s) = E z m_s               Var(z s) = Var z (m_s^2 + s_s^2) + (E z)^2 s_s^2
+
+m and s are the mean and the standard deviation of a factor, mu and v those of an input (v is a
+variance). An additive factor adds its mean and its variance. A bias adds its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfp_rank1 import layers
+from tfp_rank1.layers.folding import fold, unfold
+from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
+from tfp_rank1.moments.activations import activated
+from tfp_rank1.moments.carrier import Moments
+from tfp_rank1.moments.linear import joint_of_dense, mapped
+from tfp_rank1.moments.registry import propagate, register
+
+__all__ = ["perturbed"]
+
+Pair = tuple[tf.Tensor, tf.Tensor | None]
+
+
+def perturbed(layer: Rank1Mixin, x: Moments, factor: Pair, axis: Axes) -> Moments:
+    """Moments of `x o r`, or of `x + r` for a layer with additive factors.
+
+    Args:
+        layer: the layer with its number of members.
+        x: rows of all members.
+        factor: mean and variance of r, `[K, 1, dim]`.
+        axis: channel axes of x.
+    """
+    mean, variance = factor
+
+    def by(how: Any, value: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        return layer.by_member(value, other, axis, how)
+
+    if layer.perturbation == "additive":
+        spread = x.variance
+        if variance is not None:
+            spread = by(tf.add, x.variance_or_zeros(), variance)
+        return Moments(by(tf.add, x.mean, mean), spread)
+    spread = None
+    if x.variance is not None:
+        square = tf.square(mean) if variance is None else tf.square(mean) + variance
+        spread = by(tf.multiply, x.variance, square)
+    if variance is not None:
+        own = by(tf.multiply, tf.square(x.mean), variance)
+        spread = own if spread is None else spread + own
+    return Moments(by(tf.multiply, x.mean, mean), spread)
+
+
+@register(
+    layers.DenseRank1,
+    layers.EinsumDenseRank1,
+    layers.Conv1DRank1,
+    layers.Conv2DRank1,
+    layers.Conv3DRank1,
+    layers.Conv1DTransposeRank1,
+    layers.Conv2DTransposeRank1,
+    layers.Conv3DTransposeRank1,
+    layers.DepthwiseConv1DRank1,
+    layers.DepthwiseConv2DRank1,
+    layers.SeparableConv1DRank1,
+    layers.SeparableConv2DRank1,
+)
+def _rank1(layer: Any, x: Moments) -> Moments:
+    inputs, outputs, bias_axes = layer.factor_axes
+    x = perturbed(layer, _floating(x, layer), layer.factor_moments(layer.r_factor), inputs)
+    inner = mapped(layer, x)
+    s = layer.factor_moments(layer.s_factor)
+    z = perturbed(layer, inner, s, outputs)
+    bias = layer.bias_moments()
+    if bias is not None:
+        z = _plus(layer, z, bias, bias_axes)
+    is_linear = layer.activation is None or layer.activation is keras.activations.linear
+    joint = _joint(layer, x, inner, z, s) if is_linear else None
+    result = activated(layer.activation, z)
+    return Moments(result.mean, result.variance, None, joint)
+
+
+def _floating(x: Moments, layer: Any) -> Moments:
+    """Moments as floats: Keras casts integers only where a layer computes."""
+    if x.mean.dtype.is_floating:
+        return x
+    dtype = "float64" if layer.compute_dtype == "float64" else "float32"
+    return Moments(tf.cast(x.mean, dtype))
+
+
+def _plus(layer: Any, z: Moments, bias: Pair, axes: Axes) -> Moments:
+    mean, variance = bias
+    spread = z.variance
+    if variance is not None:
+        spread = layer.by_member(z.variance_or_zeros(), variance, axes, tf.add)
+    return Moments(layer.by_member(z.mean, mean, axes, tf.add), spread)
+
+
+def _joint(layer: Any, x: Moments, inner: Moments, z: Moments, s: Pair) -> Any:
+    """Computes the covariance of `s o z`: `C_ij m_i m_j` off the diagonal, where `C = Cov z`."""
+    of_inner = joint_of_dense(layer, x.variance)
+    if of_inner is None:
+        return None
+
+    def joint() -> tf.Tensor:
+        covariance = of_inner()
+        if layer.perturbation == "multiplicative":
+            mean = s[0]
+            covariance = layer.by_member(covariance, mean, -1, tf.multiply)
+            covariance = layer.by_member(covariance, mean, -2, tf.multiply)
+        return tf.linalg.set_diag(covariance, z.variance_or_zeros())
+
+    return joint
+
+
+@register(layers.EmbeddingRank1)
+def _embedding(layer: Any, tokens: Moments) -> Moments:
+    """A row of the table times an entry of r and all entries of s."""
+    index = tf.cast(tokens.mean, tf.int32)
+    index = tf.where(index < 0, index + layer.input_dim, index)
+    dtype = tf.float64 if layer.compute_dtype == "float64" else tf.float32
+    table = tf.cast(tf.convert_to_tensor(layer.embeddings), dtype)
+    y = Moments(tf.gather(table, index))
+    r = _of_tokens(layer, layer.factor_moments(layer.r_factor), index, table)
+    mean, variance = r
+    if layer.perturbation == "multiplicative":
+        spread = None if variance is None else tf.square(y.mean) * variance
+        y = Moments(y.mean * mean, spread)
+    else:
+        y = perturbed(layer, y, r, -1)
+    return perturbed(layer, y, layer.factor_moments(layer.s_factor), -1)
+
+
+def _of_tokens(layer: Any, r: Pair, tokens: tf.Tensor, table: tf.Tensor) -> Pair:
+    """Moments of every token's entry of r, `[rows, ..., 1]`; if additive, of `r E`, `[K, 1, D]`."""
+    mean, variance = r
+    if layer.perturbation == "additive":
+        of_table = None if variance is None else tf.matmul(tf.cast(variance, table.dtype), table**2)
+        return tf.matmul(tf.cast(mean, table.dtype), table), of_table
+    by_member = unfold(tokens, layer.ensemble_size)
+
+    def entry(value: tf.Tensor) -> tf.Tensor:
+        chosen = fold(tf.gather(value[:, 0], by_member, batch_dims=1))
+        return tf.cast(chosen, table.dtype)[..., tf.newaxis]
+
+    return entry(mean), None if variance is None else entry(variance)
+
+
+@register(layers.TileMembers)
+def _tile(layer: Any, x: Moments) -> Moments:
+    return x.moved(layer.call)
+
+
+@register(layers.SplitMembers)
+def _split(layer: Any, x: Moments) -> Moments:
+    split = x.moved(layer.call)
+    joint = None if x.joint is None else lambda: layer.call(x.covariance())
+    return Moments(split.mean, split.variance, None, joint)
+
+
+@register(layers.EnsembleBatchNormalization)
+def _normalization(layer: Any, x: Moments) -> Moments:
+    """An affine map by member: `gamma (x - mean) / sqrt(variance + epsilon) + beta`."""
+    members = layer.ensemble_size
+    axis = layer.axis % x.mean.shape.rank
+
+    def lay(value: Any) -> tf.Tensor:
+        value = tf.cast(tf.convert_to_tensor(value), x.mean.dtype)
+        shape = [1] * (x.mean.shape.rank + 1)
+        shape[0], shape[axis + 1] = value.shape[0], x.mean.shape[axis]
+        return tf.reshape(value, shape)
+
+    scale = tf.math.rsqrt(lay(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        scale *= lay(layer.gamma)
+    offset = -lay(layer.moving_mean) * scale
+    if layer.center:
+        offset += lay(layer.beta)
+    rows = x.moved(lambda value: unfold(value, members)).scaled(scale, offset)
+    return rows.moved(fold)
+
+
+@register(layers.TimeDistributedRank1)
+def _time_distributed(layer: Any, x: Moments) -> Moments:
+    steps = ops.shape(x.mean)[1]
+    rows = x.moved(lambda v: ops.reshape(v, (-1, *ops.shape(v)[2:])))
+    outputs = propagate(layer.layer, rows)
+    return outputs.moved(lambda v: ops.reshape(v, (-1, steps, *ops.shape(v)[1:])))

@@ -1,0 +1,147 @@
+"""Rules by layer class, and how moments pass through a layer or a whole graph."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import keras
+import tensorflow as tf
+
+from tfp_rank1 import scopes
+from tfp_rank1.keras_internals import layers_of, mask_of, nodes_of, run_graph, set_mask
+from tfp_rank1.layers.randomness import is_random
+from tfp_rank1.moments.carrier import Moments
+
+__all__ = ["Rule", "has_rule", "propagate", "register"]
+
+# `rule(layer, *args, **kwargs)`: the arguments of the layer's call, with moments for tensors.
+Rule = Callable[..., Any]
+R = TypeVar("R", bound=Rule)
+
+_rules: dict[type, Rule] = {}
+
+
+def register(*classes: type) -> Callable[[R], R]:
+    """Teach moments a class of layers, as a decorator; a later rule replaces an earlier one.
+
+    The rule is called as `rule(layer, inputs, ...)`, with the arguments of the layer's `call` and
+    `Moments` in place of tensors, and returns `Moments`. It computes in the dtype of its inputs,
+    whatever the layer's dtype policy. Subclasses that keep `call` have the same rule.
+
+    Args:
+        *classes: classes of layers, or of operations of Keras.
+
+    Returns:
+        A decorator that returns the rule itself.
+
+    Example:
+    ```python
+    @tfp_rank1.moments.register(MyScale)
+    def scale(layer, x):
+        return Moments(layer.factor * x.mean, layer.factor**2 * x.variance_or_zeros())
+    ```
+    """
+
+    def decorate(rule: R) -> R:
+        for cls in classes:
+            _rules[cls] = rule
+        return rule
+
+    return decorate
+
+
+def _rule_of(operation: Any) -> Rule | None:
+    """The rule of an operation's class, or of the class that its `call` comes from."""
+    call = type(operation).call
+    for cls in type(operation).__mro__:
+        # A subclass with a `call` of its own computes something else.
+        if getattr(cls, "call", None) is not call:
+            return None
+        if cls in _rules:
+            return _rules[cls]
+    return None
+
+
+def has_rule(operation: Any) -> bool:
+    """Whether moments can pass through a layer or an operation of Keras."""
+    return _rule_of(operation) is not None
+
+
+def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    """The moments of the outputs of a layer, a Functional model or an operation of Keras.
+
+    What has no variance on its way in, and meets nothing random, is computed as Keras does it.
+
+    Args:
+        operation: the layer, model or operation.
+        *args: arguments of its call, with `Moments` for tensors.
+        **kwargs: as `args`.
+
+    Raises:
+        ValueError: for a layer without a rule.
+    """
+    given = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Moments)]
+    if all(v.is_exact for v in given) and not _draws(operation, kwargs):
+        return _computed(operation, args, kwargs)
+    if nodes_of(operation):  # a nested model
+        return run_graph(operation, args, lambda inner: functools.partial(propagate, inner))
+    rule = _rule_of(operation)
+    if rule is None:
+        raise ValueError(
+            f"Moments cannot pass through {type(operation).__name__} {operation.name!r}, which "
+            "has no rule. Teach it one by tfp_rank1.moments.register"
+            f"({type(operation).__name__}), or ask for samples: method='samples'. "
+            f"Received: method='moments'"
+        )
+    outputs = rule(operation, *args, **kwargs)
+    return _masked(operation, outputs, args)
+
+
+def _draws(operation: Any, kwargs: dict[str, Any]) -> bool:
+    if kwargs.get("training"):  # such as Dropout that is on in prediction as well
+        return True
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return is_layer and not scopes.mean_mode.value and is_random(layers_of(operation))
+
+
+def _computed(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Outputs that are known exactly, by the layer's own call."""
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, Moments):
+            return value
+        if value.mask is not None:
+            set_mask(value.mean, value.mask)
+        return value.mean
+
+    args, kwargs = keras.tree.map_structure(tensor, (args, kwargs))
+    return keras.tree.map_structure(exact, operation(*args, **kwargs))
+
+
+def exact(tensor: Any) -> Moments:
+    """A tensor as moments, in float32 at least: half precision cannot hold small variances."""
+    mask, tensor = mask_of(tensor), tf.convert_to_tensor(tensor)
+    is_half = tensor.dtype in (tf.float16, tf.bfloat16)
+    return Moments(tf.cast(tensor, tf.float32) if is_half else tensor, None, mask)
+
+
+def _masked(operation: Any, outputs: Any, args: Any) -> Any:
+    """The outputs of a rule with the mask that the layer would have passed on."""
+    masks = [v.mask for v in keras.tree.flatten(args) if isinstance(v, Moments)]
+    if all(mask is None for mask in masks) or not getattr(operation, "supports_masking", False):
+        return outputs
+
+    def part(value: Any, name: str) -> Any:
+        return getattr(value, name) if isinstance(value, Moments) else value
+
+    inputs = keras.tree.map_structure(lambda v: part(v, "mean"), args[0])
+    before = keras.tree.map_structure(lambda v: part(v, "mask"), args[0])
+    after = keras.tree.flatten(operation.compute_mask(inputs, before))
+    flat = keras.tree.flatten(outputs)
+    after += [None] * (len(flat) - len(after))
+    new = [
+        Moments(v.mean, v.variance, m, v.joint) for v, m in zip(flat, after, strict=False)
+    ]
+    return keras.tree.pack_sequence_as(outputs, new)
