@@ -54,13 +54,13 @@ def _upsampled(layer: Any, x: Moments) -> Moments:
     layers.AlphaDropout,
     Likelihood,
 )
-def _unchanged(layer: Any, x: Moments, training: bool | None = None) -> Moments:
+def _unchanged(layer: Any, x: Moments, training: bool = False) -> Moments:
     _refuse_training(layer, training)
     return Moments(x.mean, x.variance, None, x.joint)
 
 
 @register(layers.Dropout)
-def _dropout(layer: Any, x: Moments, training: bool | None = None) -> Moments:
+def _dropout(layer: Any, x: Moments, training: bool = False) -> Moments:
     """Nothing, or for a layer that is on in prediction as well: `Var = (mu^2 + v) / (1 - p) - mu^2`.
 
     Source: Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation".
@@ -82,7 +82,7 @@ def _masking(layer: Any, x: Moments) -> Moments:
     )
 
 
-def _refuse_training(layer: Any, training: bool | None) -> None:
+def _refuse_training(layer: Any, training: bool) -> None:
     if training:
         raise ValueError(
             f"Moments know {type(layer).__name__} {layer.name!r} as a layer that acts in training "

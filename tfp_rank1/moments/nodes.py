@@ -81,5 +81,9 @@ def pseudo_samples(moments: Moments, num_nodes: int) -> tf.Tensor:
     if moments.joint is None:
         nodes = tf.reshape(nodes, [num_nodes, *[1] * (rank - 1), mean.shape[-1]])
         return mean + tf.sqrt(moments.variance_or_zeros()) * nodes
-    moved = tf.linalg.matmul(cholesky(moments.covariance()), nodes, transpose_b=True)
+    factor = cholesky(moments.covariance())
+    # One plain product of rows: with a second factor that broadcasts, `tf.matmul` of TensorFlow
+    # 2.21 is wrong on some CPUs from the 250th example on.
+    rows = tf.matmul(tf.reshape(factor, [-1, factor.shape[-1]]), nodes, transpose_b=True)
+    moved = tf.reshape(rows, tf.concat([tf.shape(mean), [num_nodes]], axis=0))
     return mean + tf.transpose(moved, [rank, *range(rank)])

@@ -32,7 +32,7 @@ def _along(value: Any, x: tf.Tensor, axes: Any) -> tf.Tensor:
 
 
 @register(layers.BatchNormalization)
-def _batch(layer: Any, x: Moments, training: bool | None = None, mask: Any = None) -> Moments:
+def _batch(layer: Any, x: Moments) -> Moments:
     variance = _along(layer.moving_variance, x.mean, layer.axis)
     scale = tf.math.rsqrt(variance + layer.epsilon)
     if layer.scale:

@@ -56,8 +56,8 @@ def _average(layer: Any, x: Moments) -> Moments:
 
 
 @register(layers.GlobalAveragePooling1D)
-def _average_of_steps(layer: Any, x: Moments, mask: Any = None) -> Moments:
-    mask = x.mask if mask is None else mask
+def _average_of_steps(layer: Any, x: Moments) -> Moments:
+    mask = x.mask
     stddev = tf.sqrt(x.variance_or_zeros())
     return Moments(layer.call(x.mean, mask=mask), tf.square(layer.call(stddev, mask=mask)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,7 +28,8 @@ def register(*classes: type) -> Callable[[R], R]:
     """Teach moments a class of layers, as a decorator; a later rule replaces an earlier one.
 
     The rule is called as `rule(layer, inputs, ...)`, with the arguments of the layer's `call` and
-    `Moments` in place of tensors, and returns `Moments`. It computes in the dtype of its inputs,
+    `Moments` in place of tensors, and returns `Moments`. Masks are in `inputs.mask`; `training` is
+    an argument only where it is True. It computes in the dtype of its inputs,
     whatever the layer's dtype policy. Subclasses that keep `call` have the same rule.
 
     Args:
@@ -95,8 +97,20 @@ def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
             f"({type(operation).__name__}), or ask for samples: method='samples'. "
             f"Received: method='moments'"
         )
-    outputs = rule(operation, *args, **kwargs)
-    return _masked(operation, outputs, args)
+    args, kwargs = _without_defaults(args, kwargs)
+    return _masked(operation, rule(operation, *args, **kwargs), args)
+
+
+def _without_defaults(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a rule: a mask goes with the inputs, and `training` is there only if True.
+
+    Keras notes both in its graphs, whether a user gave them or not.
+    """
+    mask = kwargs.get("mask")
+    if isinstance(mask, Moments) and isinstance(args[0], Moments):
+        args = (dataclasses.replace(args[0], mask=mask.mean), *args[1:])
+    dropped = {"mask"} if kwargs.get("training") else {"mask", "training"}
+    return args, {name: value for name, value in kwargs.items() if name not in dropped}
 
 
 def _draws(operation: Any, kwargs: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ layers = keras.layers
 
 
 @register(layers.TimeDistributed)
-def _time_distributed(layer: Any, x: Moments, training: Any = None, mask: Any = None) -> Moments:
+def _time_distributed(layer: Any, x: Moments) -> Moments:
     """All time steps as rows of one call; independent of each other, as all entries are."""
     steps = ops.shape(x.mean)[1]
     rows = x.moved(lambda v: ops.reshape(v, (-1, *ops.shape(v)[2:])))
@@ -26,9 +26,7 @@ def _time_distributed(layer: Any, x: Moments, training: Any = None, mask: Any = 
 
 
 @register(layers.Bidirectional)
-def _bidirectional(
-    layer: Any, x: Moments, initial_state: Any = None, mask: Any = None, training: Any = None
-) -> Moments:
+def _bidirectional(layer: Any, x: Moments, initial_state: Any = None) -> Moments:
     if initial_state is not None or layer.return_state:
         raise ValueError(
             f"Moments pass through Bidirectional without states; {layer.name!r} takes or returns "
