@@ -32,6 +32,7 @@ __all__ = [
     "compile_state",
     "compiled_loss",
     "compiled_metrics",
+    "depth_of",
     "forget_metrics",
     "function_within",
     "graph_of",
@@ -238,6 +239,12 @@ def nodes_of(model: Any) -> list[Any]:
     """All calls in the graph of a Functional or Sequential model; none for a subclassed one."""
     by_depth = getattr(_graph(model), "_nodes_by_depth", {})
     return [node for depth in by_depth.values() for node in depth]
+
+
+def depth_of(model: Any, node: Any) -> int:
+    """How far a call in a model's graph is from the outputs, 0 for the last."""
+    by_depth = _graph(model)._nodes_by_depth
+    return next(depth for depth, nodes in by_depth.items() if node in nodes)
 
 
 def run_graph(model: Any, inputs: Any, operation_fn: Callable[[Any], Any]) -> Any:

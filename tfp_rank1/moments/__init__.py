@@ -14,7 +14,7 @@ from tfp_rank1.moments import (  # noqa: F401
     rank1,
     wrappers,
 )
-from tfp_rank1.moments.activations import activated
+from tfp_rank1.moments.activations import activated, mean_slope
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.nodes import pseudo_samples
 from tfp_rank1.moments.outputs import layers_without_rule, output_moments
@@ -24,6 +24,7 @@ __all__ = [
     "Moments",
     "activated",
     "layers_without_rule",
+    "mean_slope",
     "output_moments",
     "propagate",
     "pseudo_samples",

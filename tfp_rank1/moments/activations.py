@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.gaussian import over_nodes, rectified
+from tfp_rank1.moments.gaussian import normal_pdf_cdf, over_nodes, ratio, rectified
 from tfp_rank1.moments.registry import propagate, register
 
-__all__ = ["activated", "clipped", "integrated", "leaky", "softened"]
+__all__ = ["activated", "clipped", "integrated", "leaky", "mean_slope", "softened"]
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 # For smooth functions as good as exact up to a standard deviation of about 3.
@@ -130,6 +130,27 @@ def activated(activation: Any, x: Moments) -> Moments:
         return _CLOSED[activation](x)
     _check_entry_by_entry(activation)
     return integrated(activation, x)
+
+
+def mean_slope(activation: Any, x: Moments) -> tf.Tensor:
+    """`E f'(x) = Cov(f(x), x) / Var x` of a normal x, in the shape of x; 1 without an activation.
+
+    To first order the covariance of two activations is that of the pre-activations times both
+    slopes.
+
+    Source: Stein (1981), "Estimation of the Mean of a Multivariate Normal Distribution".
+    """
+    if activation in (None, activations.linear):
+        return tf.ones_like(x.mean)
+    if activation is activations.relu:
+        a, _ = ratio(x.mean, x.variance_or_zeros())
+        return normal_pdf_cdf(a)[1]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    _, stddev = ratio(x.mean, x.variance_or_zeros())
+    points = tf.reshape(tf.constant(nodes, x.mean.dtype), [-1] + [1] * x.mean.shape.rank)
+    values = tf.convert_to_tensor(activation(x.mean + points * stddev))
+    weighted = tf.reshape(tf.constant(weights / weights.sum(), values.dtype), points.shape) * points
+    return tf.reduce_sum(weighted * values, axis=0) / stddev
 
 
 def _check_entry_by_entry(function: Any) -> None:

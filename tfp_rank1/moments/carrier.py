@@ -15,7 +15,7 @@ class Moments:
     """Mean and variance of every entry of an activation, over draws of the weights.
 
     A rule takes moments for the inputs of a layer and returns moments for its outputs. Entries
-    count as independent of each other, but for the last axis of what `covariance` returns.
+    count as independent of each other, but for what `joint` and `shared` know of the last axis.
 
     Attributes:
         mean: `[B, ...]`, float32 or float64.
@@ -23,12 +23,16 @@ class Moments:
         mask: boolean `[B, ...]`, as Keras passes it from layer to layer; None without one.
         joint: computes `[B, ..., D, D]`, the covariance of the entries of the last axis; None where
             nothing is known of it. A function, because only the outputs of a net are asked for it.
+        shared: computes `K' (Cov - diag Cov) K`, `[B, D, D]`, for a kernel K `[k, D]` of few
+            columns: what correlations between the k entries of the last axis add to the covariance
+            of `K'x`. None where entries count as independent.
     """
 
     mean: tf.Tensor
     variance: tf.Tensor | None = None
     mask: tf.Tensor | None = None
     joint: Callable[[], tf.Tensor] | None = None
+    shared: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     @property
     def is_exact(self) -> bool:

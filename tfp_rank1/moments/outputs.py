@@ -7,23 +7,47 @@ from typing import Any
 
 import keras
 
-from tfp_rank1.keras_internals import nodes_of, run_graph, standardized_inputs
+from tfp_rank1.keras_internals import depth_of, nodes_of, run_graph, standardized_inputs
+from tfp_rank1.layers import SplitMembers
+from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.registry import exact, has_rule, propagate
+from tfp_rank1.moments.registry import drawn, exact, has_rule, propagate
 
-__all__ = ["layers_without_rule", "output_moments"]
+__all__ = [
+    "check_graph",
+    "layers_without_rule",
+    "operations_with_positions",
+    "output_moments",
+]
 
 
-def output_moments(model: Any, x: Any) -> Moments:
+def output_moments(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Moments:
     """Moments of a model's raw outputs, `[B, K, ..., D]`, or `[B, ..., D]` without members.
 
     Args:
         model: a Functional or Sequential model.
         x: one batch of inputs.
+        sampled: ids of operations that draw, as in a pass of samples, in place of their rule.
 
     Raises:
         ValueError: for a subclassed model, and for a layer without a rule that a random input
             meets.
+    """
+    check_graph(model)
+
+    def of(operation: Any) -> Any:
+        return functools.partial(drawn if id(operation) in sampled else propagate, operation)
+
+    inputs = [exact(value) for value in standardized_inputs(model, x)]
+    (found,) = keras.tree.flatten(run_graph(model, inputs, of))
+    return found
+
+
+def check_graph(model: Any) -> None:
+    """Refuse a model without a graph.
+
+    Raises:
+        ValueError: for a subclassed model.
     """
     if not nodes_of(model):
         raise ValueError(
@@ -32,10 +56,27 @@ def output_moments(model: Any, x: Any) -> Moments:
             f"method='samples'. Received: method='moments' and a {type(model).__name__} without a "
             "graph"
         )
-    inputs = [exact(value) for value in standardized_inputs(model, x)]
-    outputs = run_graph(model, inputs, lambda op: functools.partial(propagate, op))
-    (found,) = keras.tree.flatten(outputs)
-    return found
+
+
+def operations_with_positions(model: Any) -> frozenset[int]:
+    """Ids of the operations whose noise several positions of an example share.
+
+    These are the operations on inputs or outputs with axes between batch and channels (pixels, time
+    steps), and all before them. What comes after the last of these axes is gone has one row per
+    example.
+    """
+    # By tensor: whether an operation with positions comes after it. From the outputs backwards.
+    nodes = sorted(nodes_of(model), key=lambda node: depth_of(model, node))
+    marked: set[int] = set()
+    found: set[int] = set()
+    for node in nodes:
+        operation, tensors = node.operation, [*node.input_tensors, *node.outputs]
+        is_end = isinstance(operation, SplitMembers | Likelihood)
+        has_positions = not is_end and any(len(t.shape) > 2 for t in tensors)
+        if has_positions or any(id(t) in marked for t in node.outputs):
+            marked |= {id(t) for t in node.input_tensors}
+            found.add(id(operation))
+    return frozenset(found)
 
 
 def layers_without_rule(model: Any) -> list[str]:

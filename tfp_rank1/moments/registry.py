@@ -15,7 +15,7 @@ from tfp_rank1.keras_internals import layers_of, mask_of, nodes_of, run_graph, s
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.moments.carrier import Moments
 
-__all__ = ["Rule", "has_rule", "propagate", "register"]
+__all__ = ["Rule", "drawn", "exact", "has_rule", "propagate", "register"]
 
 # `rule(layer, *args, **kwargs)`: the arguments of the layer's call, with moments for tensors.
 Rule = Callable[..., Any]
@@ -99,6 +99,14 @@ def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
         )
     args, kwargs = _without_defaults(args, kwargs)
     return _masked(operation, rule(operation, *args, **kwargs), args)
+
+
+def drawn(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    """Outputs of an operation as it draws them; their moments where inputs are random already."""
+    given = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Moments)]
+    if all(v.is_exact for v in given):
+        return _computed(operation, args, kwargs)
+    return propagate(operation, *args, **kwargs)
 
 
 def _without_defaults(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -8,12 +8,17 @@ import tensorflow as tf
 
 from tfp_rank1 import scopes
 from tfp_rank1.moments import Moments, output_moments, pseudo_samples
+from tfp_rank1.moments.outputs import check_graph, operations_with_positions
 from tfp_rank1.outputs import join_passes
 from tfp_rank1.predictive.sampleable import Sampleable
+from tfp_rank1.random import SharedDraws, fold_in, make_seed, seed_scope
 
 __all__ = ["DEFAULT_NODES", "moment_outputs"]
 
 DEFAULT_NODES = 64
+# Passes of a net whose positions share noise.
+PASSES = 8
+_SEED = 0
 
 
 def moment_outputs(
@@ -35,30 +40,61 @@ def moment_outputs(
     Raises:
         ValueError: for a model without a graph, or a layer without a rule.
     """
-    calibration = model.calibration
-    with scopes.posterior_scale.set(calibration.posterior_scale):
-        found = _by_member(output_moments(model, x))
-    members = int(found.mean.shape[1])
-    if found.is_exact:
-        nodes = found.mean[tf.newaxis]
-    elif integrates and model.likelihood.has_closed_form_marginal:
-        values = tf.stack([found.mean, found.variance_or_zeros()])
-        swapped = tf.transpose(values, [0, 2, 1, *range(3, values.shape.rank)])
-        mean, variance = tf.unstack(tf.cast(swapped, tf.float32))
-        return mean, variance
+    check_graph(model)
+    sampled = operations_with_positions(model)
+    if not sampled or scopes.mean_mode.value:
+        found = _calibrated(model, x)
+        if integrates and not found.is_exact and model.likelihood.has_closed_form_marginal:
+            values = tf.stack([found.mean, found.variance_or_zeros()])
+            by_member = tf.transpose(values, [0, 2, 1, *range(3, values.shape.rank)])
+            mean, variance = tf.unstack(tf.cast(by_member, tf.float32))
+            return mean, variance
+        nodes = _nodes(found, num_nodes)
     else:
-        nodes = pseudo_samples(found, 2 * max(1, round(num_nodes / members / 2)))
-    nodes = tf.cast(nodes, tf.float32)
+        nodes = _nodes_of_passes(model, x, num_nodes, sampled)
     samples = join_passes(nodes, nodes.shape[0], nodes.shape[3:].as_list())
-    if calibration.temperature != 1.0:
-        samples = model.likelihood.tempered(samples, calibration.temperature)
+    if model.calibration.temperature != 1.0:
+        samples = model.likelihood.tempered(samples, model.calibration.temperature)
     return samples, None
 
 
-def _by_member(found: Moments) -> Moments:
-    """Moments of raw outputs with an axis of members, `[B, K, ..., D]`."""
+def _calibrated(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Moments:
+    """Moments of raw outputs, `[B, K, ..., D]`, with the posterior's scale of the calibration."""
+    with scopes.posterior_scale.set(model.calibration.posterior_scale):
+        found = output_moments(model, x, sampled)
     if found.mean.shape.rank > 2:
         return found
     joint = None if found.joint is None else lambda: found.covariance()[:, tf.newaxis]
     new = found.moved(lambda value: value[:, tf.newaxis])
     return Moments(new.mean, new.variance, None, joint)
+
+
+def _nodes(found: Moments, num_nodes: int) -> tf.Tensor:
+    """Raw outputs at normal nodes, `[S / K, B, K, ..., D]`; one node for outputs that are known."""
+    if found.is_exact:
+        return tf.cast(found.mean[tf.newaxis], tf.float32)
+    per_member = 2 * max(1, round(num_nodes / int(found.mean.shape[1]) / 2))
+    return tf.cast(pseudo_samples(found, per_member), tf.float32)
+
+
+def _nodes_of_passes(
+    model: Any, x: Any, num_nodes: int, sampled: frozenset[int]
+) -> tf.Tensor:
+    """As `_nodes`, from several passes that draw what positions share, the same on every call."""
+    seed = make_seed(_SEED)
+    shape: Any = None
+
+    def one(index: tf.Tensor) -> tf.Tensor:
+        nonlocal shape
+        draws = SharedDraws(seed, index, PASSES)
+        with seed_scope(fold_in(seed, index)), scopes.shared_draws.set(draws):
+            nodes = _nodes(_calibrated(model, x, sampled), max(1, num_nodes // PASSES))
+        shape = nodes.shape
+        return nodes
+
+    signature = tf.TensorSpec(None, tf.float32)
+    values = tf.map_fn(one, tf.range(PASSES), fn_output_signature=signature)
+    values = tf.ensure_shape(values, [PASSES, *shape])
+    dynamic = tf.shape(values)
+    sizes = [dynamic[i + 1] if n is None else n for i, n in enumerate(shape)]
+    return tf.reshape(values, [PASSES * sizes[0], *sizes[1:]])
