@@ -172,7 +172,10 @@ class Likelihood(keras.layers.Layer):
             classes is one. None in general, where the mean does not determine the entropy, which is
             then estimated.
         """
-        return tf.reduce_sum(-tf.math.xlogy(mean, mean), axis=-1) if self.is_categorical else None
+        if not self.is_categorical:
+            return None
+        # Not `xlogy`, which ONNX and LiteRT lack: here 0 log 0 is 0 times a finite number.
+        return tf.reduce_sum(-mean * tf.math.log(tf.maximum(mean, 1e-30)), axis=-1)
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """Random vectors s with the Fisher information at the outputs as covariance.

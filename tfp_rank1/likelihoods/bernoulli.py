@@ -39,7 +39,8 @@ class Bernoulli(Likelihood):
         # other, and their joint entropy has no closed form.
         if mean.shape[-1] != 1:
             return None
-        terms = -tf.math.xlogy(mean, mean) - tf.math.xlog1py(1.0 - mean, -mean)
+        # Not `xlogy`, which ONNX and LiteRT lack.
+        terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in (mean, 1.0 - mean)])
         return tf.reduce_sum(terms, axis=-1)
 
     @property

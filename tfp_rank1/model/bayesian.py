@@ -667,6 +667,7 @@ class BayesianModel(Replicas):
         reduce: None = ...,
         verbose: int = ...,
         method: str = ...,
+        num_passes: int | None = ...,
     ) -> PosteriorPredictive: ...
 
     @overload
@@ -680,6 +681,7 @@ class BayesianModel(Replicas):
         reduce: str,
         verbose: int = ...,
         method: str = ...,
+        num_passes: int | None = ...,
     ) -> PredictiveMoments: ...
 
     def posterior_predictive(
@@ -691,6 +693,7 @@ class BayesianModel(Replicas):
         reduce: str | None = None,
         verbose: int = 0,
         method: str = "samples",
+        num_passes: int | None = None,
     ) -> PosteriorPredictive | PredictiveMoments:
         """The posterior predictive distribution, by samples or by moments.
 
@@ -716,6 +719,9 @@ class BayesianModel(Replicas):
                 entropies only.
             verbose: 1 shows a progress bar. Defaults to 0.
             method: `"samples"` (default) or `"moments"`.
+            num_passes: for moments of a net with positions (pixels, time steps): passes that draw
+                what positions share, always the same draws; moments begin behind it. 0 for one pass
+                in which positions count as independent. Defaults to None: 8.
 
         Returns:
             `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
@@ -732,7 +738,7 @@ class BayesianModel(Replicas):
         ```
         """
         return posterior_predictive(
-            self, x, num_samples, batch_size, seed, reduce, verbose, method
+            self, x, num_samples, batch_size, seed, reduce, verbose, method, num_passes
         )
 
     def calibrate(
@@ -892,15 +898,20 @@ class BayesianModel(Replicas):
     def export_predictive(
         self,
         path: str,
-        num_samples: int = 32,
+        num_samples: int | None = None,
         input_signature: Any = None,
         coverage: float | None = None,
+        method: str = "samples",
+        format: str = "tf_saved_model",
+        num_passes: int | None = None,
     ) -> None:
-        """Write a SavedModel that answers with the predictive distribution.
+        """Write a SavedModel, an ONNX or a LiteRT file that answers with the predictive distribution.
 
         See `tfp_rank1.predictive.export_predictive`.
         """
-        export_predictive(self, path, num_samples, input_signature, coverage)
+        export_predictive(
+            self, path, num_samples, input_signature, coverage, method, format, num_passes
+        )
 
     def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: Any) -> Any:
         """Export as `keras.Model.export` does; ONNX and LiteRT only inside `posterior_mean()`.

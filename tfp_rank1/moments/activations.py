@@ -3,7 +3,7 @@
     E f = int f(m + s z) phi(z) dz,     Var f = int (f(m + s z) - E f)^2 phi(z) dz
 
 Piecewise linear functions and the exponential have closed forms. For all others the integral is a
-sum over the nodes of Gauss and Hermite.
+sum over nodes, see `gaussian.quadrature_nodes`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,37 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.gaussian import normal_pdf_cdf, over_nodes, ratio, rectified
+from tfp_rank1.moments.gaussian import (
+    normal_pdf_cdf,
+    over_nodes,
+    quadrature_nodes,
+    ratio,
+    rectified,
+)
 from tfp_rank1.moments.registry import propagate, register
 
 __all__ = ["activated", "clipped", "integrated", "leaky", "mean_slope", "softened"]
 
 Function = Callable[[tf.Tensor], tf.Tensor]
-# For smooth functions as good as exact up to a standard deviation of about 3.
-_NODES = 20
 
 layers, activations = keras.layers, keras.activations
 
 
 def integrated(function: Function, x: Moments) -> Moments:
-    """Moments of a function that acts entry by entry, by the quadrature of Gauss and Hermite.
+    """Moments of a function that acts entry by entry, by quadrature.
 
     Args:
         function: of one tensor.
         x: moments of its argument.
     """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    nodes, weights = quadrature_nodes()
     stddev = tf.sqrt(x.variance_or_zeros())
     points = tf.reshape(tf.constant(nodes, x.mean.dtype), [-1] + [1] * x.mean.shape.rank)
     values = tf.convert_to_tensor(function(x.mean + points * stddev))
-    return Moments(*over_nodes(values, tf.constant(weights / weights.sum(), values.dtype)))
+    return Moments(*over_nodes(values, tf.constant(weights, values.dtype)))
 
 
 def leaky(x: Moments, slope: Any) -> Moments:
@@ -110,6 +113,12 @@ _CLOSED: dict[Any, Callable[[Moments], Moments]] = {
 }
 
 
+# Functions of Keras that call what serving formats lack, in other words.
+_EXPRESSED: dict[Any, Function] = {
+    activations.gelu: lambda z: z * normal_pdf_cdf(z)[1],
+}
+
+
 def activated(activation: Any, x: Moments) -> Moments:
     """Moments of an activation: a function of Keras, a function that acts entry by entry, a layer.
 
@@ -129,7 +138,7 @@ def activated(activation: Any, x: Moments) -> Moments:
     if activation in _CLOSED:
         return _CLOSED[activation](x)
     _check_entry_by_entry(activation)
-    return integrated(activation, x)
+    return integrated(_EXPRESSED.get(activation, activation), x)
 
 
 def mean_slope(activation: Any, x: Moments) -> tf.Tensor:
@@ -145,11 +154,11 @@ def mean_slope(activation: Any, x: Moments) -> tf.Tensor:
     if activation is activations.relu:
         a, _ = ratio(x.mean, x.variance_or_zeros())
         return normal_pdf_cdf(a)[1]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    nodes, weights = quadrature_nodes()
     _, stddev = ratio(x.mean, x.variance_or_zeros())
     points = tf.reshape(tf.constant(nodes, x.mean.dtype), [-1] + [1] * x.mean.shape.rank)
     values = tf.convert_to_tensor(activation(x.mean + points * stddev))
-    weighted = tf.reshape(tf.constant(weights / weights.sum(), values.dtype), points.shape) * points
+    weighted = tf.reshape(tf.constant(weights, values.dtype), points.shape) * points
     return tf.reduce_sum(weighted * values, axis=0) / stddev
 
 

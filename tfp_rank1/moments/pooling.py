@@ -1,74 +1,125 @@
-"""Pooling over positions, which share the noise of the weights before them.
+"""Pooling: positions count as independent here, as all entries do.
 
-An independent noise for every position would vanish in a mean over many positions, and the noise of
-weights does not: all positions meet the same kernel. Positions of a channel therefore count as
-moving together, `x_p = mu_p + s_p xi` with one normal xi per channel and example, and pooling is a
-quadrature over xi.
+    mean       E = mean of mu_p             Var = mean of v_p / n
+    maximum    two by two, in a tree: max(max(x_1, x_2), max(x_3, x_4)), each pair normal
+
+What positions share does not vanish in a mean, and this rule lets it: a net with positions is
+therefore asked in several passes that draw it, see `predictive.moments`.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.gaussian import over_nodes
+from tfp_rank1.moments.merging import larger
 from tfp_rank1.moments.registry import register
 
-__all__ = ["moving_together"]
-
-# Three nodes are exact for a mean, and enough for a maximum.
-_NODES = 3
+__all__: list[str] = []
 
 layers = keras.layers
+# Stands for minus infinity, whose square would not be a number.
+_LOWEST = -1e9
 
 
-def moving_together(function: Any, x: Moments) -> Moments:
-    """Moments of a function whose arguments move together within every channel.
-
-    Args:
-        function: of one tensor; channels must not meet.
-        x: moments of its argument.
-    """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    stddev = tf.sqrt(x.variance_or_zeros())
-    values = tf.stack([function(x.mean + float(node) * stddev) for node in nodes])
-    return Moments(*over_nodes(values, tf.constant(weights / weights.sum(), values.dtype)))
-
-
-def _means_together(layer: Any, x: Moments) -> Moments:
-    """A mean is linear: `Var = (mean of s_p)^2`."""
-    return Moments(layer.call(x.mean), tf.square(layer.call(tf.sqrt(x.variance_or_zeros()))))
-
-
-@register(
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-)
+@register(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
 def _average(layer: Any, x: Moments) -> Moments:
-    return _means_together(layer, x)
+    # At a padded border fewer entries are averaged; the number is that of a whole window.
+    count = float(math.prod(layer.pool_size))
+    return Moments(layer.call(x.mean), layer.call(x.variance_or_zeros()) / count)
+
+
+@register(layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
+def _global_average(layer: Any, x: Moments) -> Moments:
+    mean = layer.call(x.mean)
+    # Channels are left out of the count, and kept axes of size 1 do not change it.
+    count = tf.size(x.mean) / tf.size(mean)
+    return Moments(mean, layer.call(x.variance_or_zeros()) / tf.cast(count, mean.dtype))
 
 
 @register(layers.GlobalAveragePooling1D)
 def _average_of_steps(layer: Any, x: Moments) -> Moments:
-    mask = x.mask
-    stddev = tf.sqrt(x.variance_or_zeros())
-    return Moments(layer.call(x.mean, mask=mask), tf.square(layer.call(stddev, mask=mask)))
+    mean, v = layer.call(x.mean, mask=x.mask), x.variance_or_zeros()
+    steps = 1 if layer.data_format == "channels_last" else 2
+    if x.mask is None:
+        count = tf.cast(tf.shape(x.mean)[steps], mean.dtype)
+    else:
+        count = tf.reduce_sum(tf.cast(x.mask, mean.dtype), axis=-1)
+        count = tf.reshape(tf.maximum(count, 1.0), [-1, *[1] * (mean.shape.rank - 1)])
+    return Moments(mean, layer.call(v, mask=x.mask) / count)
 
 
-@register(
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-)
+@register(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+def _global_maximum(layer: Any, x: Moments) -> Moments:
+    is_last = layer.data_format == "channels_last"
+    shape = ops.shape(x.mean)
+    channels = shape[-1] if is_last else shape[1]
+
+    def flat(value: tf.Tensor) -> tf.Tensor:
+        value = value if is_last else ops.moveaxis(value, 1, -1)
+        return ops.reshape(value, (-1, math.prod(shape[1:]) // channels, channels))
+
+    top = _largest(x.moved(flat), 1)
+    target = ops.shape(layer.call(x.mean))
+    return top.moved(lambda value: ops.reshape(value, (-1, *target[1:])))
+
+
+@register(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
 def _maximum(layer: Any, x: Moments) -> Moments:
-    return moving_together(layer.call, x)
+    is_last = layer.data_format == "channels_last"
+    if not is_last:
+        x = x.moved(lambda value: ops.moveaxis(value, 1, -1))
+    windows = Moments(
+        _windows(layer, x.mean, _LOWEST), _windows(layer, x.variance_or_zeros(), 0.0)
+    )
+    top = _largest(windows, 1)
+    return top if is_last else top.moved(lambda value: ops.moveaxis(value, -1, 1))
+
+
+def _windows(layer: Any, x: tf.Tensor, outside: float) -> tf.Tensor:
+    """The entries under every window, `[B, n, *positions, C]`, one strided slice per entry."""
+    sizes = list(x.shape[1:-1])
+    pads, counts = [], []
+    for size, pool, stride in zip(sizes, layer.pool_size, layer.strides, strict=True):
+        count = -(-size // stride) if layer.padding == "same" else (size - pool) // stride + 1
+        total = max((count - 1) * stride + pool - size, 0) if layer.padding == "same" else 0
+        pads.append([total // 2, total - total // 2])
+        counts.append(count)
+    x = tf.pad(x, [[0, 0], *pads, [0, 0]], constant_values=outside)
+    slices = [
+        x[
+            (
+                slice(None),
+                *(
+                    slice(o, o + s * (n - 1) + 1, s)
+                    for o, s, n in zip(offsets, layer.strides, counts, strict=True)
+                ),
+            )
+        ]
+        for offsets in itertools.product(*map(range, layer.pool_size))
+    ]
+    return tf.stack(slices, axis=1)
+
+
+def _largest(x: Moments, axis: int) -> Moments:
+    """Moments of the maximum over an axis of known size."""
+    while (size := int(x.mean.shape[axis])) > 1:
+        half = size // 2
+        first, second, rest = (
+            x.moved(lambda value, part=part: tf.gather(value, range(*part), axis=axis))
+            for part in ((0, half), (half, 2 * half), (2 * half, size))
+        )
+        pairs = larger(first, second)
+        x = pairs if size == 2 * half else _followed(pairs, rest, axis)
+    return x.moved(lambda value: tf.squeeze(value, axis))
+
+
+def _followed(x: Moments, y: Moments, axis: int) -> Moments:
+    variance = tf.concat([x.variance_or_zeros(), y.variance_or_zeros()], axis)
+    return Moments(tf.concat([x.mean, y.mean], axis), variance)

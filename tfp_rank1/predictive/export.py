@@ -1,4 +1,4 @@
-"""SavedModels that answer with a distribution, without this package or TFP at the client."""
+"""Files that answer with a distribution, without this package or TFP at the client."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1 import scopes
-from tfp_rank1.checks import whole
+from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import input_structure
 from tfp_rank1.predictive.conformal import Conformal
+from tfp_rank1.predictive.graph_files import FORMATS, write_graph
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.predictive.sampleable import Sampleable
-from tfp_rank1.predictive.sampling import sample_marginals, sample_outputs
+from tfp_rank1.predictive.moments import DEFAULT_NODES, moment_outputs
+from tfp_rank1.predictive.sampling import (
+    DEFAULT_SAMPLES,
+    METHODS,
+    sample_marginals,
+    sample_outputs,
+)
 from tfp_rank1.random import entropy_seed
 
 __all__ = ["check_exportable", "export_predictive"]
@@ -24,11 +31,14 @@ __all__ = ["check_exportable", "export_predictive"]
 def export_predictive(
     model: Sampleable,
     path: str,
-    num_samples: int = 32,
+    num_samples: int | None = None,
     input_signature: Any = None,
     coverage: float | None = None,
+    method: str = "samples",
+    format: str = "tf_saved_model",
+    num_passes: int | None = None,
 ) -> None:
-    """Write a SavedModel with predictive endpoints.
+    """Write a model that answers with its predictive distribution, for a server without Keras.
 
     The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
     have the names of their `keras.Input`, in lower case and with `_` in place of all but letters
@@ -36,27 +46,37 @@ def export_predictive(
         serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
             `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
             `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
-            Every call draws new samples. After `conformalize` also `prediction_set` `[B, C]`,
+            Every call draws new samples; with `method="moments"` none, and equal inputs have
+            answers that are equal to the bit. After `conformalize` also `prediction_set` `[B, C]`,
             boolean, or `prediction_interval_low` and `prediction_interval_high` `[B, targets]`.
         samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
             rounded up to a multiple of the members. `num_samples` is an int32 scalar, `seed` an
             int32 `[2]`: the same seed repeats the same samples; without a seed every call draws
             new samples.
 
-    No endpoint reads or writes random state, so calls may run concurrently.
+    No endpoint reads or writes random state, so calls may run concurrently. ONNX and LiteRT files
+    have what `serve` has, in float32, and no samples.
 
     Args:
         model: a built model.
-        path: folder to write to.
-        num_samples: samples of `serve`, at least 1. Defaults to 32.
+        path: folder to write to; a file for ONNX and LiteRT.
+        num_samples: samples of `serve`, at least 1; for moments as in
+            `BayesianModel.posterior_predictive`. Defaults to None: 32, or 64 points.
         input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: the inputs
             of a Functional model; a subclassed model needs a signature.
         coverage: of the prediction sets or intervals, which are left out, with a warning, where
             they depend on the groups of examples. Defaults to None: as in `prediction_interval`.
+        method: `"samples"` (default) or `"moments"`, see `BayesianModel.posterior_predictive`.
+        format: `"tf_saved_model"` (default), `"onnx"` or `"litert"`; the last two take
+            `method="moments"`, as samples would become constants, and need the packages of the
+            extra `export`: `pip install rank1-bali[export]`.
+        num_passes: as in `BayesianModel.posterior_predictive`, for moments.
 
     Raises:
         ValueError: for a subclassed model without a signature, a `num_samples` below 1, stateful
-            layers, or a `coverage` that the model cannot have.
+            layers, a `coverage` that the model cannot have, samples in another format than a
+            SavedModel, or moments of a layer without a rule.
+        ImportError: without the packages of the extra.
 
     Example:
     ```python
@@ -64,9 +84,16 @@ def export_predictive(
     served = tf.saved_model.load("served")           # needs tensorflow only
     served.serve(x)["probs"]
     served.samples(x, 8, seed=tf.constant([1, 2]))
+
+    model.export_predictive("served.onnx", method="moments", format="onnx")
+    onnxruntime.InferenceSession("served.onnx").run(["probs", "entropy"], {"x": x})
     ```
     """
     model.check_answerable()
+    is_sampled = choice("method", method, METHODS) == "samples"
+    _check_format(choice("format", format, FORMATS), is_sampled)
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES if is_sampled else DEFAULT_NODES
     num_samples = whole("num_samples", num_samples)
     if isinstance(input_signature, (list, tuple)) and len(input_signature) == 1:
         input_signature = input_signature[0]  # `keras.Model.export` takes this form
@@ -75,10 +102,23 @@ def export_predictive(
     conformal = _exportable_scores(model, coverage)
 
     def serve(x: Any) -> dict[str, tf.Tensor]:
-        outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
+        if is_sampled:
+            outputs, variance = sample_marginals(model, x, num_samples, entropy_seed())
+        else:
+            unrolls = format != "tf_saved_model"
+            outputs, variance = moment_outputs(
+                model, x, num_samples, num_passes=num_passes, unrolls=unrolls
+            )
         mixture = PredictiveMixture(model.likelihood, outputs, 0, variance)
         return _answers(mixture) | _conformal_answers(conformal, mixture, coverage)
 
+    if format == "tf_saved_model":
+        _write_saved_model(model, path, serve, signature)
+    else:
+        write_graph(serve, signature, path, format)
+
+
+def _write_saved_model(model: Sampleable, path: str, serve: Any, signature: Any) -> None:
     @tf.function(autograph=False)
     def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         seed = entropy_seed() if seed is None else seed
@@ -95,6 +135,15 @@ def export_predictive(
     archive.write_out(path, verbose=False)
 
 
+def _check_format(format: str, is_sampled: bool) -> None:
+    if format != "tf_saved_model" and is_sampled:
+        raise ValueError(
+            f"Samples in {format!r} would be frozen: every call would return the same draw. Export "
+            "moments, export_predictive(..., method='moments'), or write a SavedModel. "
+            f"Received: method='samples' and format={format!r}"
+        )
+
+
 def check_exportable(format: str) -> None:
     """Refuse formats that would freeze the noise, except inside `posterior_mean()`.
 
@@ -108,7 +157,8 @@ def check_exportable(format: str) -> None:
         raise ValueError(
             f"Exporting to {format!r} would freeze the samples into constants: every call would "
             "return the same draw. Export the posterior-mean model inside "
-            "`with tfp_rank1.posterior_mean():`, or write a SavedModel with export_predictive. "
+            "`with tfp_rank1.posterior_mean():`, or the predictive distribution by "
+            f"export_predictive(..., method='moments', format={format!r}). "
             f"Received: format={format!r}"
         )
 

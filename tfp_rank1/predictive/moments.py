@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_rank1 import scopes
+from tfp_rank1.checks import whole
 from tfp_rank1.moments import Moments, output_moments, pseudo_samples
 from tfp_rank1.moments.outputs import check_graph, operations_with_positions
 from tfp_rank1.outputs import join_passes
@@ -22,7 +23,12 @@ _SEED = 0
 
 
 def moment_outputs(
-    model: Sampleable, x: Any, num_nodes: int = DEFAULT_NODES, integrates: bool = True
+    model: Sampleable,
+    x: Any,
+    num_nodes: int = DEFAULT_NODES,
+    integrates: bool = True,
+    num_passes: int | None = None,
+    unrolls: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Raw outputs at normal nodes, the same on every call, from one pass of the model.
 
@@ -32,6 +38,10 @@ def moment_outputs(
         num_nodes: nodes of all members together; every member has an even number of them.
         integrates: whether a likelihood that integrates normal outputs in closed form does so; the
             result then is one mean and one variance per member.
+        num_passes: P, passes that draw the weights of what positions (pixels, time steps) share;
+            moments begin behind it. 0 for one pass in which positions count as independent.
+            Defaults to None: 8. A net without positions takes one pass.
+        unrolls: whether the graph holds every pass by itself, for formats that take no loop.
 
     Returns:
         Raw outputs `[S, B, ..., D]` and None; or means and variances of the raw outputs,
@@ -41,7 +51,8 @@ def moment_outputs(
         ValueError: for a model without a graph, or a layer without a rule.
     """
     check_graph(model)
-    sampled = operations_with_positions(model)
+    num_passes = PASSES if num_passes is None else whole("num_passes", num_passes, 0)
+    sampled = operations_with_positions(model) if num_passes else frozenset()
     if not sampled or scopes.mean_mode.value:
         found = _calibrated(model, x)
         if integrates and not found.is_exact and model.likelihood.has_closed_form_marginal:
@@ -51,7 +62,7 @@ def moment_outputs(
             return mean, variance
         nodes = _nodes(found, num_nodes)
     else:
-        nodes = _nodes_of_passes(model, x, num_nodes, sampled)
+        nodes = _nodes_of_passes(model, x, num_nodes, sampled, num_passes, unrolls)
     samples = join_passes(nodes, nodes.shape[0], nodes.shape[3:].as_list())
     if model.calibration.temperature != 1.0:
         samples = model.likelihood.tempered(samples, model.calibration.temperature)
@@ -78,7 +89,7 @@ def _nodes(found: Moments, num_nodes: int) -> tf.Tensor:
 
 
 def _nodes_of_passes(
-    model: Any, x: Any, num_nodes: int, sampled: frozenset[int]
+    model: Any, x: Any, num_nodes: int, sampled: frozenset[int], num_passes: int, unrolls: bool
 ) -> tf.Tensor:
     """As `_nodes`, from several passes that draw what positions share, the same on every call."""
     seed = make_seed(_SEED)
@@ -86,15 +97,17 @@ def _nodes_of_passes(
 
     def one(index: tf.Tensor) -> tf.Tensor:
         nonlocal shape
-        draws = SharedDraws(seed, index, PASSES)
+        draws = SharedDraws(seed, index, num_passes)
         with seed_scope(fold_in(seed, index)), scopes.shared_draws.set(draws):
-            nodes = _nodes(_calibrated(model, x, sampled), max(1, num_nodes // PASSES))
+            nodes = _nodes(_calibrated(model, x, sampled), max(1, num_nodes // num_passes))
         shape = nodes.shape
         return nodes
 
+    if unrolls:
+        return tf.concat([one(tf.constant(index)) for index in range(num_passes)], axis=0)
     signature = tf.TensorSpec(None, tf.float32)
-    values = tf.map_fn(one, tf.range(PASSES), fn_output_signature=signature)
-    values = tf.ensure_shape(values, [PASSES, *shape])
+    values = tf.map_fn(one, tf.range(num_passes), fn_output_signature=signature)
+    values = tf.ensure_shape(values, [num_passes, *shape])
     dynamic = tf.shape(values)
     sizes = [dynamic[i + 1] if n is None else n for i, n in enumerate(shape)]
-    return tf.reshape(values, [PASSES * sizes[0], *sizes[1:]])
+    return tf.reshape(values, [num_passes * sizes[0], *sizes[1:]])

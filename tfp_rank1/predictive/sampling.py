@@ -44,6 +44,7 @@ def posterior_predictive(
     reduce: str | None = None,
     verbose: int = 0,
     method: str = "samples",
+    num_passes: int | None = None,
 ) -> PosteriorPredictive | PredictiveMoments:
     """Sample the posterior predictive distribution of a model.
 
@@ -69,7 +70,7 @@ def posterior_predictive(
     for index, batch in enumerate(batches):
         # Rows that are not finite would give NaN as answers, in silence.
         first_row = check_finite(batch, first_row)
-        sample = model._samplers.get(model, batch, num_samples, method)
+        sample = model._samplers.get(model, batch, num_samples, method, num_passes)
         outputs, variance = sample(batch, fold_in(base, index))
         part = PosteriorPredictive(outputs, model.likelihood, variance)
         parts.append((outputs, variance) if reduce is None else part.moments())
@@ -194,7 +195,12 @@ class Samplers:
         self._functions.clear()
 
     def get(
-        self, model: Sampleable, x: Any, num_samples: int, method: str = "samples"
+        self,
+        model: Sampleable,
+        x: Any,
+        num_samples: int,
+        method: str = "samples",
+        num_passes: int | None = None,
     ) -> Any:
         """The compiled sampler `(x, seed) -> (outputs, variance)` for inputs like x.
 
@@ -203,26 +209,31 @@ class Samplers:
             x: one batch of inputs.
             num_samples: at least 1.
             method: "samples" (default) or "moments", which needs no seed and ignores it.
+            num_passes: for moments, see `moment_outputs`.
         """
         # Any number of rows, so that a short last batch needs no graph of its own.
         specs = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
         # As text: structures of specs may be dicts and lists, which cannot be keys.
-        key = (method, num_samples, scopes.mean_mode.value, str(specs))
+        key = (method, num_passes, num_samples, scopes.mean_mode.value, str(specs))
         if key not in self._functions:
-            self._functions[key] = _compiled_sampler(model, specs, num_samples, method)
+            self._functions[key] = _compiled_sampler(
+                model, specs, num_samples, method, num_passes
+            )
         self._functions.move_to_end(key)
         if len(self._functions) > self._LIMIT:
             self._functions.popitem(last=False)
         return self._functions[key]
 
 
-def _compiled_sampler(model: Sampleable, specs: Any, num_samples: int, method: str) -> Any:
+def _compiled_sampler(
+    model: Sampleable, specs: Any, num_samples: int, method: str, num_passes: int | None
+) -> Any:
     signature = [specs, tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
     def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         if method == "moments":
-            return moment_outputs(model, x, num_samples)
+            return moment_outputs(model, x, num_samples, num_passes=num_passes)
         return sample_marginals(model, x, num_samples, seed)
 
     return sample
