@@ -16,6 +16,7 @@ from tfp_rank1.keras_internals import graph_of
 __all__ = [
     "SeedSource",
     "SharedDraws",
+    "draw_scope",
     "entropy_seed",
     "fold_in",
     "load_seed_state",
@@ -29,6 +30,11 @@ __all__ = [
 ]
 
 _INT32_MAX = 2**31 - 1
+
+
+def draw_scope() -> contextlib.AbstractContextManager[Any]:
+    """Where draws are computed: outside of the graph under construction if they are constants."""
+    return tf.init_scope() if scopes.constant_draws.value else contextlib.nullcontext()
 
 
 class SeedSource:
@@ -76,6 +82,10 @@ class SharedDraws:
             shape: static dimensions.
         """
         self._draws += 1
+        with draw_scope():
+            return self._normal(shape)
+
+    def _normal(self, shape: tuple[int, ...]) -> tf.Tensor:
         is_large = self._num_passes * math.prod(shape) > self._LARGEST
         if self._num_passes < self._FEWEST or is_large:
             return normal(shape, fold_in(fold_in(self._seed, self._draws), self._index))
@@ -163,9 +173,10 @@ def load_seed_state(generator: keras.random.SeedGenerator, store: Any) -> dict[s
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     """A seed that depends on `seed` and on the integer `data`."""
-    folded = tf.concat([_integers([1], seed), [tf.cast(data, tf.int32)]], axis=0)
-    # Without the sign bit, which XLA would extend: all later seeds would differ there.
-    return tf.bitwise.bitwise_and(folded, _INT32_MAX)
+    with draw_scope():
+        folded = tf.concat([_integers([1], seed), [tf.cast(data, tf.int32)]], axis=0)
+        # Without the sign bit, which XLA would extend: all later seeds would differ there.
+        return tf.bitwise.bitwise_and(folded, _INT32_MAX)
 
 
 def _integers(shape: Any, seed: tf.Tensor, skipped: tf.Tensor | None = None) -> tf.Tensor:

@@ -18,6 +18,7 @@ from tfp_rank1.checks import whole
 
 __all__ = [
     "Scope",
+    "constant_draws",
     "ensemble_size",
     "held_draws",
     "kl_owner",
@@ -91,6 +92,9 @@ recorder: Scope[Any] = Scope(_none)
 # The request to one layer to return its mean and leave its variance there, not to draw; or None.
 marginal: Scope[Any] = Scope(_none)
 
+# Whether draws become constants of the graph under construction, as in files that know no random
+# numbers.
+constant_draws: Scope[bool] = Scope(bool)
 # The variance that a learned Gaussian noise has in the loss of a training step, or None for its
 # own.
 tempered_variance: Scope[Any] = Scope(_none)

@@ -10,7 +10,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import scopes
 from tfp_rank1.posteriors import Posterior, Variables
 from tfp_rank1.priors import FactorState, Prior
-from tfp_rank1.random import fold_in
+from tfp_rank1.random import draw_scope, fold_in
 
 __all__ = [
     "Factor",
@@ -125,13 +125,14 @@ class Factor:
         # Rows of a point would all be equal: one row broadcasts, and takes no memory.
         if not self.posterior.stochastic:
             return self.mean()
-        parameters = {
-            name: tf.convert_to_tensor(variable)[:, tf.newaxis]
-            for name, variable in self.posterior_variables.items()
-        }
-        draws = self.posterior.sample(parameters, rows, seed)
-        factor = scopes.variance_factor()
-        return draws if factor is None else self.posterior.widened(draws, parameters, factor)
+        with draw_scope():
+            parameters = {
+                name: tf.convert_to_tensor(variable)[:, tf.newaxis]
+                for name, variable in self.posterior_variables.items()
+            }
+            draws = self.posterior.sample(parameters, rows, seed)
+            factor = scopes.variance_factor()
+            return draws if factor is None else self.posterior.widened(draws, parameters, factor)
 
     def moments(self, bounds: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Mean and variance of the draws of `sample`, `[members, 1, dim]` each.

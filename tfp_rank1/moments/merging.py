@@ -56,13 +56,17 @@ def multiplied(x: Moments, y: Moments) -> Moments:
 def larger(x: Moments, y: Moments) -> Moments:
     """Moments of `max(x, y) = y + max(x - y, 0)` for independent normal x and y.
 
+    With y the one of the greater mean, nothing large cancels; `Cov(y, max(x - y, 0)) = -w Phi`.
+
     Source: Clark (1961), "The Greatest of a Finite Set of Random Variables".
     """
     v, w = x.variance_or_zeros(), y.variance_or_zeros()
-    mean, variance, shared = rectified(x.mean - y.mean, v + w)
-    # The part of the covariance with `x - y` that y has in it is `-w Phi`.
-    probability = shared / tf.maximum(v + w, 1e-30)
-    return Moments(y.mean + mean, tf.nn.relu(w + variance - 2.0 * w * probability))
+    distance, total = -tf.abs(x.mean - y.mean), v + w
+    own = tf.where(y.mean >= x.mean, w, v)
+    mean, variance, shared = rectified(distance, total)
+    probability = shared / tf.maximum(total, 1e-30)
+    spread = tf.nn.relu(own + variance - 2.0 * own * probability)
+    return Moments(tf.maximum(x.mean, y.mean) + mean, spread)
 
 
 def joined(parts: list[Moments], axis: int) -> Moments:

@@ -104,7 +104,10 @@ def _nodes_of_passes(
         return nodes
 
     if unrolls:
-        return tf.concat([one(tf.constant(index)) for index in range(num_passes)], axis=0)
+        with tf.init_scope():
+            seed, indices = make_seed(_SEED), list(map(tf.constant, range(num_passes)))
+        with scopes.constant_draws.set(True):
+            return tf.concat([one(index) for index in indices], axis=0)
     signature = tf.TensorSpec(None, tf.float32)
     values = tf.map_fn(one, tf.range(num_passes), fn_output_signature=signature)
     values = tf.ensure_shape(values, [num_passes, *shape])
