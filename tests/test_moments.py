@@ -1,5 +1,6 @@
 """Moments through layers and nets against closed forms, quadrature of high order and samples."""
 
+import itertools
 import math
 
 import keras
@@ -82,7 +83,7 @@ def exact_moments(function, mean, stddev):
             integrate.fixed_quad(
                 lambda z: np.array([f(value(t)) * stats.norm.pdf(t) for t in z]), a, b, n=30
             )[0]
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         )
 
     first = expectation(lambda v: v)

@@ -45,7 +45,8 @@ class SeedSource:
     """
 
     def __init__(self, seed: tf.Tensor) -> None:
-        self._seed = tf.convert_to_tensor(seed, tf.int32)
+        with draw_scope():
+            self._seed = tf.convert_to_tensor(seed, tf.int32)
         self._draws = 0  # a Python number: a traced graph holds the number of each draw
 
     def next(self) -> tf.Tensor:
@@ -72,7 +73,9 @@ class SharedDraws:
     _FEWEST, _LARGEST = 4, 2**22
 
     def __init__(self, seed: tf.Tensor, index: int | tf.Tensor, num_passes: int) -> None:
-        self._seed, self._index, self._num_passes = tf.convert_to_tensor(seed), index, num_passes
+        with draw_scope():
+            self._seed = tf.convert_to_tensor(seed)
+        self._index, self._num_passes = index, num_passes
         self._draws = 0  # a Python number: a traced graph holds the number of each draw
 
     def normal(self, shape: tuple[int, ...]) -> tf.Tensor:

@@ -905,7 +905,7 @@ class BayesianModel(Replicas):
         format: str = "tf_saved_model",
         num_passes: int | None = None,
     ) -> None:
-        """Write a SavedModel, an ONNX or a LiteRT file that answers with the predictive distribution.
+        """Write a SavedModel, an ONNX or a LiteRT file that answers with a distribution.
 
         See `tfp_rank1.predictive.export_predictive`.
         """

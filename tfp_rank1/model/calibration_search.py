@@ -25,11 +25,11 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.checks import whole
 from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.metrics import ExpectedCalibrationError, IntervalCoverage, PredictiveNLL
 from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.model.line_search import minimum
-from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.predictive import PredictiveMixture, labelled_batches, sample_marginals
 from tfp_rank1.random import fold_in, make_seed
 from tfp_rank1.target_weights import split_weights

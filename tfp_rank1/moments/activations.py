@@ -48,7 +48,7 @@ def integrated(function: Function, x: Moments) -> Moments:
 def leaky(x: Moments, slope: Any) -> Moments:
     """Moments of `a x + (1 - a) max(x, 0)`; the slope a is 0 for a rectifier.
 
-        Var = a^2 s^2 + (1 - a)^2 Var max(x, 0) + 2 a (1 - a) Cov(x, max(x, 0))
+    Var = a^2 s^2 + (1 - a)^2 Var max(x, 0) + 2 a (1 - a) Cov(x, max(x, 0))
     """
     variance = x.variance_or_zeros()
     mean, above, shared = rectified(x.mean, variance)
@@ -75,7 +75,7 @@ def clipped(x: Moments, low: float, high: float) -> Moments:
 def softened(x: Moments, axis: Any = -1) -> Moments:
     """Moments of a softmax, to first order around the softmax p of the means.
 
-        Var p_i = p_i^2 ((1 - 2 p_i) v_i + sum_j p_j^2 v_j)
+    Var p_i = p_i^2 ((1 - 2 p_i) v_i + sum_j p_j^2 v_j)
     """
     axis = list(axis) if isinstance(axis, (list, tuple)) else axis
     shifted = tf.exp(x.mean - tf.reduce_max(x.mean, axis=axis, keepdims=True))

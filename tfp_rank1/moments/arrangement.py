@@ -60,8 +60,8 @@ def _unchanged(layer: Any, x: Moments, training: bool = False) -> Moments:
 
 
 @register(layers.Dropout)
-def _dropout(layer: Any, x: Moments, training: bool = False) -> Moments:
-    """Nothing, or for a layer that is on in prediction as well: `Var = (mu^2 + v) / (1 - p) - mu^2`.
+def _dropped(layer: Any, x: Moments, training: bool = False) -> Moments:
+    """Nothing; in a layer that is on in prediction as well, `Var = (mu^2 + v) / (1 - p) - mu^2`.
 
     Source: Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation".
     """
@@ -77,9 +77,7 @@ def _dropout(layer: Any, x: Moments, training: bool = False) -> Moments:
 @register(layers.Masking)
 def _masking(layer: Any, x: Moments) -> Moments:
     is_data = tf.reduce_any(tf.not_equal(x.mean, layer.mask_value), axis=-1, keepdims=True)
-    return Moments(
-        tf.where(is_data, x.mean, 0.0), tf.where(is_data, x.variance_or_zeros(), 0.0)
-    )
+    return Moments(tf.where(is_data, x.mean, 0.0), tf.where(is_data, x.variance_or_zeros(), 0.0))
 
 
 def _refuse_training(layer: Any, training: bool) -> None:

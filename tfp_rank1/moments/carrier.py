@@ -44,7 +44,7 @@ class Moments:
         return tf.zeros_like(self.mean) if self.variance is None else self.variance
 
     def covariance(self) -> tf.Tensor:
-        """Covariance of the entries of the last axis, `[B, ..., D, D]`; diagonal without `joint`."""
+        """Covariance of entries of the last axis, `[B, ..., D, D]`; diagonal without `joint`."""
         if self.joint is not None:
             return self.joint()
         return tf.linalg.diag(self.variance_or_zeros())

@@ -1,4 +1,4 @@
-"""Layers that multiply their inputs by a kernel: `z = W'x + b`, `E z = W' mu + b`, `Var z = W^2' v`.
+"""Layers that multiply by a kernel: `z = W'x + b`, `E z = W' mu + b`, `Var z = W^2' v`.
 
 A linear map takes a layer, a tensor, and a function of the kernel: with the kernel itself it maps
 means, with its squares variances.

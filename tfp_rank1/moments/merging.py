@@ -1,7 +1,7 @@
 """Layers that merge several inputs, which count as independent.
 
-    E sum_i x_i = sum_i mu_i            Var = sum_i v_i
-    E x y = mu nu                       Var = mu^2 w + nu^2 v + v w       v, w: variances of x, y
+E sum_i x_i = sum_i mu_i            Var = sum_i v_i
+E x y = mu nu                       Var = mu^2 w + nu^2 v + v w       v, w: variances of x, y
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Normalizations: by moving statistics an affine map, by statistics of the example one to first order.
+"""Normalizations: affine maps by moving statistics, to first order by those of the example.
 
     batch    y = gamma (x - mean) / sqrt(variance + epsilon) + beta
     layer    y_i = gamma_i (x_i - mean of x) / sqrt(variance of x + epsilon) + beta_i

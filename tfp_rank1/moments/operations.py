@@ -24,7 +24,7 @@ def _class_of(function: Callable[..., Any]) -> type:
     return type(operation)
 
 
-def _moments(value: Any, like: Any = None) -> Moments:
+def _as_moments(value: Any, like: Any = None) -> Moments:
     """An argument of an operation as moments; numbers and arrays are exact."""
     if isinstance(value, Moments):
         return value
@@ -34,7 +34,7 @@ def _moments(value: Any, like: Any = None) -> Moments:
 
 def _of_two(function: Callable[[Moments, Moments], Moments]) -> Callable[..., Moments]:
     def rule(operation: Any, x1: Any, x2: Any) -> Moments:
-        return function(_moments(x1, x2), _moments(x2, x1))
+        return function(_as_moments(x1, x2), _as_moments(x2, x1))
 
     return rule
 
@@ -47,7 +47,7 @@ register(_class_of(lambda x: ops.maximum(x, x)))(_of_two(larger))
 
 @register(_class_of(lambda x: ops.divide(x, 2.0)), _class_of(lambda x: ops.true_divide(x, 2.0)))
 def _divide(operation: Any, x1: Any, x2: Any) -> Moments:
-    x, y = _moments(x1, x2), _moments(x2, x1)
+    x, y = _as_moments(x1, x2), _as_moments(x2, x1)
     if not y.is_exact:
         raise ValueError(
             "Moments do not divide by a random number. Ask for samples: method='samples'. "
@@ -77,12 +77,12 @@ def _arranged(operation: Any, x: Moments, *args: Any, **kwargs: Any) -> Moments:
 
 @register(_class_of(lambda x: ops.concatenate([x, x], axis=1)))
 def _concatenated(operation: Any, xs: Any) -> Moments:
-    return joined([_moments(x) for x in xs], operation.axis)
+    return joined([_as_moments(x) for x in xs], operation.axis)
 
 
 @register(_class_of(lambda x: ops.stack([x, x], axis=1)))
 def _stacked(operation: Any, xs: Any) -> Moments:
-    parts = [_moments(x) for x in xs]
+    parts = [_as_moments(x) for x in xs]
     axis = operation.axis
     # Of several nets, each with the covariance of its outputs.
     widened = [p.moved(lambda v: ops.expand_dims(v, axis)) for p in parts]

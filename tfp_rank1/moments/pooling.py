@@ -39,8 +39,8 @@ def _average(layer: Any, x: Moments) -> Moments:
 def _global_average(layer: Any, x: Moments) -> Moments:
     mean = layer.call(x.mean)
     # Channels are left out of the count, and kept axes of size 1 do not change it.
-    count = tf.size(x.mean) / tf.size(mean)
-    return Moments(mean, layer.call(x.variance_or_zeros()) / tf.cast(count, mean.dtype))
+    count = tf.cast(tf.size(x.mean), mean.dtype) / tf.cast(tf.size(mean), mean.dtype)
+    return Moments(mean, layer.call(x.variance_or_zeros()) / count)
 
 
 @register(layers.GlobalAveragePooling1D)
@@ -75,9 +75,7 @@ def _maximum(layer: Any, x: Moments) -> Moments:
     is_last = layer.data_format == "channels_last"
     if not is_last:
         x = x.moved(lambda value: ops.moveaxis(value, 1, -1))
-    windows = Moments(
-        _windows(layer, x.mean, _LOWEST), _windows(layer, x.variance_or_zeros(), 0.0)
-    )
+    windows = Moments(_windows(layer, x.mean, _LOWEST), _windows(layer, x.variance_or_zeros(), 0.0))
     top = _largest(windows, 1)
     return top if is_last else top.moved(lambda value: ops.moveaxis(value, -1, 1))
 
@@ -111,13 +109,13 @@ def _largest(x: Moments, axis: int) -> Moments:
     """Moments of the maximum over an axis of known size."""
     while (size := int(x.mean.shape[axis])) > 1:
         half = size // 2
-        first, second, rest = (
-            x.moved(lambda value, part=part: tf.gather(value, range(*part), axis=axis))
-            for part in ((0, half), (half, 2 * half), (2 * half, size))
-        )
-        pairs = larger(first, second)
-        x = pairs if size == 2 * half else _followed(pairs, rest, axis)
+        pairs = larger(_taken(x, 0, half, axis), _taken(x, half, 2 * half, axis))
+        x = pairs if size == 2 * half else _followed(pairs, _taken(x, 2 * half, size, axis), axis)
     return x.moved(lambda value: tf.squeeze(value, axis))
+
+
+def _taken(x: Moments, start: int, stop: int, axis: int) -> Moments:
+    return x.moved(lambda value: tf.gather(value, range(start, stop), axis=axis))
 
 
 def _followed(x: Moments, y: Moments, axis: int) -> Moments:

@@ -163,7 +163,5 @@ def _masked(operation: Any, outputs: Any, args: Any) -> Any:
     after = keras.tree.flatten(operation.compute_mask(inputs, before))
     flat = keras.tree.flatten(outputs)
     after += [None] * (len(flat) - len(after))
-    new = [
-        Moments(v.mean, v.variance, m, v.joint) for v, m in zip(flat, after, strict=False)
-    ]
+    new = [Moments(v.mean, v.variance, m, v.joint) for v, m in zip(flat, after, strict=False)]
     return keras.tree.pack_sequence_as(outputs, new)

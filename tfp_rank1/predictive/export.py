@@ -15,8 +15,8 @@ from tfp_rank1.keras_internals import input_structure
 from tfp_rank1.predictive.conformal import Conformal
 from tfp_rank1.predictive.graph_files import FORMATS, write_graph
 from tfp_rank1.predictive.mixture import PredictiveMixture
-from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.moments import DEFAULT_NODES, moment_outputs
+from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.sampling import (
     DEFAULT_SAMPLES,
     METHODS,

@@ -60,7 +60,7 @@ def moment_outputs(
             by_member = tf.transpose(values, [0, 2, 1, *range(3, values.shape.rank)])
             mean, variance = tf.unstack(tf.cast(by_member, tf.float32))
             return mean, variance
-        nodes = _nodes(found, num_nodes)
+        nodes = _at_nodes(found, num_nodes)
     else:
         nodes = _nodes_of_passes(model, x, num_nodes, sampled, num_passes, unrolls)
     samples = join_passes(nodes, nodes.shape[0], nodes.shape[3:].as_list())
@@ -80,7 +80,7 @@ def _calibrated(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Mo
     return Moments(new.mean, new.variance, None, joint)
 
 
-def _nodes(found: Moments, num_nodes: int) -> tf.Tensor:
+def _at_nodes(found: Moments, num_nodes: int) -> tf.Tensor:
     """Raw outputs at normal nodes, `[S / K, B, K, ..., D]`; one node for outputs that are known."""
     if found.is_exact:
         return tf.cast(found.mean[tf.newaxis], tf.float32)
@@ -91,7 +91,7 @@ def _nodes(found: Moments, num_nodes: int) -> tf.Tensor:
 def _nodes_of_passes(
     model: Any, x: Any, num_nodes: int, sampled: frozenset[int], num_passes: int, unrolls: bool
 ) -> tf.Tensor:
-    """As `_nodes`, from several passes that draw what positions share, the same on every call."""
+    """As `_at_nodes`, from several passes that draw what positions share, always alike."""
     seed = make_seed(_SEED)
     shape: Any = None
 
@@ -99,7 +99,7 @@ def _nodes_of_passes(
         nonlocal shape
         draws = SharedDraws(seed, index, num_passes)
         with seed_scope(fold_in(seed, index)), scopes.shared_draws.set(draws):
-            nodes = _nodes(_calibrated(model, x, sampled), max(1, num_nodes // num_passes))
+            nodes = _at_nodes(_calibrated(model, x, sampled), max(1, num_nodes // num_passes))
         shape = nodes.shape
         return nodes
 

@@ -216,9 +216,7 @@ class Samplers:
         # As text: structures of specs may be dicts and lists, which cannot be keys.
         key = (method, num_passes, num_samples, scopes.mean_mode.value, str(specs))
         if key not in self._functions:
-            self._functions[key] = _compiled_sampler(
-                model, specs, num_samples, method, num_passes
-            )
+            self._functions[key] = _compiled_sampler(model, specs, num_samples, method, num_passes)
         self._functions.move_to_end(key)
         if len(self._functions) > self._LIMIT:
             self._functions.popitem(last=False)
