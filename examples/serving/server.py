@@ -1,6 +1,9 @@
-"""Answers predictions over HTTP from an exported model; needs TensorFlow, and nothing of ours.
+"""Answers predictions over HTTP from an exported model; needs nothing of this library.
 
     python -m examples.serving.server quickstart_output/served --port 8501
+    python -m examples.serving.server served.onnx
+
+A SavedModel needs TensorFlow; an ONNX file onnxruntime alone.
 
 The address and the JSON are those of TensorFlow Serving's REST API, so that the same client talks
 to either: `POST /v1/models/served:predict` with `{"instances": [[...], ...]}` answers
@@ -18,52 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import numpy as np
-import tensorflow as tf
+from examples.serving.predictors import predictor_for
 
 MAX_BYTES = 2**26
-
-
-class Predictor:
-    """A SavedModel with one input, safe to call from several threads.
-
-    Args:
-        folder: as written by `export_predictive`.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._loaded = tf.saved_model.load(str(folder))  # kept: its functions do not hold it
-        self._function = self._loaded.signatures["serving_default"]
-        (self._spec,) = self._function.structured_input_signature[1].values()
-
-    def __call__(self, instances: Any) -> list[dict[str, Any]]:
-        """One dict of outputs per instance.
-
-        Raises:
-            ValueError: for instances of another shape, or not finite.
-        """
-        dtype = self._spec.dtype.as_numpy_dtype
-        try:
-            given = np.asarray(instances)
-            if given.dtype.kind not in "fiu":
-                raise ValueError(f"found {given.dtype}")
-            x = given.astype(dtype)
-            if np.issubdtype(dtype, np.integer) and (x != given).any():
-                raise ValueError(f"the model takes {np.dtype(dtype)}")
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"`instances` must be nested lists of numbers: {error}") from error
-        if not self._spec.shape.is_compatible_with(x.shape) or not x.size:
-            raise ValueError(
-                f"`instances` must have shape {self._spec.shape}, at least one. Received: {x.shape}"
-            )
-        if not np.isfinite(x).all():
-            raise ValueError("`instances` must be finite. Received: NaN or infinity")
-        outputs = self._function(**{self._spec.name: tf.constant(x)})
-        columns = {name: value.numpy().tolist() for name, value in outputs.items()}
-        rows = zip(*columns.values(), strict=True)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -85,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, f"POST {self.server.path}. Received: {self.path}")
         try:
             self._answer(200, {"predictions": self.server.predictor(self._instances(body))})
-        except (ValueError, RecursionError, tf.errors.InvalidArgumentError) as error:
+        except (ValueError, RecursionError) as error:
             self._refuse(400, str(error))
         except Exception as error:  # the connection must get an answer
             self._refuse(500, repr(error))
@@ -118,7 +78,7 @@ class Server(ThreadingHTTPServer):
     """A thread per connection.
 
     Args:
-        folder: of the exported model; its last part is the model's name.
+        folder: of the exported model, or its ONNX file; the last part is the model's name.
         port: to listen on; 0 for a free one, see `server_port`.
         host: defaults to this machine alone.
     """
@@ -129,8 +89,8 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, folder: str | os.PathLike[str], port: int = 8501, host: str = "127.0.0.1"
     ) -> None:
-        self.predictor = Predictor(folder)
-        self.path = f"/v1/models/{Path(folder).name}:predict"
+        self.predictor = predictor_for(folder)
+        self.path = f"/v1/models/{Path(folder).stem}:predict"
         super().__init__((host, port), Handler)
 
 
