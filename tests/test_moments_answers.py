@@ -164,7 +164,7 @@ def test_errors_say_what_to_do(digits_model, tmp_path):
     x = np.zeros((2, 64), "float32")
     model = Subclassed()
     model(x)
-    with pytest.raises(ValueError, match="subclassed model has none.*method='samples'"):
+    with pytest.raises(ValueError, match=r"subclassed model has none.*method='samples'"):
         model.posterior_predictive(x, method="moments")
     with pytest.raises(ValueError, match="Argument `method` must be 'samples' or 'moments'"):
         digits_model.posterior_predictive(x, method="exact")

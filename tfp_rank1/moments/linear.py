@@ -18,7 +18,15 @@ from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.registry import register
 
-__all__ = ["MAX_JOINT", "LinearMap", "joint_of_dense", "linear_map_of", "mapped"]
+__all__ = [
+    "MAX_JOINT",
+    "LinearMap",
+    "covariance_of_dense",
+    "has_joint",
+    "is_dense",
+    "linear_map_of",
+    "mapped",
+]
 
 KernelFunction = Callable[[tf.Tensor], tf.Tensor]
 LinearMap = Callable[[Any, tf.Tensor, KernelFunction], tf.Tensor]
@@ -119,33 +127,39 @@ def mapped(layer: Any, x: Moments) -> Moments:
     return Moments(mean, None if x.variance is None else linear(layer, x.variance, tf.square))
 
 
-def joint_of_dense(layer: Any, variance: tf.Tensor | None) -> Callable[[], tf.Tensor] | None:
-    """Computes the covariance `W' diag(v) W`, `[B, ..., D, D]`, of the outputs of a dense layer.
+def is_dense(layer: Any) -> bool:
+    """Whether a layer's linear map is a product of the last axis with `kernel`."""
+    return linear_map_of(layer) is _dense
+
+
+def has_joint(layer: Any) -> bool:
+    """Whether the outputs of a linear layer get the covariance of all pairs."""
+    return is_dense(layer) and layer.units <= MAX_JOINT
+
+
+def covariance_of_dense(layer: Any, variance: tf.Tensor) -> tf.Tensor:
+    """The covariance `W' diag(v) W`, `[B, ..., D, D]`, of the outputs of a dense layer.
 
     Args:
-        layer: a layer whose linear map is a product with `kernel`.
+        layer: a layer with `is_dense`.
         variance: v of its inputs, `[B, ..., d]`.
-
-    Returns:
-        None for other layers, for inputs without a variance, and for more than `MAX_JOINT` outputs.
     """
-    if variance is None or linear_map_of(layer) is not _dense or layer.units > MAX_JOINT:
-        return None
-
-    def joint() -> tf.Tensor:
-        kernel = tf.cast(tf.convert_to_tensor(layer.kernel), variance.dtype)
-        size = layer.units
-        pairs = tf.reshape(kernel[:, :, tf.newaxis] * kernel[:, tf.newaxis], [-1, size * size])
-        flat = ops.matmul(variance, pairs)
-        return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [size, size]], axis=0))
-
-    return joint
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), variance.dtype)
+    size = layer.units
+    pairs = tf.reshape(kernel[:, :, tf.newaxis] * kernel[:, tf.newaxis], [-1, size * size])
+    flat = ops.matmul(variance, pairs)
+    return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [size, size]], axis=0))
 
 
 @register(*_MAPS)
 def _stock_linear(layer: Any, x: Moments) -> Moments:
     z = mapped(layer, x)
-    joint = joint_of_dense(layer, x.variance)
+    variance, joint = x.variance, None
+    if variance is not None and has_joint(layer):
+
+        def joint() -> tf.Tensor:
+            return covariance_of_dense(layer, variance)
+
     # The layer itself knows the shape of its bias.
     bias = getattr(layer, "bias", None)
     if bias is not None:

@@ -21,7 +21,7 @@ from tfp_rank1.layers.folding import fold, unfold
 from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.linear import joint_of_dense, mapped
+from tfp_rank1.moments.linear import covariance_of_dense, has_joint, is_dense, mapped
 from tfp_rank1.moments.registry import propagate, register
 
 __all__ = ["perturbed"]
@@ -74,17 +74,41 @@ def perturbed(layer: Rank1Mixin, x: Moments, factor: Pair, axis: Axes) -> Moment
 )
 def _rank1(layer: Any, x: Moments) -> Moments:
     inputs, outputs, bias_axes = layer.factor_axes
-    x = perturbed(layer, _floating(x, layer), layer.factor_moments(layer.r_factor), inputs)
-    inner = mapped(layer, x)
+    x, r = _floating(x, layer), layer.factor_moments(layer.r_factor)
+    if x.is_exact and is_dense(layer) and layer.perturbation == "multiplicative":
+        inner = _of_known(layer, x.mean, r)
+    else:
+        inner = mapped(layer, perturbed(layer, x, r, inputs))
     s = layer.factor_moments(layer.s_factor)
     z = perturbed(layer, inner, s, outputs)
     bias = layer.bias_moments()
     if bias is not None:
         z = _plus(layer, z, bias, bias_axes)
     is_linear = layer.activation is None or layer.activation is keras.activations.linear
-    joint = _joint(layer, x, inner, z, s) if is_linear else None
+    joint = _joint(layer, x, r, z, s) if is_linear and has_joint(layer) else None
     result = activated(layer.activation, z)
     return Moments(result.mean, result.variance, None, joint)
+
+
+def _of_known(layer: Any, x: tf.Tensor, r: Pair) -> Moments:
+    """Moments of `W'(x o r)` for an x that is known: with `m W` and `s^2 W^2`, `[K, in, out]`.
+
+    The first layer of a net has the most inputs, and so nothing is computed per input and row.
+    """
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
+    mean, variance = (None if v is None else tf.cast(v[:, 0], x.dtype)[..., tf.newaxis] for v in r)
+    rows = _flat(unfold(x, layer.ensemble_size))
+    shape = tf.concat([tf.shape(x)[:-1], [layer.units]], axis=0)
+    inner = tf.reshape(tf.matmul(rows, mean * kernel), shape)
+    if variance is None:
+        return Moments(inner)
+    spread = tf.matmul(tf.square(rows), variance * tf.square(kernel))
+    return Moments(inner, tf.reshape(spread, shape))
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    """`[K, B, ..., in]` -> `[K, rows, in]`."""
+    return tf.reshape(x, [x.shape[0], -1, x.shape[-1]])
 
 
 def _floating(x: Moments, layer: Any) -> Moments:
@@ -103,14 +127,14 @@ def _plus(layer: Any, z: Moments, bias: Pair, axes: Axes) -> Moments:
     return Moments(layer.by_member(z.mean, mean, axes, tf.add), spread)
 
 
-def _joint(layer: Any, x: Moments, inner: Moments, z: Moments, s: Pair) -> Any:
+def _joint(layer: Any, x: Moments, r: Pair, z: Moments, s: Pair) -> Any:
     """Computes the covariance of `s o z`: `C_ij m_i m_j` off the diagonal, where `C = Cov z`."""
-    of_inner = joint_of_dense(layer, x.variance)
-    if of_inner is None:
-        return None
 
     def joint() -> tf.Tensor:
-        covariance = of_inner()
+        spread = perturbed(layer, x, r, -1).variance
+        if spread is None:
+            return tf.linalg.diag(z.variance_or_zeros())
+        covariance = covariance_of_dense(layer, spread)
         if layer.perturbation == "multiplicative":
             mean = s[0]
             covariance = layer.by_member(covariance, mean, -1, tf.multiply)
