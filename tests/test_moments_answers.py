@@ -38,7 +38,7 @@ def test_as_good_as_many_samples_and_the_same_on_every_call(digits, model):
     assert p.samples.shape == (64, len(x), 10)
     assert abs(np.mean(p.log_prob(y)) - np.mean(q.log_prob(y))) < 0.01
     np.testing.assert_allclose(np.mean(p.entropy()), np.mean(q.entropy()), rtol=0.1)
-    # Five epochs: the posterior is wide, and normal pre-activations are a poor picture of its tails.
+    # Five epochs: the posterior is wide, and its tails are far from normal.
     ratio = np.mean(p.mutual_information()) / np.mean(q.mutual_information())
     assert 0.55 < ratio < 1.3
     again = model.posterior_predictive(x, method="moments", seed=5)
