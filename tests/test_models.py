@@ -124,7 +124,7 @@ def test_errors_say_what_to_do(make, message):
 
 
 @pytest.mark.parametrize(("arguments", "mean", "stddev"), [
-    ({}, 1.0, 0.1), ({"prior_stddev": 0.5}, 1.0, 0.5),
+    ({"prior_stddev": 0.5}, 1.0, 0.5),
     ({"posterior": r1.posteriors.Normal(stddev=0.01), "prior_stddev": 0.5}, 1.0, 0.5),
     ({"perturbation": "additive", "prior_stddev": 0.2}, 0.0, 0.2),
 ])  # fmt: skip
@@ -132,6 +132,14 @@ def test_the_prior_is_as_wide_as_asked(arguments, mean, stddev):
     layer = models.mlp((4,), 3, (5,), **arguments).layers[2]
     found = layer.r_prior
     np.testing.assert_allclose([float(found.mean()), float(found.stddev())], [mean, stddev])
+
+
+@pytest.mark.parametrize("make", [
+    lambda: models.mlp((4,), 3, (5,)).layers[2], lambda: models.lstm(6, 2).layers[-2],
+])  # fmt: skip
+def test_small_nets_start_as_their_layers_do(make):
+    """Members that differ at no cost, as in a `DenseRank1` that is given nothing."""
+    assert isinstance(make().r_factor.prior, r1.priors.NormalWithTiedMean)
 
 
 def test_a_seed_is_one_for_every_layer():
