@@ -2,9 +2,10 @@
 
 A noisy table of some hundred rows asks for a p a hundred times that of clean digits, and a net that
 is trained to the end overfits without it. Every candidate is judged by `model.cross_validation`, by
-fits as long as the user's: overfitting shows at the end of a fit only. That costs several fits, so
-it is left to small tables of classes or counts; beyond, and for continuous targets, where p hardly
-matters, the default is used. The model starts anew after the search, on all of the data.
+fits as long as the user's, up to 1,500 steps: overfitting shows at the end of a fit only. That
+costs several fits, so it is left to small tables of classes or counts; beyond, and for continuous
+targets, where p hardly matters, the default is used. The model starts anew after the search, on all
+of the data.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = ["find_kernel_precision", "folds_for"]
 
 # Precisions are tried from the first one on, in steps of this factor and within these bounds.
 _FIRST, _RATIO, _LEAST, _LARGEST = 0.1, 10.0**0.5, 0.0031, 3.2
-# Fits with fewer steps are too short to overfit.
-_SHORTEST_FIT = 100
+# Fits with fewer steps are too short to overfit, and in so many a small table is overfitted.
+_SHORTEST_FIT, _MOST_STEPS = 100, 1500
 # A search may cost this many fits for up to `_FEW` examples, and a twentieth of one for 60,000.
 _MOST_COST, _FEW = 12.0, 1500.0
 # Candidates of a search, for the estimate of its cost.
@@ -97,7 +98,7 @@ def _search(
     def train(rest: Examples, values: dict[str, float]) -> None:
         model.found_kernel_precision.assign(values["p"])
         rows = rest.dataset().shuffle(len(rest), seed=0).repeat().batch(batch_size)
-        model.train_for(rows, max(1, steps * len(rest) // len(examples)))
+        model.train_for(rows, max(1, min(_MOST_STEPS, steps * len(rest) // len(examples))))
 
     held_out = CrossValidation(model, examples, num_folds, train)
     try:
