@@ -220,12 +220,13 @@ class BaliModel(BayesianModel):
         `fit`: short fits to parts of the training examples are compared on the examples that they
         left out, before the fit to all of them begins. The search takes a few times as long as a
         fit to some hundred examples; for regressions of less than three layers, which are searched
-        by longer fits, up to 12 times as long. It is left out where it would take longer than it is
-        worth: for fits below 100 steps, and from some ten thousand examples on. It is left out as
-        well for data that can be read only once, losses of Keras, and converted nets, whose weights
-        know the examples already. The defaults are then p = 0.02 for discrete targets (classes,
-        counts) and 0.06 for continuous ones, and c = 1. `model.prior_precision`, `model.damping`
-        and `model.covariance_scale` are the values in use, which are saved with the model.
+        by longer fits unless the fit has some thousand steps, up to 12 times as long. It is left
+        out where it would take longer than it is worth: for fits below 100 steps, and from some ten
+        thousand examples on. It is left out as well for data that can be read only once, losses of
+        Keras, and converted nets, whose weights know the examples already. The defaults are then p
+        = 0.02 for discrete targets (classes, counts) and 0.06 for continuous ones, and c = 1.
+        `model.prior_precision`, `model.damping` and `model.covariance_scale` are the values in use,
+        which are saved with the model.
 
         Raises:
             ValueError: for a value out of range.

@@ -2,9 +2,9 @@
 
 Every candidate is judged by `model.cross_validation` inside of the training data. All fits see the
 same batches. Most are far shorter than the user's; but what short fits of regressions of one hidden
-layer ask for makes long ones worse, so that these are searched by longer fits, and keep the
-defaults unless others are clearly better. The model starts anew after the search, on all of the
-data.
+layer ask for makes long ones worse. These are searched by fits of at least half the length of the
+user's, where there is time for that, and keep the defaults unless others are clearly better. The
+model starts anew after the search, on all of the data.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ __all__ = ["Plan", "Search", "plan_for", "search_for_hyperparameters"]
 
 # Steps of one short fit, in which BALI comes close to where a long fit ends.
 _MOST_STEPS, _LEAST_STEPS = 200, 100
-# The same for nets of which short fits say too little.
-_LONG_STEPS = 1000
+# The same for nets of which short fits say too little, and the part of the user's fit that one of
+# the search must have there.
+_LONG_STEPS, _LEAST_PART = 1000, 0.5
 # Fits with fewer steps keep the default: they end before any hyperparameter matters much.
 _SHORTEST_FIT = 100
 # Cost of a step beside that of its rows, in rows of a small net.
@@ -81,12 +82,16 @@ def plan_for(
     rows = int(np.clip(num_found // 8, 16, 128))
     share = _MOST_COST * min(1.0, _FEW / max(count, 1.0)) ** 1.5
     budget = share * steps * (batch_size + _ROWS_PER_STEP) / (rows + _ROWS_PER_STEP)
-    # A fit of the user's length sees every example as often as the user's does.
-    most_steps = min(_LONG_STEPS, steps * batch_size / rows) if is_wary else _MOST_STEPS
-    budget /= _FEW_CANDIDATES if is_wary else _CANDIDATES
-    for folds in (_FEW_FOLDS if is_wary else NUM_FOLDS, 1):
-        if budget / folds >= _LEAST_STEPS:
-            return Plan(folds, int(min(most_steps, budget / folds)), rows, is_wary)
+    if is_wary:
+        # A fit of as many rows as the user's sees every example as often.
+        full = steps * batch_size / rows
+        most = int(min(_LONG_STEPS, full, budget / _FEW_CANDIDATES / _FEW_FOLDS))
+        is_long = most >= max(_LEAST_STEPS, _LEAST_PART * full)
+        return Plan(_FEW_FOLDS, most, rows, True) if is_long else None
+    for folds in (NUM_FOLDS, 1):
+        most = int(min(_MOST_STEPS, budget / _CANDIDATES / folds))
+        if most >= _LEAST_STEPS:
+            return Plan(folds, most, rows)
     return None
 
 
