@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bali_keras.example_weights import weight_of
 from bali_keras.fit_length import FactoriseAtEnd, FitLength, HyperparameterLogs, OtherData
 from bali_keras.hyperparameters import Hyperparameters, as_floats
 from bali_keras.inference.output import exact_layer_of
@@ -31,6 +30,8 @@ from bali_keras.settings import Settings
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
+from tfp_rank1.model.counting import batch_size_of
+from tfp_rank1.model.example_weights import weight_of
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
 from tfp_rank1.scopes import mean_mode
@@ -184,8 +185,8 @@ class BaliModel(BayesianModel):
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
                 F is the Fisher information of all rows of an example together, see
                 `bali_keras.inference.posterior`. Defaults to None: found from the data for
-                continuous targets of nets of three layers or more, else `a = 0.3 N^(-1/4)`, from
-                0.1 for a hundred examples to 0.02 for 60,000; and `r = 0.001`.
+                continuous targets, see below, else `a = 0.3 N^(-1/4)`, from 0.1 for a hundred
+                examples to 0.02 for 60,000; and `r = 0.001`.
             prior_precision: p, above 0. A network weight has the precision `p fan_in` a priori, so
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
                 layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: found from the data,
@@ -218,13 +219,14 @@ class BaliModel(BayesianModel):
         What is None of `prior_precision`, `damping` and `covariance_scale` is found by the first
         `fit`: short fits to parts of the training examples are compared on the examples that they
         left out, before the fit to all of them begins. The search takes a few times as long as a
-        fit to some hundred examples. It is left out where it would take longer than it is worth:
-        for regressions of less than three layers, for fits below 100 steps, and from some ten
-        thousand examples on. It is left out as well for
-        data that can be read only once, losses of Keras, and converted nets, whose weights know the
-        examples already. The defaults are then p = 0.02 for discrete targets (classes, counts) and
-        0.06 for continuous ones, and c = 1. `model.prior_precision`, `model.damping` and
-        `model.covariance_scale` are the values in use, which are saved with the model.
+        fit to some hundred examples; for regressions of less than three layers, which are searched
+        by longer fits unless the fit has some thousand steps, up to 12 times as long. It is left
+        out where it would take longer than it is worth: for fits below 100 steps, and from some ten
+        thousand examples on. It is left out as well for data that can be read only once, losses of
+        Keras, and converted nets, whose weights know the examples already. The defaults are then p
+        = 0.02 for discrete targets (classes, counts) and 0.06 for continuous ones, and c = 1.
+        `model.prior_precision`, `model.damping` and `model.covariance_scale` are the values in use,
+        which are saved with the model.
 
         Raises:
             ValueError: for a value out of range.
@@ -275,7 +277,7 @@ class BaliModel(BayesianModel):
         bound = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
-        batch_size = _batch_size(x, arguments["batch_size"])
+        batch_size = batch_size_of(arguments)
         # The compiled step holds the period of factorisations, which depends on the batch size.
         if batch_size != self._batch_size:
             self._batch_size = batch_size
@@ -312,16 +314,8 @@ class BaliModel(BayesianModel):
         """A fit of some steps from step 1 on, without callbacks, for a search."""
         self._counters.first_step.assign(1)
         self._counters.last_step.assign(steps)
-        super(BayesianModel, self).fit(
-            batches, epochs=1, steps_per_epoch=steps, verbose=0, shuffle=False
-        )
+        super().train_for(batches, steps)
         self.factorise()
-
-    @property
-    def every_variable(self) -> list[keras.Variable]:
-        """All that a fit changes: weights, seeds, metrics, and the optimizer's slots."""
-        slots = [] if self.optimizer is None else self.optimizer.variables
-        return [*self.variables, *slots]
 
     def count_examples(self, arguments: dict[str, Any]) -> float | None:
         """N: the total sample weight of the training examples of `fit`; None if unknown."""
@@ -560,11 +554,3 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
             )
     multiplier = arguments.pop("factor_learning_rate_multiplier", 1.0)
     return check_multiplier(multiplier, optimizer)
-
-
-def _batch_size(x: Any, batch_size: int | None) -> int:
-    """Number of examples per step, on which a step's cost depends; 32 where it is unknown."""
-    if isinstance(x, tf.data.Dataset):
-        static = keras.tree.flatten(x.element_spec)[0].shape
-        return int(static[0]) if len(static) and static[0] is not None else 32
-    return batch_size or 32

@@ -140,8 +140,8 @@ class PerFit(Schedule):
     changes what part of the data an average holds. Every `fit` begins a new line.
 
     Args:
-        start: rate of the first step times the number of steps, above 0. Defaults to 170.
-        end: rate of the last step times the number of steps, in (0, start]. Defaults to 2.4.
+        start: rate of the first step times the number of steps, above 0. Defaults to 290.
+        end: rate of the last step times the number of steps, in (0, start]. Defaults to 4.2.
         largest: upper bound of the rates, in (0, 1]. Defaults to 0.25.
 
     Raises:
@@ -156,7 +156,7 @@ class PerFit(Schedule):
 
     needs_length = True
 
-    def __init__(self, start: float = 170.0, end: float = 2.4, largest: float = 0.25) -> None:
+    def __init__(self, start: float = 290.0, end: float = 4.2, largest: float = 0.25) -> None:
         self.start, self.end = positive("start", start), positive("end", end)
         self.largest = check_rate("largest", largest)
         _check_falls(start, end)

@@ -5,8 +5,9 @@
 
 The recipe is `tfp_rank1.recipes.get("mini_cifar10")`; all methods take the same steps. Scores are
 those of the test images and of corrupted copies (Gaussian noise, contrast and brightness in five
-severities each, averaged). `--stddev` widens Normal draws, and Cauchy draws alike. Results go to
-one JSON per method, run by run; what is there is not run again.
+severities each, averaged). `rank1_normal` starts around 1, `rank1_signs` as the layers' defaults
+do. `--stddev` widens Normal draws, and Cauchy draws alike. Results go to one JSON per method, run
+by run; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ METHODS: dict[str, r1.recipes.Recipe] = {
     "deterministic": dataclasses.replace(MINI, ensemble_size=None),
     "batch_ensemble": dataclasses.replace(MINI, posterior="deterministic"),
     "rank1_normal": MINI,
+    "rank1_signs": dataclasses.replace(MINI, prior_stddev=None),
     "rank1_cauchy": dataclasses.replace(
         MINI,
         posterior="cauchy",

@@ -11,8 +11,9 @@ import tfp_rank1 as r1
 from bali_keras import search
 from bali_keras.hyperparameters import Hyperparameters, defaults_for
 from bali_keras.inference.step import trained_layers
-from bali_keras.search_data import Examples, in_memory
 from bali_keras.settings import Settings
+from tfp_rank1.model.cross_validation import CrossValidation
+from tfp_rank1.model.search_data import Examples, in_memory
 
 
 def noisy_table(rows=90, signal=0.0, seed=0):
@@ -87,18 +88,6 @@ def test_a_table_of_noise_gets_a_stronger_prior_than_a_clear_one():
     assert found[0.0] >= 10.0 * found[4.0]
 
 
-class Spy(search.Search):
-    """A search whose short fits and held-out rows are noted."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.seen, self.held_out = [], []
-
-    def _held_out(self, fold, values):
-        self.held_out.append(fold)
-        return super()._held_out(fold, values)
-
-
 def test_a_search_holds_out_what_it_judges_by_and_leaves_no_trace(monkeypatch):
     x, y = noisy_table(rows=60)
     model = classifier()
@@ -113,15 +102,22 @@ def test_a_search_holds_out_what_it_judges_by_and_leaves_no_trace(monkeypatch):
         train(self, batches, steps)
 
     monkeypatch.setattr(type(model), "train_for", train_for)
+    folds_held_out, held_out = [], CrossValidation._held_out
+
+    def note_fold(self, fold, values):
+        folds_held_out.append(fold)
+        return held_out(self, fold, values)
+
+    monkeypatch.setattr(CrossValidation, "_held_out", note_fold)
     before = [v.numpy() for v in model.every_variable]
-    spy = Spy(model, Examples(x, y, None), search.Plan(5, 12, 10))
-    result = spy.run(("prior_precision", "covariance_scale"))
+    found = search.Search(model, Examples(x, y, None), search.Plan(5, 12, 10))
+    result = found.run(("prior_precision", "covariance_scale"))
     assert set(result) == {"prior_precision", "covariance_scale"}
-    assert len(trained) == len(spy.held_out) >= 10
-    for rows, fold in zip(trained, spy.held_out, strict=True):
+    assert len(trained) == len(folds_held_out) >= 10
+    for rows, fold in zip(trained, folds_held_out, strict=True):
         assert len(rows) == 48
         assert not rows & {x[i].tobytes() for i in fold}
-    folds = np.stack(spy.held_out[:5])
+    folds = np.stack(folds_held_out[:5])
     assert sorted(folds.reshape(-1)) == list(range(60))
     for variable, value in zip(model.every_variable, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
@@ -138,7 +134,7 @@ def test_a_fit_that_breaks_down_loses(monkeypatch):
         p = values["prior_precision"]
         return np.full(len(fold), np.nan if p > 0.05 else p) + 1e-3 * np.arange(len(fold))
 
-    monkeypatch.setattr(search.Search, "_held_out", held_out)
+    monkeypatch.setattr(CrossValidation, "_held_out", held_out)
     found = search.Search(model, Examples(x, y, None), search.Plan(5, 5, 5)).run(
         ("prior_precision",)
     )
@@ -157,11 +153,32 @@ def test_equally_good_precisions_give_the_largest(monkeypatch):
         far = 5.0 if values["prior_precision"] > 0.5 else 0.0
         return noise.normal(size=len(fold)) * 0.01 + far
 
-    monkeypatch.setattr(search.Search, "_held_out", held_out)
+    monkeypatch.setattr(CrossValidation, "_held_out", held_out)
     found = search.Search(model, Examples(x, y, None), search.Plan(5, 5, 5)).run(
         ("prior_precision",)
     )
     assert 0.06 <= found["prior_precision"] < 0.5
+
+
+def test_a_default_stays_unless_another_value_is_clearly_better(monkeypatch):
+    x, y = noisy_table(rows=50)
+    model = classifier()
+    model.compile()
+    model.num_train_examples = 50
+    noise = np.arange(10) % 2
+
+    def held_out(gain):
+        def losses(self, fold, values):
+            is_lower = values["prior_precision"] < 0.01
+            return (1 - noise if is_lower else noise) - gain * is_lower
+
+        return losses
+
+    for gain, expected in ((0.1, 0.02), (3.0, 0.02 / 10**0.5)):
+        monkeypatch.setattr(CrossValidation, "_held_out", held_out(gain))
+        plan = search.Plan(5, 5, 5, is_wary=True)
+        found = search.Search(model, Examples(x, y, None), plan).run(("prior_precision",))
+        assert found["prior_precision"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("reason", ["given", "short", "generator", "second fit", "keras loss"])
@@ -206,17 +223,23 @@ def test_a_converted_net_is_not_searched(monkeypatch):
     assert not ran
 
 
-def test_shallow_regressions_keep_the_defaults(monkeypatch):
+def test_regressions_are_searched_by_their_depth(monkeypatch):
     x, y = linear_data()
     wanted = []
-    monkeypatch.setattr(search.Search, "run", lambda self, names: wanted.append(names) or {})
-    model = net()
-    model.compile()
-    model.fit(x, y, batch_size=10, epochs=20, verbose=0)
-    deep = net(hidden=(4, 4))
-    deep.compile()
-    deep.fit(x, y, batch_size=10, epochs=20, verbose=0)
-    assert wanted == [("prior_precision", "damping", "covariance_scale")]
+
+    def run(self, names):
+        wanted.append((self._plan.is_wary, names))
+        return {}
+
+    monkeypatch.setattr(search.Search, "run", run)
+    for hidden in ((), (4, 4)):
+        model = net(hidden=hidden)
+        model.compile()
+        model.fit(x, y, batch_size=10, epochs=40, verbose=0)
+    assert wanted == [
+        (True, ("prior_precision", "damping")),
+        (False, ("prior_precision", "damping", "covariance_scale")),
+    ]
 
 
 def test_found_values_are_saved(tmp_path):
@@ -247,6 +270,11 @@ def test_the_plan_goes_by_the_cost_of_the_fit():
     assert search.plan_for(4096, 60_000, 1440, 250) is None
     assert search.plan_for(500, 500, 60, 32) is None
     assert search.plan_for(30, 30, 800, 32) is None
+    # Regressions of one hidden layer: fits of half the user's length at least, to few folds.
+    assert search.plan_for(300, 300, 400, 32, is_wary=True)[:2] == (3, 345)
+    assert search.plan_for(300, 300, 1600, 32, is_wary=True)[:2] == (3, 1000)
+    assert search.plan_for(300, 300, 4000, 32, is_wary=True) is None
+    assert search.plan_for(4096, 7000, 9000, 32, is_wary=True) is None
 
 
 def test_examples_of_arrays_datasets_and_weights():
@@ -309,7 +337,7 @@ def test_weights_do_not_change_which_examples_are_searched(kind, monkeypatch, ca
     seen = []
 
     def run(self, wanted):
-        seen.append(self._examples)
+        seen.append(self._held_out._examples)
         return {"prior_precision": 0.25}
 
     monkeypatch.setattr(search.Search, "run", run)
@@ -325,6 +353,6 @@ def test_weights_do_not_change_which_examples_are_searched(kind, monkeypatch, ca
     model.fit(x, y, batch_size=16, epochs=30, verbose=2, **weights)
     (examples,) = seen
     assert {row.tobytes() for row in examples.x} == {row.tobytes() for row in x}
-    assert "Found on held-out parts of the training data: prior_precision 0.25" in (
-        capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "Looking for `prior_precision` on held-out parts" in told
+    assert "Found: prior_precision 0.25" in told

@@ -113,6 +113,10 @@ def test_parameters_of_the_papers_nets():
         (lambda: recipes.Recipe("mlp", decay_epochs=3), "decay_epochs must be a tuple"),
         (lambda: recipes.Recipe("mlp", [1]), "model_arguments must be a dict"),
         (lambda: recipes.Recipe.from_json("{"), "A recipe is an object in JSON"),
+        (
+            lambda: recipes.Recipe("mlp", random_sign=0.5, prior_stddev=None),
+            "the library's start of Normal factors",
+        ),
         (lambda: recipes.Recipe("mlp", epochs="ten"), "`epochs` must be a whole number"),
         (lambda: recipes.Recipe("mlp", {"likelihood": r1.likelihoods.Poisson()}), "must be plain"),
         (lambda: recipes.Recipe.from_json('{"modle": "mlp"}'), "A recipe is an object with fields"),
@@ -124,7 +128,7 @@ def test_errors_say_what_to_do(make, message):
 
 
 @pytest.mark.parametrize(("arguments", "mean", "stddev"), [
-    ({}, 1.0, 0.1), ({"prior_stddev": 0.5}, 1.0, 0.5),
+    ({"prior_stddev": 0.5}, 1.0, 0.5),
     ({"posterior": r1.posteriors.Normal(stddev=0.01), "prior_stddev": 0.5}, 1.0, 0.5),
     ({"perturbation": "additive", "prior_stddev": 0.2}, 0.0, 0.2),
 ])  # fmt: skip
@@ -132,6 +136,14 @@ def test_the_prior_is_as_wide_as_asked(arguments, mean, stddev):
     layer = models.mlp((4,), 3, (5,), **arguments).layers[2]
     found = layer.r_prior
     np.testing.assert_allclose([float(found.mean()), float(found.stddev())], [mean, stddev])
+
+
+@pytest.mark.parametrize("make", [
+    lambda: models.mlp((4,), 3, (5,)).layers[2], lambda: models.lstm(6, 2).layers[-2],
+])  # fmt: skip
+def test_small_nets_start_as_their_layers_do(make):
+    """Members that differ at no cost, as in a `DenseRank1` that is given nothing."""
+    assert isinstance(make().r_factor.prior, r1.priors.NormalWithTiedMean)
 
 
 def test_a_seed_is_one_for_every_layer():
@@ -164,6 +176,21 @@ def test_a_recipe_of_additive_factors_is_centred_at_zero():
     arguments = {"input_shape": [3], "num_outputs": 2, "perturbation": "additive"}
     layer = recipes.Recipe("mlp", arguments).build().layers[2]
     np.testing.assert_array_equal(layer.r_prior.mean(), 0.0)
+
+
+def test_a_recipe_may_start_as_the_layers_do():
+    arguments = {"input_shape": [3], "num_outputs": 2, "hidden": [64]}
+    recipe = recipes.Recipe("mlp", arguments, prior_stddev=None, stddev=0.05)
+    model = recipe.build()
+    layer = model.layers[2]
+    assert isinstance(layer.s_factor.prior, r1.priors.NormalWithTiedMean)
+    posterior = layer.s_posterior
+    assert set(np.unique(np.sign(posterior.mean()))) == {-1.0, 1.0}
+    np.testing.assert_allclose(posterior.stddev(), 0.05, rtol=1e-4)
+    # The penalty of the recipe is the prior of the kernels.
+    recipe.compile(model, 10)
+    assert model.kernel_precision == 0.0
+    assert recipes.Recipe.from_json(recipe.to_json()) == recipe
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

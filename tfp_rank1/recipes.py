@@ -67,7 +67,8 @@ class Recipe:
             per example until the means have turned, so they need the paper's long annealing.
         stddev: standard deviation, or scale, of the posterior at the start.
         prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` (around 0 for additive
-            factors), or the scale of a Cauchy prior.
+            factors), or the scale of a Cauchy prior. None for the library's start of Normal
+            factors, `priors.default_pair`: signs under a prior that follows them.
         ensemble_size: number of members K; None for the deterministic net.
         batch_size: examples per step, over all replicas.
         epochs: number of epochs.
@@ -98,7 +99,7 @@ class Recipe:
     posterior: str = "normal"
     random_sign: float | None = None
     stddev: float = 0.0316
-    prior_stddev: float = 0.1
+    prior_stddev: float | None = 0.1
     ensemble_size: int | None = 4
     batch_size: int = 128
     epochs: int = 250
@@ -143,8 +144,16 @@ class Recipe:
             raise ValueError(
                 f"A recipe's decay_epochs must increase. Received: decay_epochs={self.decay_epochs}"
             )
-        for name in ("stddev", "prior_stddev", "learning_rate", "decay"):
+        for name in ("stddev", "learning_rate", "decay"):
             positive(name, getattr(self, name))
+        if self.prior_stddev is not None:
+            positive("prior_stddev", self.prior_stddev)
+        elif self.posterior != "normal" or self.random_sign is not None:
+            raise ValueError(
+                "A recipe with prior_stddev=None has the library's start of Normal factors: use "
+                "posterior='normal' and random_sign=None. Received: "
+                f"posterior={self.posterior!r}, random_sign={self.random_sign}"
+            )
         if self.clipnorm is not None:
             positive("clipnorm", self.clipnorm)
         if self.ensemble_size is not None:
@@ -185,11 +194,15 @@ class Recipe:
                 "A recipe's posterior is 'normal', 'cauchy' or 'deterministic'. "
                 f"Received: posterior={self.posterior!r}"
             )
+        if self.prior_stddev is None:
+            return posteriors.Normal(initializers.WideSigns(), self.stddev)
         sign = self.random_sign
         mean = None if sign is None else initializers.RandomSign(sign)
         return posteriors.family(self.posterior).starting_at(mean, self.stddev)
 
     def _prior(self) -> priors.Prior | None:
+        if self.prior_stddev is None:
+            return priors.NormalWithTiedMean()
         family = _PRIORS.get(self.posterior)
         # A mean of None is that of an unperturbed layer: 1, or 0 for additive factors.
         return None if family is None else family(None, self.prior_stddev)
@@ -200,8 +213,11 @@ class Recipe:
         Args:
             model: what `build` returned.
             steps_per_epoch: number of batches in an epoch.
-            **kwargs: more arguments of `BayesianModel.compile`.
+            **kwargs: more arguments of `BayesianModel.compile`. Where the recipe has an `l2`,
+                which is the prior of the kernels, `kernel_precision` is 0 by default.
         """
+        if self.l2:
+            kwargs.setdefault("kernel_precision", 0.0)
         schedule = StepDecay(
             self.learning_rate,
             self.warmup_epochs * steps_per_epoch,

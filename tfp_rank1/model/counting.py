@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-__all__ = ["count_examples", "target_rank"]
+__all__ = [
+    "batch_size_of",
+    "count_examples",
+    "count_steps",
+    "count_training_examples",
+    "target_rank",
+]
+
+_BATCH_SIZE = 32  # the default of Keras's `fit`
 
 
 def count_examples(x: Any, validation_split: float = 0.0) -> int | None:
@@ -48,6 +57,49 @@ def _count_dataset(dataset: tf.data.Dataset) -> int | None:
         return count + tf.shape(keras.tree.flatten(batch)[0], out_type=tf.int64)[0]
 
     return int(dataset.reduce(tf.zeros((), tf.int64), add_rows))
+
+
+def count_training_examples(model: Any, arguments: dict[str, Any]) -> int:
+    """Number of training examples, whatever their weights; N where the data do not tell.
+
+    Args:
+        model: a `BayesianModel`.
+        arguments: the arguments of `keras.Model.fit`, by name.
+    """
+    found = count_examples(arguments.get("x"), arguments.get("validation_split", 0.0))
+    return int(model.num_train_examples or 0) if found is None else found
+
+
+def batch_size_of(arguments: Mapping[str, Any]) -> int:
+    """Number of examples per step of a `fit`; 32 where it is unknown.
+
+    Args:
+        arguments: the arguments of `keras.Model.fit`, by name.
+    """
+    x = arguments.get("x")
+    if isinstance(x, tf.data.Dataset):
+        static = keras.tree.flatten(x.element_spec)[0].shape
+        return int(static[0]) if len(static) and static[0] is not None else _BATCH_SIZE
+    return arguments.get("batch_size") or _BATCH_SIZE
+
+
+def count_steps(arguments: dict[str, Any], count: int) -> int:
+    """The number of steps of a `fit`; 0 where its arguments do not tell.
+
+    Args:
+        arguments: the arguments of `keras.Model.fit`, by name.
+        count: number of training examples.
+    """
+    x = arguments.get("x")
+    epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    by_epoch = arguments.get("steps_per_epoch")
+    if by_epoch is None and isinstance(x, tf.data.Dataset):
+        by_epoch = max(int(x.cardinality()), 0)  # negative where unknown
+    elif by_epoch is None and isinstance(x, keras.utils.PyDataset):
+        by_epoch = x.num_batches or 0
+    elif by_epoch is None:
+        by_epoch = math.ceil(count / batch_size_of(arguments))
+    return int(by_epoch) * int(epochs)
 
 
 def target_rank(x: Any, y: Any) -> int | None:

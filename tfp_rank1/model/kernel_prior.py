@@ -18,8 +18,17 @@ import tensorflow as tf
 
 from tfp_rank1.einsum_axes import letters
 from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.model.roles import has_kl
 
-__all__ = ["DEFAULT_KERNEL_PRECISION", "kernel_penalty", "kernels"]
+__all__ = [
+    "DEFAULT_KERNEL_PRECISION",
+    "FoundPrecision",
+    "is_open",
+    "kernel_penalty",
+    "kernels",
+    "precision_in_graph",
+    "precision_of",
+]
 
 # For nets whose factors have a prior, chosen on held-out parts of tables, digits and images: noisy
 # tables ask for more, clean ones for less.
@@ -28,7 +37,66 @@ DEFAULT_KERNEL_PRECISION = 0.01
 _NAMES = "kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel"
 
 
-def kernel_penalty(model: Any, precision: float) -> tf.Tensor:
+class FoundPrecision:
+    """The p that a search tries or has found; none at first.
+
+    It is held by a variable, which the graph of the train step reads: a search traces no graph of
+    its own for every value that it tries.
+    """
+
+    def __init__(self) -> None:
+        self._value = keras.Variable(
+            -1.0, shape=(), dtype="float32", trainable=False, name="found_kernel_precision"
+        )
+
+    @property
+    def value(self) -> float | None:
+        """The p; None if none was found."""
+        number = float(self._value.numpy())
+        return number if number >= 0.0 else None
+
+    def assign(self, precision: float | None) -> None:
+        """Set the p, or forget it."""
+        self._value.assign(-1.0 if precision is None else precision)
+
+    def tensor(self, default: float) -> tf.Tensor:
+        """The p, or the default if none was found, scalar."""
+        found = tf.convert_to_tensor(self._value)
+        return tf.where(found >= 0.0, found, tf.constant(default, tf.float32))
+
+
+def precision_of(model: Any) -> float:
+    """The p of the kernels' prior in use; 0 for none."""
+    fixed = _fixed(model)
+    if fixed is not None:
+        return fixed
+    found = model.found_kernel_precision.value
+    return model.default_kernel_precision if found is None else found
+
+
+def precision_in_graph(model: Any) -> float | tf.Tensor:
+    """As `precision_of`; a tensor where a search may change it."""
+    fixed = _fixed(model)
+    if fixed is not None:
+        return fixed
+    return model.found_kernel_precision.tensor(model.default_kernel_precision)
+
+
+def _fixed(model: Any) -> float | None:
+    """The p that no search may change: given, or 0 for nets without a KL and after `convert`."""
+    given = model._options.kernel_precision
+    if given is not None:
+        return float(given)
+    return None if is_open(model) else 0.0
+
+
+def is_open(model: Any) -> bool:
+    """Whether p is neither given nor 0 by the kind of the net, so that a search may find it."""
+    is_given = model._options.kernel_precision is not None
+    return not is_given and model.default_kernel_precision > 0.0 and has_kl(model)
+
+
+def kernel_penalty(model: Any, precision: float | tf.Tensor) -> tf.Tensor:
     """`-log p(W)` in nats without its constant, scalar.
 
     Args:

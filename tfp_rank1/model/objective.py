@@ -20,8 +20,9 @@ from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.model.all_or_nothing import sum_over_replicas
 from tfp_rank1.model.graph import check_members_agree
-from tfp_rank1.model.kernel_prior import kernel_penalty
+from tfp_rank1.model.kernel_prior import kernel_penalty, precision_in_graph
 from tfp_rank1.model.options import PER_EXAMPLE
+from tfp_rank1.model.roles import has_kl
 from tfp_rank1.outputs import join_copies, num_members
 from tfp_rank1.predictive.mixture import PredictiveMixture
 
@@ -143,8 +144,8 @@ def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) 
     # Each layer's KL is one of `model.losses`; while they are read, `owner` weights and adds it.
     with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
         penalties = [added_loss(model, penalty) for penalty in model.losses]
-    precision, count = model.kernel_precision, model.num_train_examples
-    if precision and count:
+    precision, count = precision_in_graph(model), model.num_train_examples
+    if count and not (isinstance(precision, float) and precision == 0.0):
         prior = kernel_penalty(model, precision) / float(count)
         penalties.append(added_loss(model, prior))
     # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.
@@ -222,11 +223,6 @@ def check_anneals(model: Any) -> None:
             "prior. Leave the annealing out, or give the layers a prior. Received: "
             f"{len(model.factor_variables)} variables of factors"
         )
-
-
-def has_kl(model: Any) -> bool:
-    """Whether some factor has a prior and is trained: frozen layers have no KL."""
-    return any(v.regularizer is not None and v.trainable for v in model.factor_variables)
 
 
 def kl_of(model: Any) -> tf.Tensor:

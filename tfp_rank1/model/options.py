@@ -16,7 +16,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import NAMES as LOSS_NAMES
 from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
 from tfp_rank1.metrics import on_predictive_mean
-from tfp_rank1.model.counting import count_examples
+from tfp_rank1.model.counting import batch_size_of, count_examples
 from tfp_rank1.model.graph import same_likelihood
 from tfp_rank1.predictive.sampling import stateful_layers
 
@@ -33,7 +33,6 @@ __all__ = [
 Annealing = Callable[[tf.Tensor], tf.Tensor]
 
 PER_EXAMPLE = "sum_over_batch_size"  # Keras's name for the mean over a batch
-_BATCH_SIZE = 32  # the default of Keras's `fit`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +286,7 @@ def check_split_batches(arguments: Mapping[str, Any], layers: Iterable[Any]) -> 
     count = count_examples(x, arguments.get("validation_split", 0.0))
     if not count:  # a generator, whose batches are not known here either
         return
-    batch = min(arguments.get("batch_size") or _BATCH_SIZE, count)
+    batch = min(batch_size_of(arguments), count)
     rows = {batch, count % batch} - {0}
     for members in {v.ensemble_size for v in layers if isinstance(v, TileMembers)}:
         odd = sorted(n for n in rows if n % members)

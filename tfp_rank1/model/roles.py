@@ -9,7 +9,14 @@ import keras
 
 from tfp_rank1.keras_internals import layers_of
 
-__all__ = ["factor_variables", "normalizations", "places_of", "slow_parts", "slow_weights"]
+__all__ = [
+    "factor_variables",
+    "has_kl",
+    "normalizations",
+    "places_of",
+    "slow_parts",
+    "slow_weights",
+]
 
 
 def factor_variables(model: keras.Model) -> list[keras.Variable]:
@@ -19,6 +26,11 @@ def factor_variables(model: keras.Model) -> list[keras.Variable]:
         if not isinstance(layer, keras.Model):  # its layers are in the list themselves
             found.update({id(v): v for v in getattr(layer, "factor_variables", [])})
     return list(found.values())
+
+
+def has_kl(model: Any) -> bool:
+    """Whether some factor has a prior and is trained: frozen layers have no KL."""
+    return any(v.regularizer is not None and v.trainable for v in model.factor_variables)
 
 
 def slow_weights(model: keras.Model) -> list[keras.Variable]:

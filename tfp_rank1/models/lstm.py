@@ -39,7 +39,8 @@ def lstm(
         ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
         l2: strength of the penalty `l2 sum(w^2)` on the head. Defaults to 0.
         prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
-            (mean 0 if additive). Defaults to 0.1.
+            (mean 0 if additive). Defaults to None: the start and the prior of
+            `tfp_rank1.priors.default_pair`, as in any rank-1 layer.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
@@ -57,7 +58,7 @@ def lstm(
     Source: Dusenberry et al. (2020), section on electronic health records.
     """
     whole("num_events", num_events)
-    parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
+    parts = Parts(ensemble_size, l2, prior_stddev, None, rank1)
     inputs = keras.Input((None,), dtype="int32")
     h = parts.start(inputs)
     # With `mask_zero` the LSTM skips padding, so the length of the padding changes no output.

@@ -37,7 +37,8 @@ def mlp(
         ensemble_size: number of members K. Defaults to 4. None makes the same net of stock layers.
         l2: strength of the penalty `l2 sum(w^2)` on kernels and biases. Defaults to 0.
         prior_stddev: standard deviation of the prior `N(1, prior_stddev^2)` of Normal posteriors
-            (mean 0 if additive). Defaults to 0.1.
+            (mean 0 if additive). Defaults to None: the start and the prior of
+            `tfp_rank1.priors.default_pair`, as in any rank-1 layer.
         **rank1: arguments of `tfp_rank1.layers.Rank1Mixin`, for all layers.
 
     Returns:
@@ -52,7 +53,7 @@ def mlp(
     model = models.mlp((28, 28), 10)
     ```
     """
-    parts = Parts(ensemble_size, l2, prior_stddev, 0.1, rank1)
+    parts = Parts(ensemble_size, l2, prior_stddev, None, rank1)
     inputs = input_of(input_shape)
     h = parts.start(inputs)
     h = keras.layers.Flatten()(h) if len(input_shape) > 1 else h

@@ -29,7 +29,8 @@ class Parts:
             no penalty.
         prior_stddev: standard deviation of the prior of Normal posteriors to which `rank1` gives no
             prior; None for `default_stddev`. The prior's mean is the value of no perturbation.
-        default_stddev: standard deviation that the architecture has by default.
+        default_stddev: standard deviation that the architecture has by default; None for the start
+            and the prior that layers have by themselves.
         rank1: arguments of `tfp_rank1.layers.Rank1Mixin`.
         batch_normalization: `"shared"`, one for all members; or `"member"`, one per member.
 
@@ -43,7 +44,7 @@ class Parts:
         ensemble_size: int | None,
         l2: float,
         prior_stddev: float | None,
-        default_stddev: float,
+        default_stddev: float | None,
         rank1: dict[str, Any],
         batch_normalization: str = "shared",
     ) -> None:
@@ -60,7 +61,8 @@ class Parts:
         without_prior = [] if ensemble_size is None else _normal_without_prior(rank1)
         # A prior of mean None has the factor's centre: 1, or 0 if additive.
         stddev = default_stddev if prior_stddev is None else prior_stddev
-        self.rank1 |= {f"{name}_prior": priors.Normal(None, stddev) for name in without_prior}
+        if stddev is not None:
+            self.rank1 |= {f"{name}_prior": priors.Normal(None, stddev) for name in without_prior}
         if prior_stddev is not None and not without_prior:
             raise ValueError(
                 "Argument `prior_stddev` is for Normal posteriors without a prior of their own. "

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bali_keras.example_weights import largest, weights_by_class
+from tfp_rank1.model.example_weights import largest, weights_by_class
 
 __all__ = ["Examples", "in_memory"]
 
@@ -37,6 +37,10 @@ class Examples(NamedTuple):
         """The examples of the given rows, in their order."""
         weights = None if self.weights is None else self.weights[rows]
         return Examples(keras.tree.map_structure(lambda a: a[rows], self.x), self.y[rows], weights)
+
+    def first(self, count: int) -> Examples:
+        """The first examples."""
+        return self.take(np.arange(count))
 
     @property
     def total_weight(self) -> float:
