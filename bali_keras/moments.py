@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from bali_keras.layers import BaliLayer
 from tfp_rank1.moments import Moments, activated, mean_slope, register
@@ -30,10 +31,11 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
     mean = tf.cast(tf.convert_to_tensor(state.mean), dtype)
     column = tf.cast(tf.convert_to_tensor(state.column_covariance), dtype)
     scale = _row_variance(layer, h, v)
-    z = tf.matmul(h, mean)
+    # Not `tf.matmul`; see `matrix_normal.row_variance`.
+    z = ops.matmul(h, mean)
     variance = scale[..., tf.newaxis] * tf.linalg.diag_part(column)
     if v is not None:
-        variance += tf.matmul(v, tf.square(mean))
+        variance += ops.matmul(v, tf.square(mean))
     # Rows that are outputs as they come, `[B, k]`, have covariances between their entries.
     is_linear = layer.activation in (None, keras.activations.linear)
     if z.shape.rank != 2:
@@ -54,7 +56,7 @@ def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None) -> tf.Ten
     variance = rows.variance(h)
     if v is not None:
         diagonal = tf.cast(rows.diagonal(), h.dtype)
-        variance += tf.linalg.matvec(v, diagonal)
+        variance += ops.matmul(v, diagonal)
     if mean_mode.value:
         return tf.zeros_like(variance)
     factor = variance_factor()

@@ -82,8 +82,9 @@ def pseudo_samples(moments: Moments, num_nodes: int) -> tf.Tensor:
         nodes = tf.reshape(nodes, [num_nodes, *[1] * (rank - 1), mean.shape[-1]])
         return mean + tf.sqrt(moments.variance_or_zeros()) * nodes
     factor = cholesky(moments.covariance())
-    # One plain product of rows: with a second factor that broadcasts, `tf.matmul` of TensorFlow
-    # 2.21 is wrong on some CPUs from the 250th example on.
+    # One plain product of rows: `tf.matmul` of TensorFlow 2.21 is wrong on some CPUs, or crashes,
+    # for `[B, 1, n, d]` times a matrix `[d, k]`, n > 1. Of `[500, 1, 3, 3]` times `[3, 64]` about
+    # the first 250 of the 1,500 rows are right. `keras.ops.matmul` flattens the rows by itself.
     rows = tf.matmul(tf.reshape(factor, [-1, factor.shape[-1]]), nodes, transpose_b=True)
     moved = tf.reshape(rows, tf.concat([tf.shape(mean), [num_nodes]], axis=0))
     return mean + tf.transpose(moved, [rank, *range(rank)])
