@@ -121,35 +121,6 @@ def test_positions_are_drawn_or_count_as_independent():
         np.testing.assert_array_equal(again.samples, p.samples)
 
 
-def lstm_net():
-    inputs, h = members_input((5, 3), 2)
-    with r1.members(2):
-        h = r1.layers.DenseRank1(3)(r1.layers.LSTMRank1(4)(h))
-    return inputs, r1.layers.SplitMembers(2)(h)
-
-
-def transformer_net():
-    inputs, h = members_input((5, 4), 2)
-    with r1.members(2):
-        h = h + r1.layers.MultiHeadAttentionRank1(2, 2)(h, h)
-        h = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(h))
-        h = r1.layers.DenseRank1(3)(h)
-    return inputs, r1.layers.SplitMembers(2)(h)
-
-
-@pytest.mark.parametrize("net", [lstm_net, transformer_net])
-def test_sequences_are_drawn_before_moments_begin(net):
-    keras.utils.set_random_seed(0)
-    inputs, outputs = net()
-    model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
-    x = np.random.default_rng(0).normal(size=(20, *inputs.shape[1:])).astype("float32")
-    p = model.posterior_predictive(x, method="moments")
-    q = model.posterior_predictive(x, num_samples=500, seed=0)
-    np.testing.assert_allclose(p.mean(), q.mean(), atol=0.02)
-    with pytest.raises(ValueError, match=r"has no rule.*method='samples'"):
-        model.posterior_predictive(x, method="moments", num_passes=0)
-
-
 def test_saved_cloned_and_half_precision_models_answer_alike(digits, digits_model, tmp_path):
     x = digits[2][:20]
     expected = digits_model.posterior_predictive(x, method="moments").mean()

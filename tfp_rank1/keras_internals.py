@@ -23,6 +23,9 @@ __all__ = [
     "Functional",
     "accepts_in_call",
     "added_loss",
+    "attention_equations",
+    "attention_probabilities",
+    "attention_projections",
     "attention_value_dim",
     "auto_name",
     "better_direction",
@@ -52,6 +55,7 @@ __all__ = [
     "own_trainable_variables",
     "own_variables",
     "parent_hook",
+    "positions_seen",
     "producer_of",
     "replace_part",
     "restore_compile_state",
@@ -158,6 +162,42 @@ ATTENTION_PROJECTIONS = (
     "_gate_dense",
     "_output_dense",
 )
+
+
+def attention_projections(layer: Any) -> list[Any]:
+    """Projections of a `MultiHeadAttention`, by `ATTENTION_PROJECTIONS`; None without a gate."""
+    return [getattr(layer, name, None) for name in ATTENTION_PROJECTIONS]
+
+
+def attention_equations(layer: Any) -> tuple[str, str]:
+    """Einsum equations of keys and queries to scores, and of probabilities and values to outputs.
+
+    They depend on `attention_axes`, which no public attribute tells.
+    """
+    return layer._dot_product_equation, layer._combine_equation
+
+
+def positions_seen(layer: Any, query: Any, value: Any, **masks: Any) -> Any:
+    """Which positions see each other, boolean `[B, T, S]`, of all masks; None for all.
+
+    Args:
+        layer: a `MultiHeadAttention`.
+        query: the queries, of which only the shape counts.
+        value: the values, of which only the shape counts.
+        **masks: arguments of the layer's call.
+    """
+    return layer._compute_attention_mask(query, value, **masks)
+
+
+def attention_probabilities(layer: Any, scores: Any, mask: Any) -> Any:
+    """The softmax of scores over the positions that are seen, in the dtype of the scores."""
+    if mask is not None:
+        # After the batch, where heads and further axes lie that a mask does not have.
+        place = -2 * len(layer._attention_axes) - 1
+        for _ in range(len(scores.shape) - len(mask.shape)):
+            mask = keras.ops.expand_dims(mask, axis=place)
+    # Not the layer itself, which would cast to the dtype of its policy.
+    return layer._softmax.call(scores, mask=mask)
 
 
 def attention_value_dim(layer: Any) -> int:
@@ -425,6 +465,9 @@ def missing_names() -> list[str]:
         (keras.layers.Conv1D(1, 1), "Conv1D", ["_compute_causal_padding"]),
         (keras.layers.LSTMCell(1), "LSTMCell", ["_compute_carry_and_output_fused"]),
         (attention, "MultiHeadAttention", [*rank1_names, "_value_dim"]),
+        (attention, "MultiHeadAttention", ["_dot_product_equation", "_combine_equation"]),
+        (attention, "MultiHeadAttention", ["_compute_attention_mask", "_attention_axes"]),
+        (attention, "MultiHeadAttention", ["_softmax"]),
         (keras.metrics.BinaryAccuracy(), "Metric", ["_direction", "_fn"]),
         (inputs, "KerasTensor", ["_keras_history"]),
         (model, "Functional", ["_inputs_struct", "_nodes_by_depth", "_run_through_graph"]),

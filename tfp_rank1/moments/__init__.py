@@ -7,11 +7,13 @@ teaches the pass a layer of your own.
 # Imported for the rules that these modules register.
 from tfp_rank1.moments import (  # noqa: F401
     arrangement,
+    attention,
     merging,
     normalization,
     operations,
     pooling,
     rank1,
+    recurrent,
     wrappers,
 )
 from tfp_rank1.moments.activations import activated, mean_slope
