@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from bali_keras import schedules
 from bali_keras.inference.posterior import Prior
-from tfp_rank1.checks import positive, whole
+from tfp_rank1.checks import choice, positive, whole
 from tfp_rank1.model.options import Options
+from tfp_rank1.predictive.sampling import METHODS
 from tfp_rank1.serialization import serialize
 
 __all__ = ["Settings"]
@@ -83,6 +84,8 @@ class Settings(Options):
         if values["factorise_every"] is not None:
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
+        method = choice("evaluation_method", values["evaluation_method"], METHODS)
+        values["evaluation_method"] = method
         if values["warmup_steps"] is not None:
             values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)

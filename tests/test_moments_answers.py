@@ -175,6 +175,75 @@ def test_errors_say_what_to_do(digits_model, tmp_path):
         digits_model.export_predictive(str(tmp_path / "m"), format="pmml")
 
 
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits_model", "bali_model", "regression_model"])
+def test_evaluation_looks_at_the_answers_of_moments(name, digits, request, tmp_path):
+    trained, (x, y) = request.getfixturevalue(name), (digits[2][:50], digits[3][:50])
+    if name == "regression_model":
+        x = np.linspace(-1, 1, 50, dtype="float32")[:, np.newaxis]
+        y = np.sin(3 * x)
+    model = keras.models.clone_model(trained)
+    model.set_weights(trained.get_weights())
+    model.compile(evaluation_method="moments", **optimizer_of(model))
+    model.fit(x, y, batch_size=50, verbose=0)
+    p = model.posterior_predictive(x, method="moments")
+    np.testing.assert_allclose(model.predict(x, verbose=0), p.mean(), rtol=1e-4, atol=1e-6)
+    scores = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert scores["nll"] == pytest.approx(-np.mean(p.log_prob(y)), rel=1e-4)
+    assert scores == model.evaluate(x, y, verbose=0, return_dict=True)
+    other = model.evaluate(x, y, batch_size=17, verbose=0, return_dict=True)
+    assert other["nll"] == pytest.approx(scores["nll"], rel=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.evaluation_method == "moments"
+    found = loaded.evaluate(x, y, verbose=0, return_dict=True)
+    assert found["nll"] == pytest.approx(scores["nll"], rel=1e-5)
+
+
+def optimizer_of(model):
+    return {} if isinstance(model, bk.BaliModel) else {"optimizer": "adam"}
+
+
+def test_validation_and_metrics_by_moments(digits):
+    model = small_classifier()
+    metrics = ["accuracy", keras.metrics.SparseCategoricalCrossentropy(name="ce")]
+    model.compile("adam", evaluation_method="moments", metrics=metrics)
+    data = digits[2][:100], digits[3][:100]
+    history = model.fit(*data, validation_data=data, epochs=2, verbose=0).history
+    scores = model.evaluate(*data, verbose=0, return_dict=True)
+    for name in ("nll", "accuracy", "ce"):
+        assert history[f"val_{name}"][-1] == pytest.approx(scores[name], rel=1e-5)
+    # Metrics of Keras see the mean of the distribution whose NLL is logged.
+    assert scores["ce"] == pytest.approx(scores["nll"], rel=1e-4)
+
+
+def test_a_loss_of_keras_is_averaged_over_the_points(digits):
+    inputs = keras.Input((64,))
+    outputs = bk.layers.DenseBali(10)(bk.layers.DenseBali(8, activation="relu")(inputs))
+    model = bk.BaliModel(inputs, outputs, likelihood="categorical")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, evaluation_method="moments")
+    data = digits[2][:100], digits[3][:100]
+    model.fit(*data, epochs=2, verbose=0)
+    p = model.posterior_predictive(data[0], method="moments")
+    expected = np.mean([loss(data[1], s) for s in p.samples])
+    found = model.evaluate(*data, verbose=0, return_dict=True)["nll"]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_refuses_what_moments_cannot_pass(digits):
+    model = Subclassed()
+    model.compile("adam", evaluation_method="moments")
+    with r1.posterior_mean():  # one pass gives it all
+        model.evaluate(digits[2][:10], digits[3][:10] % 3, verbose=0)
+    with pytest.raises(ValueError, match=r"subclassed model has none.*method='samples'"):
+        model.evaluate(digits[2][:10], digits[3][:10] % 3, verbose=0)
+    with pytest.raises(ValueError, match="Argument `evaluation_method`"):
+        small_classifier().compile("adam", evaluation_method="exact")
+
+
 # -- files --------------------------------------------------------------------------------------
 
 

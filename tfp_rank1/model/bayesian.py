@@ -219,6 +219,7 @@ class BayesianModel(Replicas):
         member_batches: str = Options.member_batches,
         num_train_samples: int = Options.num_train_samples,
         evaluation_samples: int = Options.evaluation_samples,
+        evaluation_method: str = Options.evaluation_method,
         kernel_precision: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -242,6 +243,10 @@ class BayesianModel(Replicas):
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`, rounded up to a multiple of the members; the same draws in every
                 call. Defaults to 8.
+            evaluation_method: `"samples"` (default) or `"moments"`: `evaluate`, validation and
+                `predict` then take one pass without samples, and look at the answers that
+                `posterior_predictive(x, method="moments")` gives, which leave `evaluation_samples`
+                aside. It takes a graph whose layers have rules, see `tfp_rank1.moments`.
             kernel_precision: p of the prior of the kernels, at least 0: an entry has the precision
                 `p fan_in` a priori, and `-log p(W) / N` is part of the loss. 0 for no prior.
                 Defaults to None: 0 after `convert` and for a net whose factors have no prior. For
@@ -267,6 +272,7 @@ class BayesianModel(Replicas):
             member_batches=member_batches,
             num_train_samples=num_train_samples,
             evaluation_samples=evaluation_samples,
+            evaluation_method=evaluation_method,
             kernel_precision=kernel_precision,
         )
         self.compile_with(options, optimizer, loss, metrics=metrics, **kwargs)
@@ -658,6 +664,11 @@ class BayesianModel(Replicas):
         return self._options.evaluation_samples
 
     @property
+    def evaluation_method(self) -> str:
+        """`"samples"` or `"moments"`, for `evaluate`, validation and `predict`."""
+        return self._options.evaluation_method
+
+    @property
     def integrates_in_evaluation(self) -> bool:
         """Whether evaluation may integrate out the last layer: a loss of Keras needs samples."""
         return self._options.stock_loss is None
@@ -674,6 +685,7 @@ class BayesianModel(Replicas):
         Probabilities of classes `[N, C]` for Categorical, `[N, targets]` for other likelihoods. The
         mean is that of `evaluation_samples` samples whose draws are the same for every example and
         call, so that a prediction does not depend on the batch; `posterior_predictive` draws anew.
+        With `compile(evaluation_method="moments")` nothing is drawn.
 
         Args:
             x: inputs: an array, a structure of arrays, or batches.

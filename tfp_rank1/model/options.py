@@ -18,7 +18,7 @@ from tfp_rank1.losses import MixtureNLL, NegativeLogLikelihood
 from tfp_rank1.metrics import on_predictive_mean
 from tfp_rank1.model.counting import batch_size_of, count_examples
 from tfp_rank1.model.graph import same_likelihood
-from tfp_rank1.predictive.sampling import stateful_layers
+from tfp_rank1.predictive.sampling import METHODS, stateful_layers
 
 __all__ = [
     "PER_EXAMPLE",
@@ -49,6 +49,7 @@ class Options:
         stock_loss: name of the compiled loss if it is one of Keras, which knows no members.
         evaluation_samples: samples of the predictive distribution in `evaluate`, validation and
             `predict`.
+        evaluation_method: `"samples"` or `"moments"`, which draws nothing there.
         kernel_precision: p of the kernels' prior, see `model.kernel_prior`; 0 for none, None for
             the model's default.
         annealing: `anneal(t)`, from the step t to a number in [0, 1]; None for the full KL weight.
@@ -63,6 +64,7 @@ class Options:
     annealing: Annealing | None = None
     evaluation_samples: int = 8
     kernel_precision: float | None = None
+    evaluation_method: str = "samples"
 
     @classmethod
     def check(
@@ -76,6 +78,7 @@ class Options:
         num_train_samples: Any,
         evaluation_samples: Any,
         kernel_precision: Any,
+        evaluation_method: Any,
     ) -> Options:
         """Options from the arguments of `compile`, before Keras compiles anything.
 
@@ -88,6 +91,7 @@ class Options:
             num_train_samples: argument of `compile`.
             evaluation_samples: argument of `compile`.
             kernel_precision: argument of `compile`.
+            evaluation_method: argument of `compile`.
 
         Raises:
             ValueError: for values out of range, or values that exclude each other.
@@ -102,6 +106,7 @@ class Options:
                 if kernel_precision is None
                 else not_negative("kernel_precision", kernel_precision)
             ),
+            evaluation_method=choice("evaluation_method", evaluation_method, METHODS),
         )
         _check_members_share(options, loss, layers)
         return options
@@ -150,6 +155,7 @@ class Options:
             "member_batches",
             "num_train_samples",
             "evaluation_samples",
+            "evaluation_method",
             "kernel_precision",
         )
         return config | {name: getattr(self, name) for name in names}

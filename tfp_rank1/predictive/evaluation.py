@@ -2,7 +2,8 @@
 
 Its draws are the same for every example, every batch and every call: the prediction for an example
 is a function of the example alone, and two epochs of training are compared on the same draws.
-`posterior_predictive` draws for every example by itself.
+`posterior_predictive` draws for every example by itself. With moments nothing is drawn, and the
+two are the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.outputs import as_members
 from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.predictive.moments import moment_outputs
 from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.sampling import (
     sample_marginals,
@@ -31,11 +33,12 @@ class Evaluable(Sampleable, Protocol):
     """What evaluation needs of a model."""
 
     evaluation_samples: int
+    evaluation_method: str
     integrates_in_evaluation: bool
 
 
 def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
-    """The predictive distribution of one batch, from `model.evaluation_samples` samples.
+    """The predictive distribution of one batch, from samples or in one pass of moments.
 
     Inside `posterior_mean()`, and for a model that draws nothing, one pass gives all members. A
     stateful model must not run twice on a batch: it gets one pass as well.
@@ -46,6 +49,9 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
 
     Returns:
         The mixture, in the layout `[B, S, ..., D]` of the metrics.
+
+    Raises:
+        ValueError: for moments of a model without a graph, or of a layer without a rule.
     """
     layers = layers_of(model)
     is_single = scopes.mean_mode.value or not is_random(layers) or stateful_layers(layers)
@@ -55,7 +61,9 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
             outputs = as_members(model(x, training=False)).values
         return PredictiveMixture(model.likelihood, outputs, axis=1)
     count, variance = model.evaluation_samples, None
-    if model.integrates_in_evaluation:
+    if model.evaluation_method == "moments":
+        outputs, variance = moment_outputs(model, x, integrates=model.integrates_in_evaluation)
+    elif model.integrates_in_evaluation:
         outputs, variance = sample_marginals(model, x, count, seed, shared=True)
     else:
         outputs = sample_outputs(model, x, count, seed, shared=True)

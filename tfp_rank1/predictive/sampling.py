@@ -21,6 +21,7 @@ from tfp_rank1.random import SharedDraws, fold_in, make_seed, next_seed, seed_sc
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
+    "METHODS",
     "Samplers",
     "posterior_predictive",
     "sample_marginals",
