@@ -152,8 +152,10 @@ def test_linear_layers_equal_their_matrix(name, float64):
     make, shape = LINEAR[name]
     layer, x = make(), random_moments(shape, "float64")
     zeros = layer(tf.zeros(shape, tf.float64)).numpy()
-    basis = tf.reshape(tf.eye(math.prod(shape), dtype=tf.float64), [-1, *shape])
-    matrix = np.stack([layer(column).numpy() - zeros for column in basis])
+    size = math.prod(shape)
+    # All columns of the matrix as rows of one batch: rows do not meet in these layers.
+    basis = tf.reshape(tf.eye(size, dtype=tf.float64), [-1, *shape[1:]])
+    matrix = layer(basis).numpy().reshape(size, *zeros.shape) - zeros
     found = propagate(layer, x)
     mean, variance = (np.ravel(v) for v in (x.mean.numpy(), x.variance.numpy()))
     np.testing.assert_allclose(found.mean, np.tensordot(mean, matrix, 1) + zeros, atol=1e-10)
@@ -332,7 +334,7 @@ def test_nodes_have_the_moments_they_are_made_for():
     np.testing.assert_allclose(nodes.T @ nodes / 32, np.eye(10), atol=1e-10)
     a = np.random.default_rng(0).normal(size=(300, 5, 5))
     covariance = a @ np.swapaxes(a, 1, 2)
-    factor = cholesky(tf.constant(covariance)).numpy()
+    factor = cholesky(tf.constant(covariance)).numpy().T
     np.testing.assert_allclose(factor, np.linalg.cholesky(covariance), atol=1e-3)
     x = Moments(tf.zeros([300, 5]), None, None, lambda: tf.constant(covariance, tf.float32))
     samples = pseudo_samples(x, 16).numpy()
@@ -344,7 +346,7 @@ def test_nodes_have_the_moments_they_are_made_for():
 def test_a_covariance_without_full_rank_has_a_factor():
     v = np.array([1.0, 2.0, -1.0])
     covariance = np.outer(v, v)[np.newaxis]
-    factor = cholesky(tf.constant(covariance, tf.float32)).numpy()
+    factor = cholesky(tf.constant(covariance, tf.float32)).numpy().T
     np.testing.assert_allclose(factor @ np.swapaxes(factor, 1, 2), covariance, atol=1e-5)
 
 
@@ -369,6 +371,18 @@ def test_users_teach_their_layers():
     np.testing.assert_allclose(propagate(Doubled(), x).variance, 4.0 * x.variance)
     # Of what is known, a layer needs no rule.
     assert propagate(Halved(1), Moments(x.mean)).is_exact
+
+
+def test_inputs_that_members_share_are_multiplied_once():
+    """The same moments as of rows that a layer has passed on, which nobody knows to be alike."""
+    inputs, tiled = members_input((3, 4), 2)
+    dense = r1.layers.DenseRank1(5, ensemble_size=2, posterior=r1.posteriors.Normal(stddev=0.3))
+    split = r1.layers.SplitMembers(2)
+    models = [keras.Model(inputs, split(dense(h))) for h in (tiled, layers.Identity()(tiled))]
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 3, 4)), tf.float32)
+    found, expected = (output_moments(model, x) for model in models)
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
+    np.testing.assert_allclose(found.covariance(), expected.covariance(), atol=1e-5)
 
 
 def test_operations_of_graphs():

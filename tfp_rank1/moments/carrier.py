@@ -26,6 +26,8 @@ class Moments:
         shared: computes `K' (Cov - diag Cov) K`, `[B, D, D]`, for a kernel K `[k, D]` of few
             columns: what correlations between the k entries of the last axis add to the covariance
             of `K'x`. None where entries count as independent.
+        source: `[B / K, ...]`, the rows that all K members got a copy of; None where the rows of
+            members differ.
     """
 
     mean: tf.Tensor
@@ -33,6 +35,7 @@ class Moments:
     mask: tf.Tensor | None = None
     joint: Callable[[], tf.Tensor] | None = None
     shared: Callable[[tf.Tensor], tf.Tensor] | None = None
+    source: tf.Tensor | None = None
 
     @property
     def is_exact(self) -> bool:

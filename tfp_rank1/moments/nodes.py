@@ -47,25 +47,34 @@ def normal_nodes(num_nodes: int, num_outputs: int) -> np.ndarray:
 
 
 def cholesky(covariance: tf.Tensor) -> tf.Tensor:
-    """The lower triangular C with `C C' = Cov`, `[..., D, D]`, by sums and products alone.
+    """The columns of the lower triangular C with `C C' = Cov`, by sums and products alone.
 
     Serving formats have no factorisation. A column of zeros takes the place of a pivot that
     rounding left below 0.
+
+    Args:
+        covariance: `[..., D, D]`.
+
+    Returns:
+        `[D, D, n]`: column j of C, its row i, and the n matrices of the batch. With the matrices
+        last, every step runs over long rows of numbers; with the small D last it took 3 times as
+        long.
     """
     size = covariance.shape[-1]
+    flat = tf.reshape(covariance, [-1, size * size])
+    rest = tf.reshape(tf.transpose(flat), [size, size, -1])
+    # Relative to the entry before: what rounding leaves of a pivot is no variance.
+    floors = [1e-6 * rest[j, j] + 1e-30 for j in range(size)]
     columns: list[tf.Tensor] = []
-    rest = covariance
-    for j in range(size):
-        pivot = tf.nn.relu(rest[..., j, j])[..., tf.newaxis]
-        # Relative to the entry before: what rounding leaves of a pivot is no variance.
-        floor = 1e-6 * covariance[..., j, j][..., tf.newaxis] + 1e-30
+    for j, floor in enumerate(floors):
+        pivot = tf.nn.relu(rest[0, 0])
         inverse = tf.where(pivot > floor, tf.math.rsqrt(tf.maximum(pivot, floor)), 0.0)
-        is_below = tf.constant(np.arange(size) >= j, covariance.dtype)
-        column = rest[..., :, j] * inverse * is_below
-        columns.append(column)
-        if j < size - 1:
-            rest -= column[..., :, tf.newaxis] * column[..., tf.newaxis, :]
-    return tf.stack(columns, axis=-1)
+        column = rest[0] * inverse
+        columns.append(tf.pad(column, [[j, 0], [0, 0]]))
+        if j < size - 1:  # LiteRT takes no tensor without entries
+            below = column[1:]
+            rest = rest[1:, 1:] - below[:, tf.newaxis] * below
+    return tf.stack(columns)
 
 
 def pseudo_samples(moments: Moments, num_nodes: int) -> tf.Tensor:
@@ -76,15 +85,16 @@ def pseudo_samples(moments: Moments, num_nodes: int) -> tf.Tensor:
         num_nodes: S, even.
     """
     mean = moments.mean
-    rank = mean.shape.rank
-    nodes = tf.constant(normal_nodes(num_nodes, mean.shape[-1]), mean.dtype)
+    size = mean.shape[-1]
+    nodes = tf.constant(normal_nodes(num_nodes, size), mean.dtype)
     if moments.joint is None:
-        nodes = tf.reshape(nodes, [num_nodes, *[1] * (rank - 1), mean.shape[-1]])
+        nodes = tf.reshape(nodes, [num_nodes, *[1] * (mean.shape.rank - 1), size])
         return mean + tf.sqrt(moments.variance_or_zeros()) * nodes
-    factor = cholesky(moments.covariance())
-    # One plain product of rows: `tf.matmul` of TensorFlow 2.21 is wrong on some CPUs, or crashes,
-    # for `[B, 1, n, d]` times a matrix `[d, k]`, n > 1. Of `[500, 1, 3, 3]` times `[3, 64]` about
-    # the first 250 of the 1,500 rows are right. `keras.ops.matmul` flattens the rows by itself.
-    rows = tf.matmul(tf.reshape(factor, [-1, factor.shape[-1]]), nodes, transpose_b=True)
-    moved = tf.reshape(rows, tf.concat([tf.shape(mean), [num_nodes]], axis=0))
-    return mean + tf.transpose(moved, [rank, *range(rank)])
+    columns = cholesky(moments.covariance())
+    # One plain product: `tf.matmul` of TensorFlow 2.21 is wrong on some CPUs, or crashes, for
+    # `[B, 1, n, d]` times a matrix `[d, k]`, n > 1. Of `[500, 1, 3, 3]` times `[3, 64]` about the
+    # first 250 of the 1,500 rows are right. `keras.ops.matmul` flattens the rows by itself.
+    # The nodes are the second factor, which the converter of LiteRT needs to keep shapes apart.
+    rows = tf.matmul(tf.reshape(columns, [size, -1]), nodes, transpose_a=True, transpose_b=True)
+    moved = tf.transpose(tf.reshape(rows, [size, -1, num_nodes]), [2, 1, 0])
+    return mean + tf.reshape(moved, tf.concat([[num_nodes], tf.shape(mean)], axis=0))

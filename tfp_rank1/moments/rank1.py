@@ -10,19 +10,20 @@ variance). An additive factor adds its mean and its variance. A bias adds its ow
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1 import layers
+from tfp_rank1 import layers, scopes
 from tfp_rank1.layers.folding import fold, unfold
 from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.linear import covariance_of_dense, has_joint, is_dense, mapped
-from tfp_rank1.moments.registry import propagate, register
+from tfp_rank1.moments.registry import propagate, register, register_for_exact
 
 __all__ = ["perturbed"]
 
@@ -76,7 +77,7 @@ def _rank1(layer: Any, x: Moments) -> Moments:
     inputs, outputs, bias_axes = layer.factor_axes
     x, r = _floating(x, layer), layer.factor_moments(layer.r_factor)
     if x.is_exact and is_dense(layer) and layer.perturbation == "multiplicative":
-        inner = _of_known(layer, x.mean, r)
+        inner = _of_known(layer, x, r)
     else:
         inner = mapped(layer, perturbed(layer, x, r, inputs))
     s = layer.factor_moments(layer.s_factor)
@@ -90,20 +91,36 @@ def _rank1(layer: Any, x: Moments) -> Moments:
     return Moments(result.mean, result.variance, None, joint)
 
 
-def _of_known(layer: Any, x: tf.Tensor, r: Pair) -> Moments:
+def _of_known(layer: Any, x: Moments, r: Pair) -> Moments:
     """Moments of `W'(x o r)` for an x that is known: with `m W` and `s^2 W^2`, `[K, in, out]`.
 
     The first layer of a net has the most inputs, and so nothing is computed per input and row.
     """
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
-    mean, variance = (None if v is None else tf.cast(v[:, 0], x.dtype)[..., tf.newaxis] for v in r)
-    rows = _flat(unfold(x, layer.ensemble_size))
-    shape = tf.concat([tf.shape(x)[:-1], [layer.units]], axis=0)
-    inner = tf.reshape(tf.matmul(rows, mean * kernel), shape)
+    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.mean.dtype)
+    mean, variance = (None if v is None else tf.cast(v[:, 0], kernel.dtype) for v in r)
+    product = _by_member if x.source is None else _from_source
+    rows = unfold(x.mean, layer.ensemble_size) if x.source is None else x.source[tf.newaxis]
+    shape = tf.concat([tf.shape(x.mean)[:-1], [layer.units]], axis=0)
+    inner = tf.reshape(product(_flat(rows), mean, kernel), shape)
     if variance is None:
         return Moments(inner)
-    spread = tf.matmul(tf.square(rows), variance * tf.square(kernel))
+    spread = product(tf.square(_flat(rows)), variance, tf.square(kernel))
     return Moments(inner, tf.reshape(spread, shape))
+
+
+def _by_member(rows: tf.Tensor, factor: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """`(r_k o W)'x` for rows x of every member, `[K, rows, out]`."""
+    return tf.matmul(rows, factor[..., tf.newaxis] * kernel)
+
+
+def _from_source(rows: tf.Tensor, factor: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """As `_by_member`, for rows `[1, rows, in]` that all members share: one matrix product."""
+    members, outputs = factor.shape[0], kernel.shape[1]
+    # The kernels of all members side by side, `[in, K * out]`.
+    wide = tf.transpose(factor)[..., tf.newaxis] * kernel[:, tf.newaxis]
+    wide = tf.reshape(wide, [-1, members * outputs])
+    by_row = tf.reshape(tf.matmul(rows[0], wide), [-1, members, outputs])
+    return tf.transpose(by_row, [1, 0, 2])
 
 
 def _flat(x: tf.Tensor) -> tf.Tensor:
@@ -177,9 +194,12 @@ def _of_tokens(layer: Any, r: Pair, tokens: tf.Tensor, table: tf.Tensor) -> Pair
     return entry(mean), None if variance is None else entry(variance)
 
 
-@register(layers.TileMembers)
+@register_for_exact(layers.TileMembers)
 def _tile(layer: Any, x: Moments) -> Moments:
-    return x.moved(layer.call)
+    tiled = x.moved(layer.call)
+    if scopes.split_members.value or not x.is_exact:
+        return tiled
+    return dataclasses.replace(tiled, source=x.mean)
 
 
 @register(layers.SplitMembers)

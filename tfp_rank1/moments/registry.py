@@ -15,13 +15,15 @@ from tfp_rank1.keras_internals import layers_of, mask_of, nodes_of, run_graph, s
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.moments.carrier import Moments
 
-__all__ = ["Rule", "drawn", "exact", "has_rule", "propagate", "register"]
+__all__ = ["Rule", "drawn", "exact", "has_rule", "propagate", "register", "register_for_exact"]
 
 # `rule(layer, *args, **kwargs)`: the arguments of the layer's call, with moments for tensors.
 Rule = Callable[..., Any]
 R = TypeVar("R", bound=Rule)
 
 _rules: dict[type, Rule] = {}
+# Classes whose rules also see inputs that are known exactly.
+_for_exact: set[type] = set()
 
 
 def register(*classes: type) -> Callable[[R], R]:
@@ -50,6 +52,19 @@ def register(*classes: type) -> Callable[[R], R]:
         for cls in classes:
             _rules[cls] = rule
         return rule
+
+    return decorate
+
+
+def register_for_exact(*classes: type) -> Callable[[R], R]:
+    """As `register`, for a rule that also takes inputs which are known exactly.
+
+    Elsewhere Keras computes the outputs for those, and what the rule knows besides is lost.
+    """
+
+    def decorate(rule: R) -> R:
+        _for_exact.update(classes)
+        return register(*classes)(rule)
 
     return decorate
 
@@ -85,7 +100,8 @@ def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
         ValueError: for a layer without a rule.
     """
     given = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Moments)]
-    if all(v.is_exact for v in given) and not _draws(operation, kwargs):
+    is_exact = all(v.is_exact for v in given) and not _draws(operation, kwargs)
+    if is_exact and type(operation) not in _for_exact:
         return _computed(operation, args, kwargs)
     if nodes_of(operation):  # a nested model
         return run_graph(operation, args, lambda inner: functools.partial(propagate, inner))
@@ -163,5 +179,5 @@ def _masked(operation: Any, outputs: Any, args: Any) -> Any:
     after = keras.tree.flatten(operation.compute_mask(inputs, before))
     flat = keras.tree.flatten(outputs)
     after += [None] * (len(flat) - len(after))
-    new = [Moments(v.mean, v.variance, m, v.joint) for v, m in zip(flat, after, strict=False)]
+    new = [dataclasses.replace(v, mask=mask) for v, mask in zip(flat, after, strict=False)]
     return keras.tree.pack_sequence_as(outputs, new)
