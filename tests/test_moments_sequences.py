@@ -9,6 +9,7 @@ from test_moments import draws_of, random_moments, repeated
 
 import tfp_rank1 as r1
 from tfp_rank1.moments import Moments, propagate
+from tfp_rank1.predictive.moments import moment_outputs
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32")
@@ -205,3 +206,21 @@ def test_sequences_are_drawn_or_their_steps_count_as_independent(net):
     for passes in (None, 0):
         p = model.posterior_predictive(x, method="moments", num_passes=passes)
         np.testing.assert_allclose(p.mean(), q.mean(), atol=0.02)
+    if net is lstm_net:  # the loop over time steps
+
+        def answer(values):
+            return moment_outputs(model, values, num_passes=0)[0]
+
+        compiled = tf.function(answer, jit_compile=True, autograph=False)(tf.constant(x))
+        np.testing.assert_allclose(compiled, p.samples, rtol=1e-3, atol=1e-3)
+
+
+def test_a_recurrent_net_leaves_tensorflow(tmp_path):
+    """LiteRT takes no loop: the time steps stand in the graph one by one."""
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    model = r1.BayesianModel(*lstm_net(), likelihood="categorical")
+    x, path = X[:, :5], str(tmp_path / "served.tflite")
+    model.export_predictive(path, method="moments", format="litert", num_passes=0)
+    runner = interpreter.Interpreter(model_path=path).get_signature_runner("serving_default")
+    p = model.posterior_predictive(x, method="moments", num_passes=0)
+    np.testing.assert_allclose(runner(x=x)["probs"], p.mean(), atol=1e-5)

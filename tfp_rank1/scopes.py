@@ -33,6 +33,7 @@ __all__ = [
     "shared_draws",
     "split_members",
     "tempered_variance",
+    "unrolled",
     "variance_factor",
 ]
 
@@ -95,6 +96,8 @@ marginal: Scope[Any] = Scope(_none)
 # Whether draws become constants of the graph under construction, as in files that know no random
 # numbers.
 constant_draws: Scope[bool] = Scope(bool)
+# Whether every iteration of a loop stands in the graph by itself, for formats that take no loop.
+unrolled: Scope[bool] = Scope(bool)
 # The variance that a learned Gaussian noise has in the loss of a training step, or None for its
 # own.
 tempered_variance: Scope[Any] = Scope(_none)

@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1 import layers as rank1_layers
+from tfp_rank1 import scopes
 from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.merging import added, multiplied
@@ -243,11 +244,12 @@ def _step_of(layer: Any, states: Any) -> Callable[[Any, Any], Any]:
 
 
 def _scanned(layer: Any, step: Callable[[Any, Any], Any], inputs: Any, start: Any) -> Any:
-    """What `step` carries, after every step; as a loop of the graph unless the layer unrolls."""
-    if not layer.unroll:
+    """What `step` carries, after every step; as a loop of the graph unless it is to unroll."""
+    count = inputs[0].shape[0]
+    if count is None or not (layer.unroll or scopes.unrolled.value):
         return tf.scan(step, tuple(inputs), start)
     carried, steps = start, []
-    for index in range(int(inputs[0].shape[0])):
+    for index in range(count):
         carried = step(carried, [value[index] for value in inputs])
         steps.append(carried)
     return keras.tree.map_structure(lambda *values: tf.stack(values), *steps)

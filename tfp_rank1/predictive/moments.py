@@ -41,7 +41,8 @@ def moment_outputs(
         num_passes: P, passes that draw the weights of what positions (pixels, time steps) share;
             moments begin behind it. 0 for one pass in which positions count as independent.
             Defaults to None: 8. A net without positions takes one pass.
-        unrolls: whether the graph holds every pass by itself, for formats that take no loop.
+        unrolls: whether the graph holds every pass and every time step by itself, for formats that
+            take no loop.
 
     Returns:
         Raw outputs `[S, B, ..., D]` and None; or means and variances of the raw outputs,
@@ -54,7 +55,8 @@ def moment_outputs(
     num_passes = PASSES if num_passes is None else whole("num_passes", num_passes, 0)
     sampled = operations_with_positions(model) if num_passes else frozenset()
     if not sampled or scopes.mean_mode.value:
-        found = _calibrated(model, x)
+        with scopes.unrolled.set(unrolls):
+            found = _calibrated(model, x)
         if integrates and not found.is_exact and model.likelihood.has_closed_form_marginal:
             values = tf.stack([found.mean, found.variance_or_zeros()])
             by_member = tf.transpose(values, [0, 2, 1, *range(3, values.shape.rank)])
