@@ -160,8 +160,9 @@ def test_two_replicas_evaluate_as_one(strategy):
         keras.utils.set_random_seed(3)
         with own.scope():
             model = strategy_case.rank1("normal")
-            model.compile("adam", evaluation_method="moments", metrics=["accuracy"])
-        scores = model.evaluate(strategy_case.dataset(), verbose=0, return_dict=True)
+            model.compile("adam", evaluation_method="moments")
+        batches = strategy_case.dataset().take(2)
+        scores = model.evaluate(batches, verbose=0, return_dict=True)
         found.append(
             [*scores.values(), *np.ravel(model.predict(strategy_case.data()[0], verbose=0))]
         )
