@@ -8,6 +8,7 @@ teaches the pass a layer of your own.
 from tfp_rank1.moments import (  # noqa: F401
     arrangement,
     attention,
+    cells,
     merging,
     normalization,
     operations,
