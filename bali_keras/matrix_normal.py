@@ -16,6 +16,7 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
+from keras import ops
 from tensorflow_probability import distributions as tfd
 
 __all__ = [
@@ -269,8 +270,10 @@ def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
     matrix product.
     """
     half = row_factor.shape[0] // 2
-    left = tf.matmul(h[..., :half], row_factor[:half, :half])
-    right = tf.matmul(h, row_factor[:, half:])
+    # Not `tf.matmul`, which for rows `[B, 1, n, d]` reads past their end on some CPUs (TensorFlow
+    # 2.21): wrong numbers, or a crash. Images of height 1 have such rows.
+    left = ops.matmul(h[..., :half], row_factor[:half, :half])
+    right = ops.matmul(h, row_factor[:, half:])
     return tf.reduce_sum(tf.square(left), -1) + tf.reduce_sum(tf.square(right), -1)
 
 

@@ -129,3 +129,11 @@ def test_large_matrices_without_full_rank(rng, rank):
     factor = np.float64(mn.inverse_factor(tf.constant(matrix)))
     assert np.isfinite(factor).all()
     np.testing.assert_allclose(factor.T @ matrix @ factor, np.eye(513), atol=0.1)  # 1e6 * 1e-7
+
+
+def test_rows_of_images_of_height_1(rng):
+    """`tf.matmul` of TensorFlow 2.21 reads past the end of such rows on some CPUs."""
+    factor = tf.constant(np.triu(rng.normal(size=(21, 21))), tf.float32)
+    h = tf.constant(rng.normal(size=(64, 1, 3, 21)), tf.float32)
+    expected = mn.row_variance(factor, tf.reshape(h, [-1, 21]))
+    np.testing.assert_allclose(np.ravel(mn.row_variance(factor, h)), expected, rtol=1e-5)
