@@ -45,8 +45,13 @@ class FoundPrecision:
     """
 
     def __init__(self) -> None:
+        # An initializer, not a number: only shapes are made of a model in a stateless scope.
         self._value = keras.Variable(
-            -1.0, shape=(), dtype="float32", trainable=False, name="found_kernel_precision"
+            keras.initializers.Constant(-1.0),
+            shape=(),
+            dtype="float32",
+            trainable=False,
+            name="found_kernel_precision",
         )
 
     @property
