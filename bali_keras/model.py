@@ -25,6 +25,7 @@ from bali_keras.inference.update import Health, factorise
 from bali_keras.layers import BaliLayer
 from bali_keras.layers.base import Marginal
 from bali_keras.recording import Recorder
+from bali_keras.schedules import default_for
 from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
 from tfp_rank1.keras_internals import layers_of
@@ -159,7 +160,7 @@ class BaliModel(BayesianModel):
         optimizer: Any = None,
         loss: Any = "average_nll",
         *,
-        forgetting: Any = Settings.forgetting,
+        forgetting: Any = None,
         damping: Any = Settings.damping,
         prior_precision: float | None = Settings.prior_precision,
         prior_row_precision: Any = Settings.prior_row_precision,
@@ -182,7 +183,8 @@ class BaliModel(BayesianModel):
                 example is taken for a negative log-likelihood in nats, and F is the empirical
                 Fisher information, from the data's labels; with `"average_nll"` F is the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
-                `PerFit()`, which falls over each `fit` in units of its length.
+                None: `PerFit()` for classes and counts, `PerFit(290, 4.2)` for continuous targets,
+                which fall over each `fit` in units of its length.
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
                 F is the Fisher information of all rows of an example together, see
                 `bali_keras.inference.posterior`. Defaults to None: found from the data for
@@ -233,6 +235,8 @@ class BaliModel(BayesianModel):
         Raises:
             ValueError: for a value out of range.
         """
+        if forgetting is None:
+            forgetting = default_for(self.likelihood.discrete)
         settings = Settings.of(
             forgetting=forgetting,
             damping=damping,

@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "Schedule",
     "check_rate",
+    "default_for",
     "get",
 ]
 
@@ -140,8 +141,8 @@ class PerFit(Schedule):
     changes what part of the data an average holds. Every `fit` begins a new line.
 
     Args:
-        start: rate of the first step times the number of steps, above 0. Defaults to 290.
-        end: rate of the last step times the number of steps, in (0, start]. Defaults to 4.2.
+        start: rate of the first step times the number of steps, above 0. Defaults to 170.
+        end: rate of the last step times the number of steps, in (0, start]. Defaults to 2.4.
         largest: upper bound of the rates, in (0, 1]. Defaults to 0.25.
 
     Raises:
@@ -156,7 +157,7 @@ class PerFit(Schedule):
 
     needs_length = True
 
-    def __init__(self, start: float = 290.0, end: float = 4.2, largest: float = 0.25) -> None:
+    def __init__(self, start: float = 170.0, end: float = 2.4, largest: float = 0.25) -> None:
         self.start, self.end = positive("start", start), positive("end", end)
         self.largest = check_rate("largest", largest)
         _check_falls(start, end)
@@ -198,6 +199,16 @@ def _on_line(start: Any, end: Any, done: tf.Tensor, length: tf.Tensor) -> tf.Ten
     """The rate after `done` of `length` steps from `start` to `end`, and `end` beyond."""
     fraction = tf.cast(done, tf.float32) / tf.cast(tf.maximum(length, 1), tf.float32)
     return start + (end - start) * tf.clip_by_value(fraction, 0.0, 1.0)
+
+
+def default_for(discrete: bool) -> PerFit:
+    """The schedule of a model that is given none.
+
+    Args:
+        discrete: whether targets are classes or counts. Continuous targets ask for higher rates:
+            their nets end at larger errors without them.
+    """
+    return PerFit() if discrete else PerFit(290.0, 4.2)
 
 
 def get(forgetting: Any) -> Schedule:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from bali_keras.inference.step import is_nll, trained_layers
 from tfp_rank1.model.counting import batch_size_of, count_steps, count_training_examples
-from tfp_rank1.model.cross_validation import NUM_FOLDS, CrossValidation
+from tfp_rank1.model.cross_validation import (
+    NUM_FOLDS,
+    CrossValidation,
+    affordable_fits,
+    build_on,
+    told,
+)
 from tfp_rank1.model.search_data import Examples, in_memory
-from tfp_rank1.model.step import make_variables
 
 __all__ = ["Plan", "Search", "plan_for", "search_for_hyperparameters"]
 
@@ -28,12 +31,8 @@ _MOST_STEPS, _LEAST_STEPS = 200, 100
 # The same for nets of which short fits say too little, and the part of the user's fit that one of
 # the search must have there.
 _LONG_STEPS, _LEAST_PART = 1000, 0.5
-# Fits with fewer steps keep the default: they end before any hyperparameter matters much.
-_SHORTEST_FIT = 100
 # Cost of a step beside that of its rows, in rows of a small net.
 _ROWS_PER_STEP = 64
-# A search may cost this many fits for up to `_FEW` examples, and a twentieth of one for 60,000.
-_MOST_COST, _FEW = 12.0, 1500.0
 # Candidates of a search, for the estimate of its cost: by short fits, and by long ones.
 _CANDIDATES, _FEW_CANDIDATES = 8, 4
 _FEW_FOLDS = 3
@@ -77,11 +76,9 @@ def plan_for(
         batch_size: examples per step of the fit.
         is_wary: whether to search by long fits, and to keep the defaults where they are as good.
     """
-    if num_found < 40 or steps < _SHORTEST_FIT:
-        return None
     rows = int(np.clip(num_found // 8, 16, 128))
-    share = _MOST_COST * min(1.0, _FEW / max(count, 1.0)) ** 1.5
-    budget = share * steps * (batch_size + _ROWS_PER_STEP) / (rows + _ROWS_PER_STEP)
+    fits = affordable_fits(num_found, count, steps)
+    budget = fits * steps * (batch_size + _ROWS_PER_STEP) / (rows + _ROWS_PER_STEP)
     if is_wary:
         # A fit of as many rows as the user's sees every example as often.
         full = steps * batch_size / rows
@@ -112,20 +109,12 @@ def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
     plan = plan_for(len(examples), *of_fit, is_wary) if examples is not None else None
     if examples is None or plan is None:
         return
-    make_variables(model, keras.tree.map_structure(tf.convert_to_tensor, examples.first(2).x))
+    build_on(model, examples)
     # A net that was trained before has seen what would be held out.
     if any(layer.prior_at_mean for layer in model.bali_layers):
         return
-    model.build_optimizer()
-    is_told = arguments.get("verbose", "auto") not in (0, "0")
-    if is_told:
-        names = ", ".join(f"`{name}`" for name in wanted)
-        print(f"Looking for {names} on held-out parts of the training data ...")
-    found = Search(model, examples, plan).run(wanted)
-    model.hyperparameters.assign(**found)
-    if is_told:
-        text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        print(f"Found: {text}")
+    search = Search(model, examples, plan)
+    model.hyperparameters.assign(**told(arguments, wanted, lambda: search.run(wanted)))
 
 
 def _wanted(model: Any) -> tuple[str, ...]:
@@ -190,5 +179,4 @@ class Search:
 
     def _train(self, examples: Examples, values: dict[str, float]) -> None:
         self._model.hyperparameters.assign(**values, num_examples=examples.total_weight)
-        rows = examples.dataset().shuffle(len(examples), seed=0).repeat()
-        self._model.train_for(rows.batch(self._plan.batch_size), self._plan.steps)
+        self._model.train_for(examples.endless_batches(self._plan.batch_size), self._plan.steps)

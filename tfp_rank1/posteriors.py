@@ -321,15 +321,18 @@ class Normal(_LocationScale):
         }
 
 
-def default_start() -> Normal:
-    """`Normal(WideSigns())`: the posterior of factors that were given nothing.
+def default_start(stddev: float = DEFAULT_SCALE) -> Normal:
+    """`Normal(WideSigns(), stddev)`: the posterior of factors that were given nothing.
 
     Means of factors with 64 entries or more are signs, three of four of them positive, so that
     members differ from the start: else the mixture is one net. With as many negative signs nets on
     small sets learn too slowly. Under a prior around 1 a negative sign would cost 200 nats; the
     prior that belongs to this start follows the means, see `priors.default_pair`.
+
+    Args:
+        stddev: standard deviation, above 0. Defaults to that of any `Normal`.
     """
-    return Normal(WideSigns())
+    return Normal(WideSigns(), stddev)
 
 
 @registered("tfp_rank1.posteriors")

@@ -195,14 +195,14 @@ class Recipe:
                 f"Received: posterior={self.posterior!r}"
             )
         if self.prior_stddev is None:
-            return posteriors.Normal(initializers.WideSigns(), self.stddev)
+            return posteriors.default_start(self.stddev)
         sign = self.random_sign
         mean = None if sign is None else initializers.RandomSign(sign)
         return posteriors.family(self.posterior).starting_at(mean, self.stddev)
 
     def _prior(self) -> priors.Prior | None:
         if self.prior_stddev is None:
-            return priors.NormalWithTiedMean()
+            return priors.default_pair()[1]
         family = _PRIORS.get(self.posterior)
         # A mean of None is that of an unperturbed layer: 1, or 0 for additive factors.
         return None if family is None else family(None, self.prior_stddev)

@@ -14,16 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_rank1.model.all_or_nothing import Snapshot
 from tfp_rank1.model.search_data import Examples
+from tfp_rank1.model.step import make_variables
 from tfp_rank1.predictive import evaluated
 
-__all__ = ["NUM_FOLDS", "CrossValidation", "excess"]
+__all__ = ["NUM_FOLDS", "CrossValidation", "affordable_fits", "build_on", "excess", "told"]
 
 NUM_FOLDS = 5
+# Fits with fewer steps end before any hyperparameter matters much, and fewer examples say nothing.
+_SHORTEST_FIT, _FEWEST_EXAMPLES = 100, 40
+# A search may cost this many fits for up to `_FEW` examples, and a twentieth of one for 60,000.
+_MOST_COST, _FEW = 12.0, 1500.0
 # Differences between candidates, in standard errors: up to `_TOLERANCE` they are equally good, and
 # from `_STOP` on nothing better lies behind the worse one.
 _TOLERANCE, _STOP = 0.5, 2.0
@@ -32,6 +38,44 @@ _ROWS = 1024
 # A candidate that exceeds another by so many standard errors is beaten: the remaining folds will
 # not change that.
 _BEATEN = 4.0
+
+
+def affordable_fits(num_found: int, count: int, steps: int) -> float:
+    """How many fits of the user's length a search may cost; 0 where it is not worth its time.
+
+    Args:
+        num_found: examples that the search holds in memory.
+        count: number of training examples.
+        steps: number of steps of the fit.
+    """
+    if num_found < _FEWEST_EXAMPLES or steps < _SHORTEST_FIT:
+        return 0.0
+    return _MOST_COST * min(1.0, _FEW / max(count, 1.0)) ** 1.5
+
+
+def build_on(model: Any, examples: Examples) -> None:
+    """Build a model and its optimizer on inputs like those of the examples."""
+    make_variables(model, keras.tree.map_structure(tf.convert_to_tensor, examples.first(2).x))
+
+
+def told(
+    arguments: dict[str, Any], names: tuple[str, ...], find: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Search, and tell what is looked for and found, unless the `fit` is silent.
+
+    Args:
+        arguments: the arguments of `fit`, by name.
+        names: what is looked for.
+        find: the search; it returns the values by name.
+    """
+    is_told = arguments.get("verbose", "auto") not in (0, "0")
+    if is_told:
+        wanted = ", ".join(f"`{name}`" for name in names)
+        print(f"Looking for {wanted} on held-out parts of the training data ...")
+    found = find()
+    if is_told:
+        print("Found: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    return found
 
 
 class CrossValidation:

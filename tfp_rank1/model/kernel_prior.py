@@ -45,8 +45,13 @@ class FoundPrecision:
     """
 
     def __init__(self) -> None:
+        # An initializer, not a number: only shapes are made of a model in a stateless scope.
         self._value = keras.Variable(
-            -1.0, shape=(), dtype="float32", trainable=False, name="found_kernel_precision"
+            keras.initializers.Constant(-1.0),
+            shape=(),
+            dtype="float32",
+            trainable=False,
+            name="found_kernel_precision",
         )
 
     @property
@@ -74,11 +79,11 @@ def precision_of(model: Any) -> float:
     return model.default_kernel_precision if found is None else found
 
 
-def precision_in_graph(model: Any) -> float | tf.Tensor:
-    """As `precision_of`; a tensor where a search may change it."""
+def precision_in_graph(model: Any) -> float | tf.Tensor | None:
+    """As `precision_of`; a tensor where a search may change it, None for no prior."""
     fixed = _fixed(model)
     if fixed is not None:
-        return fixed
+        return fixed or None
     return model.found_kernel_precision.tensor(model.default_kernel_precision)
 
 

@@ -17,22 +17,19 @@ import tensorflow as tf
 
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model.counting import batch_size_of, count_steps, count_training_examples
-from tfp_rank1.model.cross_validation import CrossValidation
+from tfp_rank1.model.cross_validation import CrossValidation, affordable_fits, build_on, told
 from tfp_rank1.model.kernel_prior import is_open
 from tfp_rank1.model.search_data import Examples, in_memory
-from tfp_rank1.model.step import make_variables
 
 __all__ = ["find_kernel_precision", "folds_for"]
 
 # Precisions are tried from the first one on, in steps of this factor and within these bounds.
 _FIRST, _RATIO, _LEAST, _LARGEST = 0.1, 10.0**0.5, 0.0031, 3.2
-# Fits with fewer steps are too short to overfit, and in so many a small table is overfitted.
-_SHORTEST_FIT, _MOST_STEPS = 100, 1500
-# A search may cost this many fits for up to `_FEW` examples, and a twentieth of one for 60,000.
-_MOST_COST, _FEW = 12.0, 1500.0
+# In so many steps a small table is overfitted.
+_MOST_STEPS = 1500
 # Candidates of a search, for the estimate of its cost.
 _CANDIDATES = 4
-_FEWEST_EXAMPLES, _MOST_FOLDS = 40, 3
+_MOST_FOLDS = 3
 
 
 def folds_for(count: int, steps: int) -> int:
@@ -42,10 +39,7 @@ def folds_for(count: int, steps: int) -> int:
         count: number of training examples.
         steps: number of steps of the fit.
     """
-    if count < _FEWEST_EXAMPLES or steps < _SHORTEST_FIT:
-        return 0
-    share = _MOST_COST * min(1.0, _FEW / count) ** 1.5
-    return min(_MOST_FOLDS, int(share / _CANDIDATES))
+    return min(_MOST_FOLDS, int(affordable_fits(count, count, steps) / _CANDIDATES))
 
 
 def find_kernel_precision(model: Any, arguments: dict[str, Any]) -> None:
@@ -64,15 +58,13 @@ def find_kernel_precision(model: Any, arguments: dict[str, Any]) -> None:
     examples = in_memory(arguments, count) if num_folds else None
     if examples is None or len(examples) < count:
         return
-    make_variables(model, keras.tree.map_structure(tf.convert_to_tensor, examples.first(2).x))
-    if not is_open(model):  # as it turns out once the layers are built
-        return
-    is_told = arguments.get("verbose", "auto") not in (0, "0")
-    if is_told:
-        print("Looking for `kernel_precision` on held-out parts of the training data ...")
-    model.found_kernel_precision.assign(_search(model, examples, num_folds, steps, arguments))
-    if is_told:
-        print(f"Found: kernel_precision {model.kernel_precision:.3g}")
+    build_on(model, examples)
+
+    def find() -> dict[str, float]:
+        return {"kernel_precision": _search(model, examples, num_folds, steps, arguments)}
+
+    found = told(arguments, ("kernel_precision",), find)
+    model.found_kernel_precision.assign(found["kernel_precision"])
 
 
 def _is_wanted(model: Any, arguments: dict[str, Any]) -> bool:
@@ -97,8 +89,8 @@ def _search(
 
     def train(rest: Examples, values: dict[str, float]) -> None:
         model.found_kernel_precision.assign(values["p"])
-        rows = rest.dataset().shuffle(len(rest), seed=0).repeat().batch(batch_size)
-        model.train_for(rows, max(1, min(_MOST_STEPS, steps * len(rest) // len(examples))))
+        length = max(1, min(_MOST_STEPS, steps * len(rest) // len(examples)))
+        model.train_for(rest.endless_batches(batch_size), length)
 
     held_out = CrossValidation(model, examples, num_folds, train)
     try:

@@ -145,7 +145,7 @@ def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) 
     with scopes.kl_owner.set(KLOwner(kl_weight(model, training))) as owner:
         penalties = [added_loss(model, penalty) for penalty in model.losses]
     precision, count = precision_in_graph(model), model.num_train_examples
-    if count and not (isinstance(precision, float) and precision == 0.0):
+    if count and precision is not None:
         prior = kernel_penalty(model, precision) / float(count)
         penalties.append(added_loss(model, prior))
     # KLs come in the dtype of `keras.config.floatx()`, penalties in that of their weights.

@@ -49,6 +49,10 @@ class Examples(NamedTuple):
             return float(len(self))
         return float(largest(self.weights).sum())
 
+    def endless_batches(self, batch_size: int) -> tf.data.Dataset:
+        """Batches in an order that is new in every round, the same in every run."""
+        return self.dataset().shuffle(len(self), seed=0).repeat().batch(batch_size)
+
     def dataset(self) -> tf.data.Dataset:
         """`(x, y)` or `(x, y, weights)`, example by example."""
         parts = (self.x, self.y) if self.weights is None else tuple(self)

@@ -92,6 +92,11 @@ class LAC(ClassScore):
 class APS(ClassScore):
     """`s(c) = p_(1) + ... + p_(r)`: large sets for hard examples, without random numbers.
 
+    The score of the least likely class is 1 for every example, and that of a confident answer is
+    close to 1. Such ties make sets larger than they must be: with two classes, or a net that is
+    right more often than the coverage asks for, they hold the target far more often than promised.
+    `LAC` has no such ties.
+
     Source: Romano, Sesia & Candès (2020), "Classification with Valid and Adaptive Coverage".
     """
 
