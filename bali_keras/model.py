@@ -171,7 +171,7 @@ class BaliModel(BayesianModel):
         factorise_every: int | None = Settings.factorise_every,
         noise_prior: float = Settings.noise_prior,
         evaluation_samples: int = Settings.evaluation_samples,
-        evaluation_method: str = Settings.evaluation_method,
+        evaluation_method: str | None = Settings.evaluation_method,
         **kwargs: Any,
     ) -> None:
         """Configure inference. The defaults are meant for regression and classification alike.
@@ -217,7 +217,8 @@ class BaliModel(BayesianModel):
                 residual is the likelihood's `initial_scale`. Defaults to 0.01.
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`; the same draws in every call. Defaults to 16.
-            evaluation_method: `"samples"` (default) or `"moments"`, as for `BayesianModel.compile`.
+            evaluation_method: `"moments"`, `"samples"` or None (default), as for
+                `BayesianModel.compile`.
             **kwargs: as for `BayesianModel.compile` (`metrics`, `run_eagerly`, `jit_compile`, ...).
 
         What is None of `prior_precision`, `damping` and `covariance_scale` is found by the first

@@ -84,8 +84,8 @@ class Settings(Options):
         if values["factorise_every"] is not None:
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
-        method = choice("evaluation_method", values["evaluation_method"], METHODS)
-        values["evaluation_method"] = method
+        if values["evaluation_method"] is not None:
+            choice("evaluation_method", values["evaluation_method"], METHODS)
         if values["warmup_steps"] is not None:
             values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)

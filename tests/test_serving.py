@@ -154,6 +154,18 @@ def test_another_address_is_named(url):
 
 
 @pytest.mark.slow
+def test_a_page_knows_the_model(url):
+    """Its address and the shape of an instance; no other address has a page."""
+    address, path = url.rsplit("/v1/", 1)
+    with urllib.request.urlopen(address) as answer:
+        page = answer.read().decode()
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    model = json.loads(re.search(r"const MODEL = (\{.*\});", page).group(1))
+    assert model == {"path": f"/v1/{path}", "shape": [INPUTS]}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}/page.html")
+
+
 def test_the_commands(tmp_path, capsys):
     """A server and a client as the README starts them, on a model for digits."""
     inputs = keras.Input((64,))

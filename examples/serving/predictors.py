@@ -21,7 +21,13 @@ _DTYPES = {
 
 
 class Predictor(Protocol):
-    """A model with one input, safe to call from several threads."""
+    """A model with one input, safe to call from several threads.
+
+    Attributes:
+        shape: of one instance; None for axes of any size.
+    """
+
+    shape: list[int | None]
 
     def __call__(self, instances: Any) -> list[dict[str, Any]]:
         """One dict of outputs per instance.
@@ -56,9 +62,10 @@ class SavedModelPredictor:
         self._loaded = tf.saved_model.load(str(folder))  # kept: its functions do not hold it
         self._function = self._loaded.signatures["serving_default"]
         (self._spec,) = self._function.structured_input_signature[1].values()
+        self.shape = self._spec.shape.as_list()[1:]
 
     def __call__(self, instances: Any) -> list[dict[str, Any]]:
-        x = _array(instances, self._spec.dtype.as_numpy_dtype, self._spec.shape.as_list())
+        x = _array(instances, self._spec.dtype.as_numpy_dtype, [None, *self.shape])
         try:
             outputs = self._function(**{self._spec.name: self._tf.constant(x)})
         except self._tf.errors.InvalidArgumentError as error:
@@ -80,10 +87,10 @@ class OnnxPredictor:
         (self._input,) = self._session.get_inputs()
         self._names = [output.name for output in self._session.get_outputs()]
         # Axes of any size have names.
-        self._shape = [n if isinstance(n, int) else None for n in self._input.shape]
+        self.shape = [n if isinstance(n, int) else None for n in self._input.shape[1:]]
 
     def __call__(self, instances: Any) -> list[dict[str, Any]]:
-        x = _array(instances, np.dtype(_DTYPES[self._input.type]).type, self._shape)
+        x = _array(instances, np.dtype(_DTYPES[self._input.type]).type, [None, *self.shape])
         values = self._session.run(self._names, {self._input.name: x})
         return _rows(dict(zip(self._names, values, strict=True)))
 

@@ -3,7 +3,8 @@
     python -m examples.serving.server quickstart_output/served --port 8501
     python -m examples.serving.server served.onnx
 
-A SavedModel needs TensorFlow; an ONNX file onnxruntime alone.
+A SavedModel needs TensorFlow; an ONNX file onnxruntime alone. A browser shows at `/` a page on which
+to draw what the model then answers, for a classifier of square grey images.
 
 The address and the JSON are those of TensorFlow Serving's REST API, so that the same client talks
 to either: `POST /v1/models/served:predict` with `{"instances": [[...], ...]}` answers
@@ -24,6 +25,7 @@ from typing import Any
 from examples.serving.predictors import predictor_for
 
 MAX_BYTES = 2**26
+PAGE = Path(__file__).with_name("page.html")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -32,6 +34,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds of silence before a connection is closed
+
+    def do_GET(self) -> None:
+        """The page to draw on."""
+        if self.path != "/":
+            return self._refuse(404, f"GET / or POST {self.server.path}. Received: {self.path}")
+        model = {"path": self.server.path, "shape": self.server.predictor.shape}
+        page = PAGE.read_text("utf-8").replace("/*MODEL*/null", json.dumps(model))
+        self._send(200, "text/html; charset=utf-8", page.encode())
 
     def do_POST(self) -> None:
         """Predict; 400 says what is wrong with the request."""
@@ -61,9 +71,11 @@ class Handler(BaseHTTPRequestHandler):
         return content["instances"]
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         if self.close_connection:
             self.send_header("Connection", "close")

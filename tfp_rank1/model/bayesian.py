@@ -52,6 +52,7 @@ from tfp_rank1.model.noise import add_tempering, without_noise
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
 from tfp_rank1.model.replicas import Replicas
+from tfp_rank1.moments import takes_one_pass
 from tfp_rank1.outputs import num_members
 from tfp_rank1.predictive import (
     Conformal,
@@ -219,7 +220,7 @@ class BayesianModel(Replicas):
         member_batches: str = Options.member_batches,
         num_train_samples: int = Options.num_train_samples,
         evaluation_samples: int = Options.evaluation_samples,
-        evaluation_method: str = Options.evaluation_method,
+        evaluation_method: str | None = Options.evaluation_method,
         kernel_precision: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -240,13 +241,15 @@ class BayesianModel(Replicas):
             num_train_samples: samples per member and example in training, at least 1.
                 `"average_nll"` averages over the samples, `"mixture_nll"` takes them as members
                 of the mixture. Defaults to 1.
+            evaluation_method: what `evaluate`, validation and `predict` look at. `"moments"`: the
+                answers of `posterior_predictive(x, method="moments")`, which takes a graph whose
+                layers have rules, see `tfp_rank1.moments`. `"samples"`: `evaluation_samples` draws.
+                Defaults to None: moments where one pass gives them, that is for a graph whose
+                layers all have rules and whose positions (pixels, time steps) share no noise;
+                samples for other models. `model.evaluation_method` is the method in use.
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`, rounded up to a multiple of the members; the same draws in every
-                call. Defaults to 8.
-            evaluation_method: `"samples"` (default) or `"moments"`: `evaluate`, validation and
-                `predict` then take one pass without samples, and look at the answers that
-                `posterior_predictive(x, method="moments")` gives, which leave `evaluation_samples`
-                aside. It takes a graph whose layers have rules, see `tfp_rank1.moments`.
+                call. Without a meaning for moments in one pass. Defaults to 8.
             kernel_precision: p of the prior of the kernels, at least 0: an entry has the precision
                 `p fan_in` a priori, and `-log p(W) / N` is part of the loss. 0 for no prior.
                 Defaults to None: 0 after `convert` and for a net whose factors have no prior. For
@@ -665,8 +668,9 @@ class BayesianModel(Replicas):
 
     @property
     def evaluation_method(self) -> str:
-        """`"samples"` or `"moments"`, for `evaluate`, validation and `predict`."""
-        return self._options.evaluation_method
+        """`"samples"` or `"moments"`: what `evaluate`, validation and `predict` look at."""
+        given = self._options.evaluation_method
+        return given or ("moments" if takes_one_pass(self) else "samples")
 
     @property
     def integrates_in_evaluation(self) -> bool:
@@ -683,9 +687,10 @@ class BayesianModel(Replicas):
         """The predictive mean `E[y | x]` in units of the target, as a NumPy array.
 
         Probabilities of classes `[N, C]` for Categorical, `[N, targets]` for other likelihoods. The
-        mean is that of `evaluation_samples` samples whose draws are the same for every example and
-        call, so that a prediction does not depend on the batch; `posterior_predictive` draws anew.
-        With `compile(evaluation_method="moments")` nothing is drawn.
+        mean is that of `posterior_predictive(x, method="moments")`, in which nothing is drawn; or,
+        where `model.evaluation_method` is `"samples"`, that of `evaluation_samples` samples whose
+        draws are the same for every example and call, so that a prediction does not depend on the
+        batch.
 
         Args:
             x: inputs: an array, a structure of arrays, or batches.

@@ -49,7 +49,8 @@ class Options:
         stock_loss: name of the compiled loss if it is one of Keras, which knows no members.
         evaluation_samples: samples of the predictive distribution in `evaluate`, validation and
             `predict`.
-        evaluation_method: `"samples"` or `"moments"`, which draws nothing there.
+        evaluation_method: `"samples"` or `"moments"`, which draws nothing there; None for moments
+            where they take one pass.
         kernel_precision: p of the kernels' prior, see `model.kernel_prior`; 0 for none, None for
             the model's default.
         annealing: `anneal(t)`, from the step t to a number in [0, 1]; None for the full KL weight.
@@ -64,7 +65,7 @@ class Options:
     annealing: Annealing | None = None
     evaluation_samples: int = 8
     kernel_precision: float | None = None
-    evaluation_method: str = "samples"
+    evaluation_method: str | None = None
 
     @classmethod
     def check(
@@ -106,7 +107,11 @@ class Options:
                 if kernel_precision is None
                 else not_negative("kernel_precision", kernel_precision)
             ),
-            evaluation_method=choice("evaluation_method", evaluation_method, METHODS),
+            evaluation_method=(
+                None
+                if evaluation_method is None
+                else choice("evaluation_method", evaluation_method, METHODS)
+            ),
         )
         _check_members_share(options, loss, layers)
         return options

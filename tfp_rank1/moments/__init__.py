@@ -20,7 +20,7 @@ from tfp_rank1.moments import (  # noqa: F401
 from tfp_rank1.moments.activations import activated, mean_slope
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.nodes import pseudo_samples
-from tfp_rank1.moments.outputs import layers_without_rule, output_moments
+from tfp_rank1.moments.outputs import layers_without_rule, output_moments, takes_one_pass
 from tfp_rank1.moments.registry import propagate, register
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "propagate",
     "pseudo_samples",
     "register",
+    "takes_one_pass",
 ]

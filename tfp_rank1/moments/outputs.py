@@ -18,6 +18,7 @@ __all__ = [
     "layers_without_rule",
     "operations_with_positions",
     "output_moments",
+    "takes_one_pass",
 ]
 
 
@@ -77,6 +78,18 @@ def operations_with_positions(model: Any) -> frozenset[int]:
             marked |= {id(t) for t in node.input_tensors}
             found.add(id(operation))
     return frozenset(found)
+
+
+def takes_one_pass(model: Any) -> bool:
+    """Whether moments give the answers of a model in one pass.
+
+    It takes a graph whose layers all have rules, in which no positions share noise.
+    """
+    return (
+        bool(nodes_of(model))
+        and not layers_without_rule(model)
+        and not operations_with_positions(model)
+    )
 
 
 def layers_without_rule(model: Any) -> list[str]:
