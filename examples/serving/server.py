@@ -3,8 +3,8 @@
     python -m examples.serving.server quickstart_output/served --port 8501
     python -m examples.serving.server served.onnx
 
-A SavedModel needs TensorFlow; an ONNX file onnxruntime alone. A browser shows at `/` a page on which
-to draw what the model then answers, for a classifier of square grey images.
+A SavedModel needs TensorFlow; an ONNX file onnxruntime alone. A browser shows at `/` a page on
+which to draw what the model then answers, for a classifier of square grey images.
 
 The address and the JSON are those of TensorFlow Serving's REST API, so that the same client talks
 to either: `POST /v1/models/served:predict` with `{"instances": [[...], ...]}` answers
