@@ -1,11 +1,17 @@
-"""Seconds per request of exported models, as ratios against a deterministic net."""
+"""Seconds per request of exported models, as ratios against a deterministic net.
+
+Answers from samples and from one pass of moments; the latter also from an ONNX file and from a
+LiteRT file, where the packages that run these are installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +58,37 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         ("rank-1", methods.get("rank1_normal").build(NET, "categorical"), (4, 16)),
         ("BALI", bali(), (8, 32)),
     ]
-    cases = [
-        (name, model, samples, rows)
-        for name, model, counts in nets
-        for samples in counts
-        for rows in ROWS
-    ]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         stock().export(str(path / "stock"), verbose=False)
         plain = load(path / "stock")
-        for name, model, samples, rows in track(cases, "serving"):
-            target = path / f"{name}-{samples}"
-            if not target.exists():
-                model.export_predictive(str(target), num_samples=samples)
-            ours = load(target)
-            x = tf.random.uniform([rows, INPUTS])
-            results.append(compare(f"{name}, {samples} samples", plain, ours, x, repeats))
+        cases = [
+            (f"{name}, {answers}", request)
+            for name, model, counts in nets
+            for answers, request in exported(model, counts, path / name)
+        ]
+        for name, ours in track(cases, "serving"):
+            for rows in ROWS:
+                x = tf.random.uniform([rows, INPUTS])
+                results.append(compare(name, plain, ours, x, repeats))
     return results
+
+
+def exported(model: r1.BayesianModel, counts: Iterable[int], path: Path) -> list[tuple[str, Any]]:
+    """What a model can be exported to, by name, as functions that answer a request."""
+    found = []
+    for samples in counts:
+        model.export_predictive(f"{path}-{samples}", num_samples=samples)
+        found.append((f"{samples} samples", load(Path(f"{path}-{samples}"))))
+    model.export_predictive(f"{path}-moments", method="moments")
+    found.append(("moments", load(Path(f"{path}-moments"))))
+    for format, package, load_file in FILES:
+        if importlib.util.find_spec(package):
+            file = f"{path}.{format}"
+            model.export_predictive(file, method="moments", format=format)
+            found.append((f"moments, {format}", load_file(file)))
+    return found
 
 
 def load(path: Path) -> Callable[[tf.Tensor], Any]:
@@ -83,6 +101,28 @@ def load(path: Path) -> Callable[[tf.Tensor], Any]:
         return {key: value.numpy() for key, value in function(**{name: x}).items()}
 
     return request
+
+
+def load_onnx(file: str) -> Callable[[tf.Tensor], Any]:
+    """As `load`, by onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    (given,) = session.get_inputs()
+    return lambda x: session.run(None, {given.name: x.numpy()})
+
+
+def load_litert(file: str) -> Callable[[tf.Tensor], Any]:
+    """As `load`, by the LiteRT interpreter."""
+    from ai_edge_litert import interpreter
+
+    loaded = interpreter.Interpreter(model_path=file, num_threads=os.cpu_count())
+    runner = loaded.get_signature_runner("serving_default")
+    (name,) = runner.get_input_details()
+    return lambda x: runner(**{name: x.numpy()})
+
+
+FILES = (("onnx", "tf2onnx", load_onnx), ("litert", "ai_edge_litert", load_litert))
 
 
 def compare(

@@ -272,15 +272,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     names = [case.name for case in CASES]
     parser.add_argument("--layers", nargs="+", choices=names, help="these only, and no BALI")
+    parser.add_argument("--requests", action="store_true", help="to exported nets only")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results, requests = measure(arguments.repeats, arguments.layers or names), []
-    if not arguments.layers:
+    results: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
+    if not arguments.requests:
+        results += measure(arguments.repeats, arguments.layers or names)
+    if not arguments.requests and not arguments.layers:
         results.append(measure_bali(arguments.repeats, (512, 512), 512))
         results.append(measure_bali(arguments.repeats, (100, 100), 250))
+    if not arguments.layers:
         requests = serving.measure(10 * arguments.repeats)
         rich.print(table("requests to exported nets", requests))
-    rich.print(table("ours / stock", results))
+    if results:
+        rich.print(table("ours / stock", results))
     if arguments.out:
         arguments.out.write_text(json.dumps(results + requests, indent=2) + "\n")
 
