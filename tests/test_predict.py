@@ -320,7 +320,10 @@ def test_weights_without_n_are_evaluated():
 
 def test_samples_of_evaluation_are_an_option(tmp_path):
     y = targets("categorical")
-    few, many = (net("bali", 3, "categorical", evaluation_samples=s) for s in (1, 64))
+    few, many = (
+        net("bali", 3, "categorical", evaluation_method="samples", evaluation_samples=s)
+        for s in (1, 64)
+    )
     few.fit(X, y, epochs=10, batch_size=32, verbose=0)
     many.set_weights(few.get_weights())
     exact = few.posterior_predictive(X, 2000, seed=1).mean()

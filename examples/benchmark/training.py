@@ -38,6 +38,7 @@ class Fitted:
         seconds: of training, evaluation for curves not counted.
         steps: of training.
         curve: points of `Curve`, or none.
+        model: what was trained, if it is a Keras model.
     """
 
     predict: Callable[[np.ndarray], PredictiveMixture]
@@ -45,6 +46,7 @@ class Fitted:
     seconds: float
     steps: int
     curve: list[dict[str, float]]
+    model: r1.BayesianModel | None = None
 
 
 class Curve(keras.callbacks.Callback):
@@ -141,7 +143,7 @@ def fit(
         )
 
     points = recorder.points if recorder else []
-    return Fitted(predict, parameters(model), seconds, epochs * per_epoch, points)
+    return Fitted(predict, parameters(model), seconds, epochs * per_epoch, points, model)
 
 
 def fit_linear(data: Data) -> Fitted:
