@@ -68,7 +68,7 @@ class NegativeLogLikelihood(keras.losses.Loss):
     def reduce(self, y: Any, mixture: PredictiveMixture, sample_weight: Any = None) -> tf.Tensor:
         """As `__call__`, for a mixture in the layout `[B, K, D]`."""
         num_targets = mixture.likelihood.num_targets(int(mixture.outputs.shape[-1]))
-        examples, targets = split_weights(sample_weight, num_targets)
+        examples, targets = split_weights(sample_weight, num_targets, mixture.positions)
         losses = self.losses(y, mixture, targets)
         # Keras's own reduction, which knows `reduction` and replicas.
         return _Given(name=self.name, reduction=self.reduction, dtype="float32")(

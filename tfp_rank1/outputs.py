@@ -2,11 +2,12 @@
 
 Two layouts exist. A model and its metrics have the examples first, answers the samples:
 
-    [B, K, ..., D]      K members of every example; [B, D] from a net without members
+    [B, K, ..., D]      K members of every example; [B, ..., D] from a net without members
     [S, N, ..., D]      S samples for all examples
 
 The dots are axes of positions (pixels, time steps); often there are none. `Outputs` knows where
-each axis is; no other module transposes outputs or counts their axes.
+each axis is; no other module transposes outputs or counts their axes. Whether a net has members is
+said by its graph, see `model.graph`, and noted at its likelihood: `Likelihood.has_members`.
 """
 
 from __future__ import annotations
@@ -129,41 +130,52 @@ class Outputs:
         return joined if self.sample_axis == 0 else joined.by_example()
 
 
-def as_members(values: Any) -> Outputs:
-    """A model's raw outputs, `[B, K, D]`, or `[B, D]` of a net without members.
+def as_members(values: Any, has_members: bool | None = None) -> Outputs:
+    """A model's raw outputs, `[B, K, ..., D]`, or `[B, ..., D]` of a net without members.
+
+    Args:
+        values: raw outputs.
+        has_members: whether axis 1 is that of members. Defaults to None: it is where there are more
+            than two axes.
 
     Raises:
-        ValueError: for values of another rank. `Outputs` itself has room for positions; models
-            with positions are refused here until their losses sum over them.
+        ValueError: for values of too few axes.
     """
     values = tf.convert_to_tensor(values)
-    if values.shape.rank == 2:
+    if not _has_members(values.shape.rank, has_members):
         values = values[:, tf.newaxis]
-    if values.shape.rank != 3:
+    if values.shape.rank < 3:
         raise ValueError(
-            "Outputs must have shape [batch, members, outputs] (or [batch, outputs] for a net "
-            "without members); end the model with SplitMembers(K). "
+            "Outputs must have shape [batch, members, ..., outputs] (or [batch, ..., outputs] for "
+            "a net without members); end the model with SplitMembers(K). "
             f"Received: outputs of shape {values.shape}"
         )
     return Outputs(values, 1)
 
 
-def num_members(output_shape: Sequence[int | None] | tf.TensorShape) -> int:
-    """K of a model's outputs `[B, K, ..., D]`; 1 for `[B, D]`.
+def num_members(
+    output_shape: Sequence[int | None] | tf.TensorShape, has_members: bool | None = None
+) -> int:
+    """K of a model's outputs `[B, K, ..., D]`; 1 for `[B, ..., D]`, see `as_members`.
 
     Raises:
         ValueError: for an axis of unknown size, which no `SplitMembers` made.
     """
-    if len(output_shape) < 3:
+    if not _has_members(len(output_shape), has_members):
         return 1
     members = output_shape[1]
     if members is None:
         raise ValueError(
-            "Outputs have one row per example, [batch, outputs], or members of known number, "
-            "[batch, members, outputs]. Add a Flatten or a pooling layer, or return the last step. "
+            "The axis of members, the second one, has a known number, [batch, members, ..., "
+            "outputs]: end the model with SplitMembers(K), or, in a subclassed model without "
+            "members, return outputs[:, None]. "
             f"Received: outputs of shape {tuple(output_shape)}"
         )
     return int(members)
+
+
+def _has_members(rank: int, has_members: bool | None) -> bool:
+    return rank > 2 if has_members is None else has_members
 
 
 def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
@@ -182,10 +194,18 @@ def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[
     return tf.reshape(by_member, [num_passes * members, dynamic[1], *static])
 
 
-def join_copies(values: tf.Tensor, num_copies: int) -> tf.Tensor:
-    """Outputs of S copies of a batch, `[S B, K, ..., D]`, as members `[B, S K, ..., D]`."""
+def join_copies(
+    values: tf.Tensor, num_copies: int, has_members: bool | None = None
+) -> tf.Tensor:
+    """Outputs of S copies of a batch, `[S B, K, ..., D]`, as members `[B, S K, ..., D]`.
+
+    Args:
+        values: raw outputs.
+        num_copies: S.
+        has_members: as in `as_members`.
+    """
     # A reshape forgets static sizes unless they are passed to it.
-    values = as_members(values).values
+    values = as_members(values, has_members).values
     rank, members = int(values.shape.rank), values.shape[1]
     dynamic = tf.unstack(tf.shape(values), num=rank)
     sizes = [dynamic[i] if values.shape[i] is None else values.shape[i] for i in range(2, rank)]
@@ -194,18 +214,27 @@ def join_copies(values: tf.Tensor, num_copies: int) -> tf.Tensor:
     return tf.reshape(by_example, [-1, num_copies * members, *sizes])
 
 
-def check_output_shape(shape: Any) -> tf.TensorShape:
-    """A model's output shape, refused unless answers can be made of it.
+def check_output_shape(shape: Any, has_members: bool | None = None) -> tf.TensorShape:
+    """A model's output shape with an axis of members, refused unless answers can be made of it.
+
+    Args:
+        shape: of raw outputs.
+        has_members: as in `as_members`.
+
+    Returns:
+        `[B, K, ..., D]`; sizes of positions may be None.
 
     Raises:
-        ValueError: unless it is `[batch, members, outputs]` or `[batch, outputs]`.
+        ValueError: unless it is `[batch, members, ..., outputs]` or `[batch, ..., outputs]`.
     """
     shape = tf.TensorShape(shape)
-    if shape.rank not in (2, 3) or shape[-1] is None or shape[1] is None:
+    if shape.rank is not None and not _has_members(shape.rank, has_members):
+        shape = tf.TensorShape([shape[0], 1, *shape[1:]])
+    if shape.rank is None or shape.rank < 3 or shape[-1] is None or shape[1] is None:
         raise ValueError(
-            "The posterior predictive needs outputs [batch, members, outputs] or "
-            "[batch, outputs] of known size; end the model with SplitMembers(K). "
-            f"Received: a model with outputs of shape {shape}"
+            "The posterior predictive needs outputs [batch, members, ..., outputs] or "
+            "[batch, ..., outputs] with known numbers of members and outputs; end the model with "
+            f"SplitMembers(K). Received: a model with outputs of shape {shape}"
         )
     return shape
 

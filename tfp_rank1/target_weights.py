@@ -2,13 +2,15 @@
 
     w_nt = sample_weight_nt [y_nt is observed]
 
-`sample_weight` has one number per example, `[B]` or `[B, 1]`, or one per target, `[B, T]`. A weight
-per example multiplies the loss of the example. A weight per target multiplies the log-density of
-the target under every member, so that a target of weight 0 is as good as missing.
+`sample_weight` has one number per example, `[B]` or `[B, 1]`; one per position (pixel, time step),
+`[B, ...]`; or one per target, `[B, ..., T]`. A weight per example multiplies the loss of the
+example. A weight per position or target multiplies the log-density of its targets under every
+member, so that a target of weight 0 is as good as missing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,13 +19,16 @@ __all__ = ["split_weights", "weights_by_example", "weights_by_target"]
 
 
 def split_weights(
-    sample_weight: Any, num_targets: int
+    sample_weight: Any, num_targets: int, positions: Sequence[int | None] = ()
 ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-    """Weights per example, `[B]`, and weights per target, `[B, T]`; one of them, or neither.
+    """Weights per example, `[B]`, and weights per target, `[B, ..., T]`; one of them, or neither.
+
+    Weights per position are weights per target, `[B, ..., 1]`.
 
     Args:
-        sample_weight: `[B]`, `[B, 1]` or `[B, T]`; None for 1.
+        sample_weight: `[B]`, `[B, 1]`, `[B, ...]` or `[B, ..., T]`; None for 1.
         num_targets: T.
+        positions: sizes of the axes of positions; None for one that is not known. Defaults to none.
 
     Raises:
         ValueError: for another shape.
@@ -35,26 +40,33 @@ def split_weights(
         return weights, None
     if weights.shape.rank == 2 and weights.shape[-1] == 1:
         return weights[:, 0], None
-    if weights.shape.rank == 2 and weights.shape[-1] == num_targets:
-        return None, weights
+    if positions and weights.shape[1:].is_compatible_with(list(positions)):
+        return None, weights[..., tf.newaxis]
+    for last in {num_targets, 1}:
+        if weights.shape.rank > 1 and weights.shape[1:].is_compatible_with([*positions, last]):
+            return None, weights
+    by_position = f"one per position, {['batch', *positions]}, " if positions else ""
     raise ValueError(
-        "Argument `sample_weight` must have one number per example, [batch], or one per target, "
-        f"[batch, {num_targets}]. Received: shape {weights.shape}"
+        f"Argument `sample_weight` must have one number per example, [batch], {by_position}or one "
+        f"per target, {['batch', *positions, num_targets]}. Received: shape {weights.shape}"
     )
 
 
 def weights_by_target(sample_weight: Any, observed: tf.Tensor) -> tf.Tensor:
-    """`w_nt`, `[B, T]`.
+    """`w_nt`, `[B, ..., T]`.
 
     Args:
         sample_weight: as in `split_weights`.
-        observed: which targets are not missing, boolean `[B, T]`.
+        observed: which targets are not missing, boolean `[B, ..., T]`.
     """
-    examples, targets = split_weights(sample_weight, observed.shape[-1])
+    positions = observed.shape[1:-1].as_list()
+    examples, targets = split_weights(sample_weight, observed.shape[-1], positions)
     weights = tf.cast(observed, tf.float32)
     if targets is not None:
         weights *= targets
-    return weights if examples is None else weights * examples[:, tf.newaxis]
+    if examples is None:
+        return weights
+    return weights * tf.reshape(examples, [-1] + [1] * (len(positions) + 1))
 
 
 def weights_by_example(sample_weight: Any, observed: tf.Tensor) -> tf.Tensor:

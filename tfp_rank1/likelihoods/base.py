@@ -346,12 +346,13 @@ class Likelihood(keras.layers.Layer):
             )
         return tf.cast(y, tf.float32)
 
-    def check_targets(self, targets: Any, num_outputs: int) -> None:
+    def check_targets(self, targets: Any, num_outputs: int, num_position_axes: int = 0) -> None:
         """Check a whole array of targets before training.
 
         Args:
             targets: the array.
             num_outputs: D.
+            num_position_axes: number of axes between batch and outputs. Defaults to 0.
 
         Raises:
             ValueError: if a value lies outside the support, with the range of the values.
@@ -361,7 +362,7 @@ class Likelihood(keras.layers.Layer):
             raise ValueError(_texts_message(f"targets such as {y.flat[0]!r}"))
         if not y.size:
             return
-        shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs)
+        shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs, num_position_axes)
         observed = self.observed(shaped)
         if not np.all(self.is_in_support(shaped, num_outputs) | ~observed):
             raise ValueError(

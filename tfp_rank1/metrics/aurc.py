@@ -81,7 +81,7 @@ class AURC(UncertaintyMetric, keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        mixture = self.mixture(y_pred)
+        y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
         score = self.score or default_score(mixture.likelihood)
         loss = self.loss or default_loss(mixture.likelihood)
         losses, weights = losses_by_example(y_true, mixture, loss, sample_weight)

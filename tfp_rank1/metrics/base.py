@@ -13,7 +13,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import as_mixture
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import serialize
-from tfp_rank1.target_weights import weights_by_target
+from tfp_rank1.target_weights import split_weights, weights_by_target
 
 __all__ = [
     "MixtureMean",
@@ -79,6 +79,35 @@ class UncertaintyMetric(_Stock):
             )
         return as_mixture(likelihood, y_pred)
 
+    def by_position(
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> tuple[Any, PredictiveMixture, Any]:
+        """A batch in which every position (pixel, time step) is an example of its own.
+
+        Args:
+            y_true: targets `[B, ...]` or `[B, ..., targets]`.
+            y_pred: raw outputs `[B, K, ..., D]`.
+            sample_weight: see `target_weights`.
+
+        Returns:
+            Targets, the mixture over members, and weights; as they are where there are no
+            positions.
+        """
+        mixture = self.mixture(y_pred)
+        positions = mixture.positions
+        if not positions:
+            return y_true, mixture, sample_weight
+        num_outputs = int(mixture.outputs.shape[-1])
+        y = mixture.likelihood.shape_targets(y_true, num_outputs, len(positions))
+        targets = mixture.likelihood.num_targets(num_outputs)
+        examples, by_target = split_weights(sample_weight, targets, positions)
+        flat = mixture.by_position()
+        if examples is not None:
+            sample_weight = mixture.per_position(examples)
+        elif by_target is not None:
+            sample_weight = tf.reshape(by_target, [-1, by_target.shape[-1]])
+        return tf.reshape(y, [-1, y.shape[-1]]), flat, sample_weight
+
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""
         # A likelihood that a model gave is left out: another model must be able to give its own.
@@ -95,8 +124,8 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
     """
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        mixture = self.mixture(y_pred)
+        """Add a batch: targets `[B]` or `[B, ..., targets]`, raw outputs `[B, K, ..., D]`."""
+        y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
         targets, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
         values = self.values(targets, mixture)
         weights = weights_by_target(sample_weight, observed)

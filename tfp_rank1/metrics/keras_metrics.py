@@ -95,7 +95,7 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        mixture = self.mixture(y_pred)
+        y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
         if not _is_of_keras(self.metric):
             self.counted.assign_add(1.0)
             # As columns: `[B]` less `[B, 1]` would be `[B, B]`.

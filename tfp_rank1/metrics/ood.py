@@ -122,8 +122,16 @@ class _Separation(UncertaintyMetric):
         self.score = check_score(score)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`."""
-        values = ood_score(self.mixture(y_pred), self.score)
+        """Add a batch: 1 for out-of-distribution and 0 for in, `[B]`; outputs `[B, K, D]`.
+
+        With positions a label is that of an example, `[B]`, or of a position, `[B, ...]`.
+        """
+        mixture = self.mixture(y_pred)
+        values = ood_score(mixture.by_position(), self.score)
+        if mixture.positions:
+            y_true = mixture.per_position(y_true)
+            if sample_weight is not None:
+                sample_weight = mixture.per_position(sample_weight)
         # Keras counts at thresholds that are uniform on [0, 1]: 2,000 of them are 0.4 % apart for
         # scores near 1 and 15 % apart near 1e-9.
         unit = unit_score(values, self.score)

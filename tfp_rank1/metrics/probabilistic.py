@@ -49,8 +49,9 @@ class PredictiveNLL(UncertaintyMetric, keras.metrics.Mean):
         mixture = self.mixture(y_pred)
         targets = mixture.prepare_targets(y_true)
         observed = mixture.observed(targets)
-        examples, weights = split_weights(sample_weight, observed.shape[-1])
-        is_seen = tf.cast(tf.reduce_any(observed, axis=-1), tf.float32)
+        examples, weights = split_weights(sample_weight, observed.shape[-1], mixture.positions)
+        is_seen = tf.reduce_any(observed, axis=list(range(1, int(observed.shape.rank))))
+        is_seen = tf.cast(is_seen, tf.float32)
         examples = is_seen if examples is None else is_seen * examples
         super().update_state(-mixture.log_prob(targets, weights), examples)
 
@@ -127,7 +128,7 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, targets]`, raw outputs `[B, K, D]`."""
-        mixture = self.mixture(y_pred)
+        y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
         if mixture.likelihood.is_categorical:
             raise ValueError(
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "

@@ -19,6 +19,7 @@ from tfp_rank1.keras_internals import (
     compile_state,
     forget_metrics,
     layers_of,
+    nodes_of,
     restore_compile_state,
     set_initial_epoch,
     set_loss_tracker,
@@ -37,6 +38,7 @@ from tfp_rank1.model.graph import (
     check_members_are_given,
     end_in_likelihood,
     functional_variant,
+    has_members,
     inputs_and_outputs,
     is_functional_call,
     take_graph,
@@ -139,9 +141,10 @@ class BayesianModel(Replicas):
             is_given = likelihood is not None  # else the graph is that of a clone or a file
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
-            check_members_agree(layers_of(self, include_self=False), num_members(self.output_shape))
+            members = num_members(self.output_shape, self.has_members)
+            check_members_agree(layers_of(self, include_self=False), members)
             if is_given and likelihood is not None:
-                check_members_are_given(self, likelihood)
+                check_members_are_given(self)
         else:
             super().__init__(*args, **kwargs)
         if likelihood is None:
@@ -652,9 +655,18 @@ class BayesianModel(Replicas):
     def _check_array_targets(self, y: Any) -> None:
         if y is None or not hasattr(y, "__array__") or self._options.evaluation_loss is None:
             return
-        num_outputs = self.output_shape[-1] if isinstance(self, Functional) else None
-        if num_outputs is not None:
-            self.likelihood.check_targets(y, num_outputs)
+        if isinstance(self, Functional) and self.output_shape[-1] is not None:
+            positions = len(self.output_shape) - 2 - bool(self.has_members)
+            self.likelihood.check_targets(y, self.output_shape[-1], positions)
+
+    @property
+    def has_members(self) -> bool | None:
+        """Whether axis 1 of the raw outputs is one of members; None for the rule of a subclass.
+
+        A subclass ends in outputs `[batch, outputs]`, or in `[batch, members, ..., outputs]`, with
+        an axis of size 1 for a net without members that has positions.
+        """
+        return has_members(self) if nodes_of(self) else None
 
     @property
     def is_random(self) -> bool:

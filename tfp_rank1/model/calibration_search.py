@@ -254,8 +254,9 @@ class _HeldOut:
         for index, (x, y, sample_weight) in enumerate(self._batches):
             outputs, variance = self._sample(x, fold_in(make_seed(_SEED), index), scale)
             num_outputs = int(outputs.shape[-1])
-            prepared = self._likelihood.prepare_targets(y, num_outputs)
-            examples, targets = split_weights(sample_weight, int(prepared.shape[-1]))
+            positions = outputs.shape[2:-1].as_list()
+            prepared = self._likelihood.prepare_targets(y, num_outputs, len(positions))
+            examples, targets = split_weights(sample_weight, int(prepared.shape[-1]), positions)
             batches.append((outputs, variance, prepared, examples, targets))
         rows = max(1, _PIECE // math.prod(d for i, d in enumerate(batches[0][0].shape) if i != 1))
         per_piece = max(1, rows // int(batches[0][0].shape[1]))

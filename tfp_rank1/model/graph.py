@@ -13,15 +13,17 @@ from tfp_rank1.keras_internals import Functional, calls_of, layers_of, nodes_of,
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.raw_outputs import check_raw_outputs, function_of
-from tfp_rank1.outputs import num_members
+from tfp_rank1.outputs import Outputs, as_members
 
 __all__ = [
     "check_members_agree",
     "check_members_are_given",
     "end_in_likelihood",
     "functional_variant",
+    "has_members",
     "inputs_and_outputs",
     "is_functional_call",
+    "members_of",
     "same_likelihood",
     "take_graph",
 ]
@@ -153,29 +155,46 @@ def check_members_agree(layers: Iterable[keras.layers.Layer], members: int) -> N
         )
 
 
-def check_members_are_given(model: Any, likelihood: Likelihood) -> None:
-    """Refuse members that no layer made, and rank-1 layers that do not tell members apart.
+def has_members(model: Any) -> bool:
+    """Whether axis 1 of a Functional model's outputs is one of members, and not of positions.
+
+    `SplitMembers` makes such an axis, and so does `keras.ops.stack` of several nets at the end.
+    """
+    if len(model.output_shape) < 3:
+        return False
+    if any(isinstance(v, SplitMembers) for v in layers_of(model)):
+        return True
+    last, _, _ = producer_of(model.outputs[0])
+    if isinstance(last, Likelihood):
+        last, _, _ = producer_of(calls_of(last)[-1].input_tensors[0])
+    return function_of(last) == "stack"
+
+
+def members_of(model: Any, outputs: tf.Tensor) -> Outputs:
+    """Raw outputs of a model, or of several copies of its batch, with their axis of members.
+
+    Args:
+        model: a `BayesianModel`.
+        outputs: `[B, K, ..., D]`; of a model without members also `[B, ..., D]`.
+    """
+    own_rank = len(model.output_shape) if nodes_of(model) else None
+    if model.has_members is False and outputs.shape.rank - 1 == own_rank:
+        return Outputs(outputs, 1)  # copies of the batch became members
+    return as_members(outputs, model.has_members)
+
+
+def check_members_are_given(model: Any) -> None:
+    """Refuse rank-1 layers that do not tell members apart.
 
     Where `ensemble_size` was forgotten all members would be the same net. Layers before
     `TileMembers` may have one member, which all share.
 
     Args:
         model: a Functional model; a subclassed one tells nothing of its graph.
-        likelihood: the model's last operation.
 
     Raises:
-        ValueError: with the axis, or the layers.
+        ValueError: with the layers.
     """
-    members = num_members(model.output_shape)
-    last, _, _ = producer_of(calls_of(likelihood)[-1].input_tensors[0])
-    is_made = any(isinstance(v, SplitMembers) for v in layers_of(model))
-    # `keras.ops.stack` of several nets makes members, too.
-    if members != 1 and not is_made and function_of(last) != "stack":
-        raise ValueError(
-            "Outputs have one row per example, [batch, outputs]: no SplitMembers made the other "
-            "axis, and pixels or time steps would be taken for members. Add a Flatten or a "
-            f"pooling layer, or return the last step. Received: an axis of size {members}"
-        )
     tiled: dict[int, bool] = {}
 
     def is_tiled(tensor: Any) -> bool:

@@ -42,7 +42,8 @@ from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
-from tfp_rank1.outputs import Outputs, as_members
+from tfp_rank1.model.graph import members_of
+from tfp_rank1.outputs import Outputs
 from tfp_rank1.target_weights import weights_by_target
 
 __all__ = [
@@ -91,12 +92,12 @@ def learn_noise(
     Returns:
         The tempered variance w for the loss of this batch, `[D]`.
     """
-    members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
+    members, values, weights = _observations(model, y, outputs, sample_weight)
     model.likelihood.distribution(members.values)  # refuses a scale of another model
-    values, weights = _weighted_targets(model.likelihood, members, y, sample_weight)
     residuals = noise.residuals(values, members.values)
     squares = members.average(tf.square(residuals))
-    rows = tf.cast(tf.shape(squares)[0], tf.float32)
+    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
+    positions = tf.math.divide_no_nan(tf.cast(tf.shape(squares)[0], tf.float32), rows)
     spread = _squares_around_mean(members.average(residuals + members.values), weights)
     total, draws = (tf.reduce_sum(weights * v, axis=0) for v in (squares, _spread_of(members)))
     sums = total, draws, spread, tf.reduce_sum(weights, axis=0), rows
@@ -105,11 +106,12 @@ def learn_noise(
         tf.math.divide_no_nan(t, count) for t in (total, draws, spread)
     )
     size = tf.cast(model.num_train_examples or _MEMORY, tf.float32)
-    mean = _without_excess(mean, draws, _num_random(model) / size)
+    observations = size * tf.maximum(positions, 1.0)
+    mean = _without_excess(mean, draws, _num_random(model) / observations)
     rate = tf.clip_by_value(rows / tf.minimum(size, _MEMORY), _SLOWEST, _FASTEST)
     inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     step = tf.cast(tf.convert_to_tensor(inner.iterations), tf.float32) + 1.0
-    mode = noise.mode(mean, size, _PRIOR_EXAMPLES, targets_variance)
+    mode = noise.mode(mean, observations, _PRIOR_EXAMPLES, targets_variance)
     variance = noise.moved(mode, tf.maximum(1.0 / step, rate))
     # A target that the batch does not hold says nothing of its noise.
     variance = tf.where(count > 0.0, variance, noise.variance())
@@ -126,13 +128,23 @@ def learn_noise(
     return variance
 
 
-def _weighted_targets(
-    likelihood: Likelihood, members: Outputs, y: Any, sample_weight: Any
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Targets that broadcast over the members, and the weight of every target, `[B, D]`."""
-    prepared = likelihood.prepare_targets(y, members.num_outputs)
+def _observations(
+    model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
+) -> tuple[Outputs, tf.Tensor, tf.Tensor]:
+    """Raw outputs, targets and the weights of targets; every position is one observation.
+
+    Returns:
+        Outputs `[R, K, D]` without a gradient, targets that broadcast over the members, and weights
+        `[R, D]`. R is the number of examples times that of their positions.
+    """
+    members = members_of(model, tf.stop_gradient(tf.cast(outputs, tf.float32)))
+    likelihood = model.likelihood
+    prepared = likelihood.prepare_targets(y, members.num_outputs, members.num_position_axes)
     targets, observed = likelihood.filled(prepared)
-    return members.for_all_samples(targets), weights_by_target(sample_weight, observed)
+    weights = weights_by_target(sample_weight, observed)
+    members = members.flatten_positions()
+    targets, weights = (tf.reshape(v, [-1, v.shape[-1]]) for v in (targets, weights))
+    return members, members.for_all_samples(targets), weights
 
 
 def _spread_of(members: Outputs) -> tf.Tensor:
@@ -186,8 +198,7 @@ def start_scale(
     """
     likelihood = model.likelihood
     start = likelihood.scale_at_start
-    members = as_members(tf.stop_gradient(tf.cast(outputs, tf.float32)))
-    values, weights = _weighted_targets(likelihood, members, y, sample_weight)
+    members, values, weights = _observations(model, y, outputs, sample_weight)
     squares = members.average(tf.square(start.standardized(values, members.values)))
     total, count = sum_over_replicas(
         (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))

@@ -19,7 +19,7 @@ from tfp_rank1.divergence import KLOwner
 from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.model.all_or_nothing import sum_over_replicas
-from tfp_rank1.model.graph import check_members_agree
+from tfp_rank1.model.graph import check_members_agree, members_of
 from tfp_rank1.model.kernel_prior import kernel_penalty, precision_in_graph
 from tfp_rank1.model.options import PER_EXAMPLE
 from tfp_rank1.model.roles import has_kl
@@ -80,7 +80,7 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
     if samples == 1:
         return outputs
     _check_members(model, outputs)  # while the outputs still have the K members of the layers
-    return join_copies(outputs, samples)
+    return join_copies(outputs, samples, model.has_members)
 
 
 def evidence_bound(
@@ -94,6 +94,8 @@ def evidence_bound(
     evaluation = model._options.evaluation_loss
     is_compiled = training or evaluation is None
     loss_of: Any = compiled_loss(model) if is_compiled else evaluation
+    if evaluation is not None:  # losses of Keras see raw outputs, which have no members
+        outputs = members_of(model, outputs).values
     nll = loss_of(y, outputs, sample_weight)
     rows = _mean_rows(outputs)
     nll = _by_examples(nll, model.loss if is_compiled else evaluation, outputs, rows)
@@ -256,7 +258,8 @@ def _check_loss(model: Any, output_shape: Any) -> None:
             "The model has no loss. Call compile(loss='average_nll') or compile(loss="
             "'mixture_nll') first. Received: loss=None"
         )
-    if model._options.stock_loss is not None and num_members(output_shape) > 1:
+    has_several = num_members(output_shape, model.has_members) > 1
+    if model._options.stock_loss is not None and has_several:
         raise ValueError(
             "Losses of Keras know no members and cannot be used for outputs [batch, members, "
             "outputs]. Use loss='average_nll' or 'mixture_nll'. "
@@ -277,4 +280,5 @@ def _check_samples_differ(model: Any) -> None:
 
 def _check_members(model: Any, outputs: tf.Tensor) -> None:
     """Refuse layers that fold another number of members: they would mix examples."""
-    check_members_agree(layers_of(model, include_self=False), num_members(outputs.shape))
+    members = num_members(outputs.shape, model.has_members)
+    check_members_agree(layers_of(model, include_self=False), members)

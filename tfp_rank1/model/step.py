@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import compiled_metrics, input_structure, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
+from tfp_rank1.model.graph import members_of
 from tfp_rank1.model.noise import (
     learn_noise,
     noise_in_closed_form,
@@ -18,7 +19,7 @@ from tfp_rank1.model.noise import (
     starts_a_scale,
 )
 from tfp_rank1.model.objective import Objective, evaluation_bound
-from tfp_rank1.predictive import evaluated
+from tfp_rank1.predictive import PredictiveMixture, evaluated
 
 __all__ = [
     "apply_gradients",
@@ -192,6 +193,8 @@ def track(
         The logs by name.
     """
     x, y, outputs, sample_weight = batch
+    if not isinstance(outputs, PredictiveMixture) and model._options.evaluation_loss is not None:
+        outputs = members_of(model, outputs).values
     before = None if accepted is None else Snapshot(_metric_variables(model, y, outputs))
     model.track_objective(objective)
     logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)

@@ -58,7 +58,7 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     seed = make_seed(_SEED)
     if is_single:
         with seed_scope(seed), scopes.shared_draws.set(SharedDraws(seed, 0, 1)):
-            outputs = as_members(model(x, training=False)).values
+            outputs = as_members(model(x, training=False), model.has_members).values
         return PredictiveMixture(model.likelihood, outputs, axis=1)
     count, variance = model.evaluation_samples, None
     if model.evaluation_method == "moments":

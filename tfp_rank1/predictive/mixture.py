@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
@@ -102,6 +103,29 @@ class PredictiveMixture:
         if variance is not None:
             variance = self._layout.like(variance).by_example().values
         return PredictiveMixture(self.likelihood, self.outputs, 1, variance)
+
+    @property
+    def positions(self) -> list[int | None]:
+        """Sizes of the axes of positions, None where one is not static."""
+        return list(self._raw_outputs.shape[2:-1])
+
+    def by_position(self) -> PredictiveMixture:
+        """The same mixture with every position as an example of its own, `[N P, S, D]`."""
+        if not self.positions:
+            return self.by_example()
+        variance = self.output_variance
+        if variance is not None:
+            variance = self._layout.like(variance).by_example().flatten_positions().values
+        flat = self._layout.by_example().flatten_positions().values
+        return PredictiveMixture(self.likelihood, flat, 1, variance)
+
+    def per_position(self, values: Any) -> tf.Tensor:
+        """Numbers of examples, `[N]` or `[N, 1]`, or of positions, `[N, ...]`, as `[N P]`."""
+        values = tf.convert_to_tensor(values)
+        sizes = tf.unstack(tf.shape(self.by_example()._raw_outputs)[2:-1])
+        if values.shape.rank - 1 != len(sizes) or values.shape[1:].as_list() == [1]:
+            values = tf.reshape(values, [-1] + [1] * len(sizes))
+        return tf.reshape(tf.broadcast_to(values, [tf.shape(values)[0], *sizes]), [-1])
 
     def by_sample_first(self) -> tf.Tensor:
         """Raw outputs `[S, N, ..., D]`."""

@@ -20,6 +20,7 @@ class Sampleable(Protocol):
     seed_generator: keras.random.SeedGenerator
     _samplers: Any
     output_shape: Any
+    has_members: bool | None
     conformal: Conformal | None
     calibration: Any
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.outputs import as_members, check_output_shape, join_passes, num_members
+from tfp_rank1.outputs import as_members, check_output_shape, join_passes
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
 from tfp_rank1.predictive.moments import DEFAULT_NODES, moment_outputs
@@ -127,8 +127,8 @@ def _passes(
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Join the passes `one() -> (outputs, variance or None)` into samples `[S, B, D]`."""
     _check_stateless(model)
-    shape = check_output_shape(_shape_of_outputs(model, x))
-    members = num_members(shape)
+    shape = check_output_shape(_shape_of_outputs(model, x), model.has_members)
+    members = int(shape[1])
     passes = -(-num_samples // members)  # rounded up, so that every member counts alike
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
     has_variance = False
@@ -141,7 +141,7 @@ def _passes(
             outputs, variance = one()
         has_variance = variance is not None  # known once `map_fn` has traced the first pass
         parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
-        return as_members(tf.concat(parts, axis=-1)).values
+        return as_members(tf.concat(parts, axis=-1), model.has_members).values
 
     positions = shape[2:-1].as_list()
     # The last size is None: when the loop is declared, it is open whether variances come along.
