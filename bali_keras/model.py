@@ -144,6 +144,11 @@ class BaliModel(BayesianModel):
         return [v for v in layers_of(self, include_self=False) if isinstance(v, BaliLayer)]
 
     @property
+    def has_members(self) -> bool:
+        """Whether axis 1 of the raw outputs is one of members: no axis that a subclass returns."""
+        return bool(super().has_members)
+
+    @property
     def exact_layer(self) -> BaliLayer | None:
         """The linear output layer of a Gaussian likelihood, with labels as targets; or None."""
         return self._exact_layer

@@ -53,7 +53,9 @@ def cross_sum(
     """
     noise = _rows([r.outputs - r.mean for r in records], dtype)
     row_weights = _row_weights(records, weights.rows, dtype)
-    cross = role.cross_rows(_rows(gradients, dtype), noise, weights.targets)
+    # The outputs of an exact layer are those of the net, so that their rows have its targets.
+    targets = None if weights.targets is None else _rows([weights.targets], "float32")
+    cross = role.cross_rows(_rows(gradients, dtype), noise, targets)
     if leverage is not None:
         variance = _rows([r.variance[..., tf.newaxis] for r in records], dtype)[:, 0]
         variance = variance if row_weights is None else variance * row_weights
@@ -160,15 +162,29 @@ def _rows(tensors: list[tf.Tensor], dtype: str) -> tf.Tensor:
 
 
 def _row_weights(records: list[Record], weights: tf.Tensor | None, dtype: str) -> tf.Tensor | None:
-    """The weight of every row, `[R]`: its example's sample weight, 0 for padding; None if all 1."""
+    """The weight of every row, `[R]`, 0 for padding; None if all are 1.
+
+    Args:
+        records: one record per call of the layer.
+        weights: by example, `[B]`, or by position of the net's outputs, `[B, ...]`. A layer with
+            other positions counts all rows of an example by the largest of its weights.
+        dtype: of the result.
+    """
     if weights is None and all(record.mask is None for record in records):
         return None
     per_call = []
     for record in records:
-        shape = tf.shape(record.inputs)[:-1]
-        spread = tf.ones(shape) if record.mask is None else record.mask
+        spread = tf.ones(tf.shape(record.inputs)[:-1]) if record.mask is None else record.mask
         if weights is not None:
-            ones = tf.ones([tf.rank(record.inputs) - 2], tf.int32)
-            spread *= tf.reshape(weights, tf.concat([shape[:1], ones], axis=0))
+            spread *= _at_rows(weights, record.inputs)
         per_call.append(tf.reshape(spread, [-1]))
     return tf.cast(tf.concat(per_call, axis=0), dtype)
+
+
+def _at_rows(weights: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+    """Weights that broadcast over the rows `[B, ...]` of inputs `[B, ..., d]`."""
+    positions = inputs.shape[1:-1]
+    if weights.shape[1:].is_fully_defined() and weights.shape[1:] == positions:
+        return weights
+    by_example = tf.reduce_max(weights, axis=list(range(1, int(weights.shape.rank))))
+    return tf.reshape(by_example, [-1] + [1] * positions.rank)

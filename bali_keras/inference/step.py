@@ -28,13 +28,14 @@ from bali_keras.inference.weights import BatchWeights, of_examples, of_targets
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
-from tfp_rank1.losses import NegativeLogLikelihood, as_mixture
+from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import (
     Snapshot,
     all_finite,
     finite_everywhere,
     sum_over_replicas,
 )
+from tfp_rank1.model.graph import members_of
 from tfp_rank1.model.noise import start_scale, starts_a_scale
 from tfp_rank1.model.step import (
     apply_gradients,
@@ -43,6 +44,7 @@ from tfp_rank1.model.step import (
     track,
     with_static_shapes,
 )
+from tfp_rank1.predictive import PredictiveMixture
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
 __all__ = ["is_nll", "required_count", "role_of", "train_batch", "trained_layers"]
@@ -176,7 +178,7 @@ def required_count(model: Any) -> float:
 def _weights(model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any) -> BatchWeights:
     if not is_nll(model):
         return of_examples(sample_weight)
-    return of_targets(sample_weight, y, model.likelihood, outputs.shape[-1])
+    return of_targets(sample_weight, y, model.likelihood, outputs.shape)
 
 
 # -- differentiate --------------------------------------------------------------------------------
@@ -185,15 +187,25 @@ def _weights(model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any) -> Batc
 def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
     """`sum_n w_n loss_n`, not divided by B: a mean would make the prior B times stronger."""
     loss, y, weights = model.loss, batch.y, batch.weights
-    if is_nll(model) and weights.targets is not None:
-        mixture = as_mixture(model.likelihood, outputs)
-        return tf.reduce_sum(loss.losses(y, mixture, weights.targets))
+    if is_nll(model):
+        members = members_of(model, outputs).values
+        mixture = PredictiveMixture(model.likelihood, members, axis=1)
+        losses = loss.losses(y, mixture, weights.targets)
+        if weights.targets is not None:  # the log-density of every target is weighted
+            return tf.reduce_sum(losses)
+    else:
+        losses = _losses_of_keras(loss, y, outputs)
+    return tf.reduce_sum(losses if weights.rows is None else weights.rows * losses)
+
+
+def _losses_of_keras(loss: Any, y: Any, outputs: tf.Tensor) -> tf.Tensor:
+    """A loss of Keras, or a function, per example, `[B]`."""
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
-    if not is_nll(model):
-        y = tf.convert_to_tensor(y)
-        # A function would broadcast labels `[B]` and outputs `[B, 1]` to `[B, B]`.
-        y = y[:, tf.newaxis] if y.shape.rank == 1 and outputs.shape[-1] == 1 else y
+    y = tf.convert_to_tensor(y)
+    # A function would broadcast labels `[B]` and outputs `[B, 1]` to `[B, B]`.
+    if y.shape.rank + 1 == outputs.shape.rank and outputs.shape[-1] == 1:
+        y = y[..., tf.newaxis]
     # `call`, because calling a Keras loss averages over the batch.
     losses = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
     if losses.shape.rank == 0:
@@ -202,8 +214,7 @@ def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
             "average over the last axis only. Received: a loss that returns a scalar"
         )
     losses = tf.cast(tf.reshape(losses, [tf.shape(outputs)[0], -1]), tf.float32)
-    per_example = tf.reduce_sum(losses, axis=-1)
-    return tf.reduce_sum(per_example if weights.rows is None else weights.rows * per_example)
+    return tf.reduce_sum(losses, axis=-1)
 
 
 def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
@@ -215,19 +226,28 @@ def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.
         return None
     # The root, because F sums the squares of scores: `w_n s_n s_n'`.
     weights, size = batch.weights, int(outputs.shape[-1])
-    shape = (tf.shape(outputs)[0], size)
     if weights.targets is not None:
         root = tf.sqrt(weights.targets)
     else:
-        ones = tf.ones(shape[:1]) if weights.rows is None else weights.rows
-        root = tf.tile(tf.sqrt(ones)[:, tf.newaxis], [1, model.likelihood.num_targets(size)])
-    scores = model.likelihood.scores(outputs, normal_rows(batch.first_row, shape, seed))
+        ones = tf.ones(tf.shape(outputs)[:1]) if weights.rows is None else weights.rows
+        by_example = tf.reshape(tf.sqrt(ones), [-1] + [1] * (int(outputs.shape.rank) - 1))
+        one_each = tf.ones_like(outputs[..., : model.likelihood.num_targets(size)], tf.float32)
+        root = by_example * one_each
+    scores = model.likelihood.scores(outputs, _noise_of(outputs, batch.first_row, seed))
     if scores is None:
         own = fold_in(seed, batch.first_row)  # replicas draw labels of their own
         return tf.reduce_sum(model.likelihood.sampled_log_prob(outputs, own, root))
     # A target may have several outputs, such as its mean and its scale.
-    root = tf.tile(root, [1, size // root.shape[-1]])
+    root = tf.concat([root] * (size // root.shape[-1]), axis=-1)
     return tf.reduce_sum(root * outputs * tf.stop_gradient(scores))
+
+
+def _noise_of(outputs: tf.Tensor, first_row: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Standard normal numbers with the shape of the outputs, the same on any number of replicas."""
+    shape = tf.shape(outputs)
+    positions = tf.reduce_prod(shape[1:-1])
+    rows = (shape[0] * positions, int(outputs.shape[-1]))
+    return tf.reshape(normal_rows(first_row * positions, rows, seed), shape)
 
 
 def _sums(
@@ -388,15 +408,18 @@ def _residuals(
     if noise is None or not is_nll(model):
         return None
     likelihood = model.likelihood
-    targets, _ = likelihood.filled(likelihood.prepare_targets(batch.y, outputs.shape[-1]))
+    positions = int(outputs.shape.rank) - 2
+    prepared = likelihood.prepare_targets(batch.y, outputs.shape[-1], positions)
+    targets, _ = likelihood.filled(prepared)
     records = recorder.records.get(model.exact_layer)
     record = records[0] if records else None
     squares = squared_residuals(noise, record, targets, outputs)
     weights = batch.weights.targets
     if weights is None:
         weights = tf.ones(tf.shape(squares))
+    axes = list(range(positions + 1))
     return sum_over_replicas(
-        (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))
+        (tf.reduce_sum(weights * squares, axis=axes), tf.reduce_sum(weights, axis=axes))
     )
 
 
@@ -453,8 +476,9 @@ def _first_row(rows: tf.Tensor) -> tf.Tensor:
 
 
 def _check_outputs_rank(outputs: tf.Tensor) -> None:
-    if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
+    if not tf.is_tensor(outputs) or outputs.shape.rank is None or outputs.shape.rank < 2:
         raise ValueError(
-            "A BaliModel has one output [batch, outputs]; its samples take the place of members. "
+            "A BaliModel has one output [batch, ..., outputs]; its samples take the place of "
+            "members. "
             f"Received: outputs of shape {getattr(outputs, 'shape', None)}"
         )

@@ -19,8 +19,8 @@ class BatchWeights(NamedTuple):
         counts: c_n, by which example n counts among N, `[B]`: its sample weight, or the largest of
             the sample weights of its targets.
         rows: r_n, by which the inputs of example n count, `[B]`: c_n, but 0 without an observed
-            target.
-        targets: w_nt, `[B, T]`: the sample weight of a target, 0 for a missing one. The covariance
+            target. With positions (pixels, time steps) the same for every position, `[B, ...]`.
+        targets: w_nt, `[B, ..., T]`: the sample weight of a target, 0 for a missing one. The covariance
             of a layer has one row covariance for all targets, and counts an example by the largest
             w_nt; the means weigh every target by itself.
     """
@@ -41,21 +41,23 @@ def of_examples(sample_weight: Any) -> BatchWeights:
 
 
 def of_targets(
-    sample_weight: Any, y: Any, likelihood: Likelihood, num_outputs: int
+    sample_weight: Any, y: Any, likelihood: Likelihood, output_shape: tf.TensorShape
 ) -> BatchWeights:
     """Weights for a likelihood, whose targets may be missing or weighted each by itself.
 
     Args:
-        sample_weight: `[B]`, `[B, 1]` or `[B, T]`; None for 1.
-        y: targets `[B]` or `[B, T]`.
+        sample_weight: see `tfp_rank1.target_weights`; None for 1.
+        y: targets `[B, ...]` or `[B, ..., T]`.
         likelihood: of the model.
-        num_outputs: D.
+        output_shape: of the raw outputs, `[B, ..., D]`.
     """
+    positions, num_outputs = output_shape[1:-1].as_list(), int(output_shape[-1])
     num_targets = likelihood.num_targets(num_outputs)
-    examples, targets = split_weights(sample_weight, num_targets)
+    examples, targets = split_weights(sample_weight, num_targets, positions)
     if targets is None and not likelihood.has_missing_targets:
         return BatchWeights(examples, examples, None)
-    observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs))
+    observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs, len(positions)))
     by_target = weights_by_target(sample_weight, observed)
-    counts = examples if targets is None else tf.reduce_max(targets, axis=-1)
+    axes = list(range(1, int(by_target.shape.rank)))
+    counts = examples if targets is None else tf.reduce_max(targets, axis=axes)
     return BatchWeights(counts, tf.reduce_max(by_target, axis=-1), by_target)
