@@ -248,7 +248,8 @@ class BaliLayer(keras.layers.Layer):
         return normal(shape, next_seed(self.seed_generator))
 
     def _samples_weights(self, h: tf.Tensor) -> bool:
-        return (self.sampling or ("example" if len(h.shape) == 2 else "weights")) == "weights"
+        has_one_row = all(size == 1 for size in h.shape[1:-1])
+        return (self.sampling or ("example" if has_one_row else "weights")) == "weights"
 
     def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
         # No gradient: through the variance it would cost each layer a matrix product, and it

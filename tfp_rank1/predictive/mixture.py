@@ -176,7 +176,7 @@ class PredictiveMixture:
     # -- entropies ------------------------------------------------------------------------------
 
     def entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Entropy of the mixture, `[N]`, nats.
+        """Entropy of the mixture, nats, `[N]`, or `[N, ...]`: of the target at every position.
 
         The entropy is exact for Categorical and Bernoulli. A mixture of other distributions has no
         closed form; its entropy is estimated by `-1/M sum_m log p(y_m)` over M draws.
@@ -188,6 +188,8 @@ class PredictiveMixture:
         closed_form = self.likelihood.entropy_of_mixture(self.mean())
         if closed_form is not None:
             return closed_form
+        if self.positions:
+            return self._at_positions(self.by_position().entropy(num_draws, seed))
         draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
         # A loop in a graph: all draws at once would need S M N numbers, an eager loop is slow.
         log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values), autograph=False)(
@@ -196,7 +198,9 @@ class PredictiveMixture:
         return -tf.reduce_mean(log_probs, axis=0)
 
     def expected_entropy(self, num_draws: int = 256, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """`E_s H[y | s]`, `[N]`, nats; estimated where a likelihood has no entropy (Poisson).
+        """`E_s H[y | s]`, nats; estimated where a likelihood has no entropy (Poisson).
+
+        The shape is that of `entropy`.
 
         Args:
             num_draws: draws of the estimate. Defaults to 256.
@@ -211,22 +215,32 @@ class PredictiveMixture:
             return self._layout.average(tf.reduce_sum(negative, axis=-1))
 
     def mutual_information(self) -> tf.Tensor:
-        """`entropy - expected_entropy`: information about the weights in one label, `[N]`, nats.
+        """`entropy - expected_entropy`: information about the weights in one label, nats.
 
             E_s E_{y | s}[log p(y | s) - log p(y)]
 
         Where the entropy of the mixture has no closed form, the expectation is taken over points of
         y that are the same quantiles under every sample, and not over draws, whose error would hide
         small values: it is right to some percent at any size. The exact value is never negative;
-        errors below 0 are clipped.
+        errors below 0 are clipped. The shape is that of `entropy`: with positions every position
+        has one label.
         """
+        if self.positions:
+            return self._at_positions(self.by_position().mutual_information())
         if self.likelihood.entropy_of_mixture(self.mean()) is None:
             with contextlib.suppress(NotImplementedError):  # a distribution without quantiles
                 return tf.nn.relu(self._information())
         return tf.nn.relu(self.entropy() - self.expected_entropy())
 
+    def _at_positions(self, values: tf.Tensor) -> tf.Tensor:
+        """Values `[N P]` of `by_position` as `[N, ...]`."""
+        by_example = self._layout.by_example().values
+        sizes = [tf.shape(by_example)[:1], tf.shape(by_example)[2:-1]]
+        found = tf.reshape(values, tf.concat(sizes, axis=0))
+        return tf.ensure_shape(found, [by_example.shape[0], *self.positions])
+
     def _information(self) -> tf.Tensor:
-        """The mutual information over points of y, `[N]`, or `[N, ...]` with positions."""
+        """The mutual information over points of y, `[N]`."""
         outputs, variance = self._layout.by_sample(), self.output_variance
         if variance is not None:
             variance = self._layout.like(variance).by_sample().values
@@ -236,9 +250,7 @@ class PredictiveMixture:
         ones = [1] * (int(outputs.values.shape.rank) - 1)
         levels = tf.reshape(_quantile_levels(targets), [_POINTS, *ones, targets])
         points = conditional.quantile(levels)
-        own = outputs.sum_positions(tf.reduce_mean(
-            tf.reduce_sum(conditional.log_prob(points), axis=-1), axis=0
-        ))  # fmt: skip
+        own = tf.reduce_mean(tf.reduce_sum(conditional.log_prob(points), axis=-1), axis=0)
         flat = tf.reshape(points, tf.concat([[-1], tf.shape(points)[2:]], axis=0))
         flat = tf.ensure_shape(flat, [None, *points.shape[2:]])
         # A loop in a graph: all points at once would need S times their number.
