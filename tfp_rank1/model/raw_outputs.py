@@ -160,8 +160,8 @@ def _is_passing(operation: Any) -> bool:
 
 
 def _size(shape: Any) -> int:
-    """Number of outputs per example."""
-    return math.prod(d or 0 for d in shape[1:])
+    """Number of outputs per example; axes of positions of unknown size count as 1."""
+    return math.prod(1 if d is None else d for d in shape[1:])
 
 
 # -- what the likelihood applies ------------------------------------------------------------------
@@ -207,7 +207,7 @@ def ends_to_drop(model: Any, likelihood: Likelihood) -> list[End]:
     for end in ends:
         if end.function not in _refused_at(end, ends, likelihood):
             continue
-        reason = _reason_to_keep(end, ends, likelihood)
+        reason = _reason_to_keep(end, ends, likelihood, model.outputs[0].shape[-1])
         if reason:
             own = (*likelihood.link_names, *likelihood.scale_link_names)[0]
             raise ValueError(
@@ -230,7 +230,9 @@ def _refused_at(end: End, ends: list[End], likelihood: Likelihood) -> set[str]:
     return refused | set(likelihood.scale_link_names) if is_scale else refused
 
 
-def _reason_to_keep(end: End, ends: list[End], likelihood: Likelihood) -> str:
+def _reason_to_keep(
+    end: End, ends: list[End], likelihood: Likelihood, num_outputs: int | None
+) -> str:
     """Why the likelihood cannot take the place of an end's function; empty if it can."""
     is_scale = bool(likelihood.scale_link_names) and 2 * end.start >= max(e.stop for e in ends)
     # The first name is the function that is applied to scales, the others are like it.
@@ -241,9 +243,9 @@ def _reason_to_keep(end: End, ends: list[End], likelihood: Likelihood) -> str:
         return f"It does not apply {end.function} to these outputs."
     if not end.is_free or not _is_last_step(end.operation):
         return f"This {end.function} cannot be left out, since the net uses it elsewhere or within."
-    # Over all outputs; a net may have several, or one at each of several positions.
-    shape = calls_of(end.operation)[0].outputs[0].shape
-    if likelihood.is_categorical and (len(ends) > 1 or _size(shape) != shape[-1]):
+    # Over all outputs of a position, not over one of several parts that are then flattened.
+    size = calls_of(end.operation)[0].outputs[0].shape[-1]
+    if likelihood.is_categorical and (len(ends) > 1 or size != num_outputs):
         return f"A {end.function} over a part of the outputs is not its {end.function} over all."
     return ""
 
