@@ -191,7 +191,7 @@ def _is_same(
     """
     with split_members.set(share_rows):
         raw = _run(converted.model, inputs)
-    if raw.ndim == 3:
+    if raw.ndim == expected.ndim + 1:
         expected = np.repeat(expected[:, np.newaxis], raw.shape[1], axis=1)
     tolerance = tolerance_of(converted.model)
     return any(not differ(expected, v, tolerance) for v in _answers(raw, converted))

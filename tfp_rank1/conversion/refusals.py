@@ -131,14 +131,15 @@ def check_stock(model: keras.Model) -> None:
 
 
 def check_outputs(model: keras.Model) -> None:
-    """Refuse several outputs, and outputs of another shape than `[B, D]`."""
+    """Refuse several outputs, and outputs without a known number D, `[B, ..., D]`."""
     if len(model.outputs) != 1:
         raise ValueError(
             "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
             f" Received: {len(model.outputs)} outputs"
         )
-    if len(model.outputs[0].shape) != 2:
+    shape = model.outputs[0].shape
+    if len(shape) < 2 or shape[-1] is None:
         raise ValueError(
-            "A BayesianModel has outputs [B, D]: add a Flatten, Reshape or pooling layer. "
-            f"Received: outputs of shape {model.outputs[0].shape}"
+            "A BayesianModel has outputs [B, D], or [B, ..., D] with positions such as pixels or "
+            f"time steps, and a D that is known. Received: outputs of shape {shape}"
         )

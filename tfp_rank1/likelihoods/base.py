@@ -71,6 +71,7 @@ class Likelihood(keras.layers.Layer):
         # float32 under every dtype policy: log-probabilities in half precision are worthless.
         answers = kwargs.pop("answers", None)
         super().__init__(**{"dtype": "float32", **kwargs})
+        self.supports_masking = True  # outputs pass through unchanged, and so do masks
         # How the model that ends here answers, as text: a clone of the model is made from its graph
         # alone. See `model.answer_state`; nobody else reads it.
         self.answers: str | None = answers

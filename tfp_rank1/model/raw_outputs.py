@@ -96,6 +96,7 @@ def _ends_of(
     start: int = 0,
     is_free: bool = True,
     within: tuple[Any, ...] = (),
+    positions: int | None = None,
 ) -> Iterator[End]:
     """The ends of a symbolic tensor.
 
@@ -105,7 +106,10 @@ def _ends_of(
         start: the first column of the tensor.
         is_free: whether the tensor becomes outputs and nothing else.
         within: the nested models that the tensor is in, each with the inputs of its call.
+        positions: number of positions of the outputs, of each of which an end makes columns.
+            Defaults to None: that of the tensor.
     """
+    positions = _size(tensor.shape[:-1]) if positions is None else positions
     while True:
         is_free = is_free and uses[id(tensor)] <= 1
         operation, node, index = producer_of(tensor)
@@ -123,12 +127,13 @@ def _ends_of(
     function = function_of(operation)
     if function not in ("concatenate", "average"):
         is_free = is_free and uses[id(operation)] <= 1
-        yield End(operation, start, start + _size(tensor.shape), is_free)
+        yield End(operation, start, start + _size(tensor.shape) // positions, is_free)
         return
     for part in inputs:
         # A mean of probabilities is not the probability at a mean of raw outputs.
-        yield from _ends_of(part, uses, start, is_free and function == "concatenate", within)
-        start += _size(part.shape) if function == "concatenate" else 0
+        is_joined = function == "concatenate"
+        yield from _ends_of(part, uses, start, is_free and is_joined, within, positions)
+        start += _size(part.shape) // positions if is_joined else 0
 
 
 def _uses_in(model: Any) -> Counter[int]:
