@@ -75,7 +75,7 @@ def _calibrated(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Mo
     """Moments of raw outputs, `[B, K, ..., D]`, with the posterior's scale of the calibration."""
     with scopes.posterior_scale.set(model.calibration.posterior_scale):
         found = output_moments(model, x, sampled)
-    if found.mean.shape.rank > 2:
+    if model.has_members:
         return found
     joint = None if found.joint is None else lambda: found.covariance()[:, tf.newaxis]
     new = found.moved(lambda value: value[:, tf.newaxis])
