@@ -209,3 +209,41 @@ def test_files_clones_and_services_answer_alike(method, likelihood, tmp_path):
         *expected.shape[1:-1],
         TARGETS[likelihood],
     )
+
+
+def tagger(method):
+    inputs = keras.Input((None,), dtype="int32")
+    if method == "bali":
+        h = keras.layers.Embedding(12, 6, mask_zero=True)(inputs)
+        h = bk.layers.DenseBali(6, activation="tanh")(h)
+        return bk.BaliModel(inputs, bk.layers.DenseBali(3)(h), likelihood="categorical")
+    with r1.members(2):
+        h = r1.layers.TileMembers()(inputs)
+        h = r1.layers.EmbeddingRank1(12, 6, mask_zero=True)(h)
+        h = r1.layers.DenseRank1(6, activation="tanh")(h)
+        h = r1.layers.SplitMembers()(r1.layers.DenseRank1(3)(h))
+    return r1.BayesianModel(inputs, h, likelihood="categorical")
+
+
+@pytest.mark.parametrize("method", ["bali", "rank1"])
+def test_padding_counts_nowhere(method):
+    """Neither its labels nor its number change anything."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 12, (32, 6)).astype("int32")
+    x[:16, 4:] = 0
+    x[16:, 5:] = 0
+    y = x % 3
+    other = np.where(x == 0, 2, y)
+    wider = [np.pad(v, [[0, 0], [0, 2]]) for v in (x, y)]
+    found = []
+    for inputs, labels in ((x, y), (x, other), wider):
+        keras.utils.set_random_seed(2)
+        model = tagger(method)
+        model.compile("adam", metrics=["accuracy", r1.metrics.ExpectedCalibrationError()])
+        model.fit(inputs, labels, epochs=2, batch_size=8, shuffle=False, verbose=0)
+        scores = model.evaluate(inputs, labels, verbose=0, return_dict=True)
+        p = model.posterior_predictive(inputs, 8, seed=1)
+        found.append(np.r_[list(scores.values()), p.log_prob(labels)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+    if method == "rank1":  # BALI draws for every row of a batch
+        np.testing.assert_allclose(found[2], found[0], rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfp_rank1 import likelihoods
 from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.outputs import as_members
+from tfp_rank1.outputs import as_members, position_mask
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import registered, serialize, snake_case
 from tfp_rank1.target_weights import split_weights
@@ -20,7 +20,8 @@ __all__ = ["NAMES", "AverageNLL", "MixtureNLL", "NegativeLogLikelihood", "as_mix
 def as_mixture(likelihood: Likelihood, outputs: tf.Tensor) -> PredictiveMixture:
     """Outputs `[B, K, D]`, or `[B, D]` of a net without members, as a mixture over members."""
     members = as_members(outputs)
-    return PredictiveMixture(likelihood, members.values, axis=members.sample_axis)
+    mask = position_mask(members.values, has_members=True)
+    return PredictiveMixture(likelihood, members.values, members.sample_axis, mask=mask)
 
 
 class NegativeLogLikelihood(keras.losses.Loss):

@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_rank1.keras_internals import mask_of, set_mask
+
 __all__ = [
     "Outputs",
     "as_members",
@@ -25,6 +27,7 @@ __all__ = [
     "join_copies",
     "join_passes",
     "num_members",
+    "position_mask",
 ]
 
 
@@ -143,7 +146,10 @@ def as_members(values: Any, has_members: bool | None = None) -> Outputs:
     """
     values = tf.convert_to_tensor(values)
     if not _has_members(values.shape.rank, has_members):
+        mask = mask_of(values)
         values = values[:, tf.newaxis]
+        if mask is not None:
+            set_mask(values, mask[:, tf.newaxis])
     if values.shape.rank < 3:
         raise ValueError(
             "Outputs must have shape [batch, members, ..., outputs] (or [batch, ..., outputs] for "
@@ -151,6 +157,22 @@ def as_members(values: Any, has_members: bool | None = None) -> Outputs:
             f"Received: outputs of shape {values.shape}"
         )
     return Outputs(values, 1)
+
+
+def position_mask(values: tf.Tensor, has_members: bool | None = None) -> tf.Tensor | None:
+    """Which positions of raw outputs count, boolean `[B, ...]`; None if all do.
+
+    Args:
+        values: a model's raw outputs, with the mask that its layers have left.
+        has_members: as in `as_members`.
+    """
+    mask, rank = mask_of(values), int(values.shape.rank)
+    if mask is None:
+        return None
+    is_of_members = _has_members(rank, has_members)
+    if mask.shape.rank != rank - 1 or rank < 3 + is_of_members:
+        return None  # of the rows of a net without positions
+    return mask[:, 0] if is_of_members else mask  # padding is the same for all members
 
 
 def num_members(
@@ -194,9 +216,7 @@ def join_passes(values: tf.Tensor, num_passes: int | tf.Tensor, sizes: Sequence[
     return tf.reshape(by_member, [num_passes * members, dynamic[1], *static])
 
 
-def join_copies(
-    values: tf.Tensor, num_copies: int, has_members: bool | None = None
-) -> tf.Tensor:
+def join_copies(values: tf.Tensor, num_copies: int, has_members: bool | None = None) -> tf.Tensor:
     """Outputs of S copies of a batch, `[S B, K, ..., D]`, as members `[B, S K, ..., D]`.
 
     Args:

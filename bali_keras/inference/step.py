@@ -44,6 +44,7 @@ from tfp_rank1.model.step import (
     track,
     with_static_shapes,
 )
+from tfp_rank1.outputs import position_mask
 from tfp_rank1.predictive import PredictiveMixture
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
@@ -178,7 +179,8 @@ def required_count(model: Any) -> float:
 def _weights(model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any) -> BatchWeights:
     if not is_nll(model):
         return of_examples(sample_weight)
-    return of_targets(sample_weight, y, model.likelihood, outputs.shape)
+    mask = position_mask(outputs, model.has_members)
+    return of_targets(sample_weight, y, model.likelihood, outputs.shape, mask)
 
 
 # -- differentiate --------------------------------------------------------------------------------
@@ -189,7 +191,8 @@ def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
     loss, y, weights = model.loss, batch.y, batch.weights
     if is_nll(model):
         members = members_of(model, outputs).values
-        mixture = PredictiveMixture(model.likelihood, members, axis=1)
+        mask = position_mask(members, has_members=True)
+        mixture = PredictiveMixture(model.likelihood, members, axis=1, mask=mask)
         losses = loss.losses(y, mixture, weights.targets)
         if weights.targets is not None:  # the log-density of every target is weighted
             return tf.reduce_sum(losses)

@@ -41,7 +41,11 @@ def of_examples(sample_weight: Any) -> BatchWeights:
 
 
 def of_targets(
-    sample_weight: Any, y: Any, likelihood: Likelihood, output_shape: tf.TensorShape
+    sample_weight: Any,
+    y: Any,
+    likelihood: Likelihood,
+    output_shape: tf.TensorShape,
+    mask: tf.Tensor | None = None,
 ) -> BatchWeights:
     """Weights for a likelihood, whose targets may be missing or weighted each by itself.
 
@@ -50,13 +54,16 @@ def of_targets(
         y: targets `[B, ...]` or `[B, ..., T]`.
         likelihood: of the model.
         output_shape: of the raw outputs, `[B, ..., D]`.
+        mask: which positions count, boolean `[B, ...]`. Defaults to None: all do.
     """
     positions, num_outputs = output_shape[1:-1].as_list(), int(output_shape[-1])
     num_targets = likelihood.num_targets(num_outputs)
     examples, targets = split_weights(sample_weight, num_targets, positions)
-    if targets is None and not likelihood.has_missing_targets:
+    if targets is None and mask is None and not likelihood.has_missing_targets:
         return BatchWeights(examples, examples, None)
     observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs, len(positions)))
+    if mask is not None:
+        observed &= mask[..., tf.newaxis]
     by_target = weights_by_target(sample_weight, observed)
     axes = list(range(1, int(by_target.shape.rank)))
     counts = examples if targets is None else tf.reduce_max(targets, axis=axes)

@@ -126,7 +126,7 @@ class MixtureMean(UncertaintyMetric, keras.metrics.Mean):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: targets `[B]` or `[B, ..., targets]`, raw outputs `[B, K, ..., D]`."""
         y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
-        targets, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
+        targets, observed = mixture.filled(mixture.prepare_targets(y_true))
         values = self.values(targets, mixture)
         weights = weights_by_target(sample_weight, observed)
         super().update_state(values, tf.broadcast_to(weights, tf.shape(values)))

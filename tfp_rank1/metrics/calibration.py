@@ -76,7 +76,7 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: labels `[B]` or `[B, targets]`, logits `[B, K, C]` or `[B, C]`."""
         y_true, mixture, sample_weight = self.by_position(y_true, y_pred, sample_weight)
-        y, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
+        y, observed = mixture.filled(mixture.prepare_targets(y_true))
         confidence, correct = confidence_and_correctness(y, mixture)
         weight = weights_by_target(sample_weight, observed)
         rows = tf.stack([weight, weight * confidence, weight * correct], axis=-1)

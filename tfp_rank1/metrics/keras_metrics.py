@@ -102,7 +102,7 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
             y = y_true if mixture.likelihood.is_categorical else mixture.prepare_targets(y_true)
             self._update(y, mixture.mean(), sample_weight)
             return
-        targets, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
+        targets, observed = mixture.filled(mixture.prepare_targets(y_true))
         weights = weights_by_target(sample_weight, observed)
         self.counted.assign_add(tf.reduce_sum(tf.cast(weights > 0.0, tf.float32)))
         y, mean = self._arguments(targets, mixture)
@@ -114,7 +114,8 @@ class OfPredictiveMean(UncertaintyMetric, keras.metrics.Metric):
         if sample_weight is None:  # 0 and 1, also for metrics that count in integers
             is_whole = "int" in str(self.metric.dtype)
             weights = tf.cast(weights, tf.int32) if is_whole else weights
-            weights = weights if mixture.likelihood.has_missing_targets else None
+            may_miss = mixture.likelihood.has_missing_targets or mixture.mask is not None
+            weights = weights if may_miss else None
         self._update(y, mean, weights)
 
     def _update(self, y: Any, mean: tf.Tensor, weights: Any) -> None:

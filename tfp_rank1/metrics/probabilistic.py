@@ -134,7 +134,7 @@ class RootMeanSquaredError(UncertaintyMetric, keras.metrics.RootMeanSquaredError
                 "RootMeanSquaredError needs a numeric target; for classes use BrierScore. "
                 f"Received: likelihood={type(mixture.likelihood).__name__}"
             )
-        y, observed = mixture.likelihood.filled(mixture.prepare_targets(y_true))
+        y, observed = mixture.filled(mixture.prepare_targets(y_true))
         # As columns: Keras would average the squares of an example before it weighs them.
         y, mean, weights = (
             tf.reshape(v, [-1, 1])

@@ -59,7 +59,7 @@ def losses_by_example(
     """
     check_loss(loss)
     targets = mixture.prepare_targets(y)
-    filled, observed = mixture.likelihood.filled(targets)
+    filled, observed = mixture.filled(targets)
     examples, by_target = split_weights(sample_weight, observed.shape[-1])
     counted = tf.cast(observed, tf.float32)
     counted = counted if by_target is None else counted * by_target

@@ -9,7 +9,13 @@ from typing import Any
 import keras
 
 from tfp_rank1 import likelihoods
-from tfp_rank1.keras_internals import Functional, calls_of, layers_of, nodes_of, producer_of
+from tfp_rank1.keras_internals import (
+    Functional,
+    calls_of,
+    layers_of,
+    nodes_of,
+    producer_of,
+)
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.raw_outputs import check_raw_outputs, function_of

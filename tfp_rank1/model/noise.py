@@ -43,7 +43,7 @@ from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.model.graph import members_of
-from tfp_rank1.outputs import Outputs
+from tfp_rank1.outputs import Outputs, position_mask
 from tfp_rank1.target_weights import weights_by_target
 
 __all__ = [
@@ -141,6 +141,9 @@ def _observations(
     likelihood = model.likelihood
     prepared = likelihood.prepare_targets(y, members.num_outputs, members.num_position_axes)
     targets, observed = likelihood.filled(prepared)
+    mask = position_mask(outputs, model.has_members)
+    if mask is not None:
+        observed &= mask[..., tf.newaxis]
     weights = weights_by_target(sample_weight, observed)
     members = members.flatten_positions()
     targets, weights = (tf.reshape(v, [-1, v.shape[-1]]) for v in (targets, weights))

@@ -77,8 +77,9 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     x = with_static_shapes(model, x)
     mixture = evaluated(model, x)
     objective = evaluation_bound(model, y, mixture, sample_weight)
-    # Raw outputs say it all, but where the last layer is integrated out.
-    outputs = mixture.outputs if mixture.output_variance is None else mixture
+    # Raw outputs say it all, but where the last layer is integrated out or positions are padding.
+    is_raw = mixture.output_variance is None and mixture.mask is None
+    outputs = mixture.outputs if is_raw else mixture
     return track(model, objective, (x, y, outputs, sample_weight))
 
 

@@ -62,6 +62,8 @@ class PosteriorPredictive(PredictiveMixture):
             `samples` are then means. Defaults to None.
         conformal: scores of held-out examples, for `prediction_set` and `prediction_interval`; a
             model gives its own, see `BayesianModel.conformalize`. Defaults to None.
+        mask: which positions are no padding, boolean `[N, ...]`; targets at others count as
+            missing. Defaults to None: all are.
 
     Example:
     ```python
@@ -77,8 +79,9 @@ class PosteriorPredictive(PredictiveMixture):
         likelihood: Likelihood,
         output_variance: tf.Tensor | None = None,
         conformal: Conformal | None = None,
+        mask: tf.Tensor | None = None,
     ) -> None:
-        super().__init__(likelihood, samples, axis=0, output_variance=output_variance)
+        super().__init__(likelihood, samples, 0, output_variance, mask)
         self._conformal = conformal
 
     def __repr__(self) -> str:

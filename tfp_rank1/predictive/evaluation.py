@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.randomness import is_random
-from tfp_rank1.outputs import as_members
+from tfp_rank1.outputs import as_members, position_mask
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.predictive.moments import moment_outputs
 from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.sampling import (
+    mask_of_positions,
     sample_marginals,
     sample_outputs,
     stateful_layers,
@@ -59,12 +60,14 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     if is_single:
         with seed_scope(seed), scopes.shared_draws.set(SharedDraws(seed, 0, 1)):
             outputs = as_members(model(x, training=False), model.has_members).values
-        return PredictiveMixture(model.likelihood, outputs, axis=1)
+        mask = position_mask(outputs, has_members=True)
+        return PredictiveMixture(model.likelihood, outputs, axis=1, mask=mask)
     count, variance = model.evaluation_samples, None
+    mask = mask_of_positions(model, x)
     if model.evaluation_method == "moments":
         outputs, variance = moment_outputs(model, x, integrates=model.integrates_in_evaluation)
     elif model.integrates_in_evaluation:
         outputs, variance = sample_marginals(model, x, count, seed, shared=True)
     else:
         outputs = sample_outputs(model, x, count, seed, shared=True)
-    return PredictiveMixture(model.likelihood, outputs, 0, variance).by_example()
+    return PredictiveMixture(model.likelihood, outputs, 0, variance, mask).by_example()

@@ -56,6 +56,8 @@ class PredictiveMixture:
         output_variance: variances with the shape of `outputs`, where the last layer is integrated
             out: the raw outputs of sample s are then N(outputs_s, output_variance_s). Defaults to
             None: the raw outputs of sample s are `outputs_s`.
+        mask: which positions count, boolean `[N, ...]`; a target at another one is as good as
+            missing. Defaults to None: all do.
 
     All results are float32 and have shape `[N, ..., targets]` or `[N, ...]`. For a Categorical
     likelihood `mean` and the variances are those of the one-hot target, so that `targets` is the
@@ -71,8 +73,10 @@ class PredictiveMixture:
         outputs: tf.Tensor,
         axis: int = 0,
         output_variance: tf.Tensor | None = None,
+        mask: tf.Tensor | None = None,
     ) -> None:
         self.likelihood = likelihood
+        self.mask = mask
         self._layout = Outputs(tf.cast(tf.convert_to_tensor(outputs), tf.float32), axis)
         if output_variance is not None:
             output_variance = tf.cast(tf.convert_to_tensor(output_variance), tf.float32)
@@ -102,7 +106,7 @@ class PredictiveMixture:
         variance = self.output_variance
         if variance is not None:
             variance = self._layout.like(variance).by_example().values
-        return PredictiveMixture(self.likelihood, self.outputs, 1, variance)
+        return PredictiveMixture(self.likelihood, self.outputs, 1, variance, self.mask)
 
     @property
     def positions(self) -> list[int | None]:
@@ -117,7 +121,8 @@ class PredictiveMixture:
         if variance is not None:
             variance = self._layout.like(variance).by_example().flatten_positions().values
         flat = self._layout.by_example().flatten_positions().values
-        return PredictiveMixture(self.likelihood, flat, 1, variance)
+        mask = None if self.mask is None else tf.reshape(self.mask, [-1])
+        return PredictiveMixture(self.likelihood, flat, 1, variance, mask)
 
     def per_position(self, values: Any) -> tf.Tensor:
         """Numbers of examples, `[N]` or `[N, 1]`, or of positions, `[N, ...]`, as `[N P]`."""
@@ -275,7 +280,12 @@ class PredictiveMixture:
 
     def observed(self, targets: tf.Tensor) -> tf.Tensor:
         """Which of the targets that `prepare_targets` returned are not missing, boolean."""
-        return self.likelihood.observed(targets)
+        return self.filled(targets)[1]
+
+    def filled(self, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The targets with a placeholder for those that are missing, and which are observed."""
+        values, observed = self.likelihood.filled(targets)
+        return values, observed if self.mask is None else observed & self.mask[..., tf.newaxis]
 
     def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
         """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
@@ -283,6 +293,9 @@ class PredictiveMixture:
         return self.likelihood.prepare_targets(y, layout.num_outputs, layout.num_position_axes)
 
     def _member_log_prob(self, targets: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+        if self.mask is not None:
+            counts = tf.cast(self.mask, tf.float32)[..., tf.newaxis]
+            weights = counts if weights is None else counts * weights
         targets = self._layout.for_all_samples(targets)
         weights = None if weights is None else self._layout.for_all_samples(weights)
         if self.output_variance is None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.outputs import as_members, check_output_shape, join_passes
+from tfp_rank1.outputs import as_members, check_output_shape, join_passes, position_mask
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
 from tfp_rank1.predictive.moments import DEFAULT_NODES, moment_outputs
@@ -34,6 +34,8 @@ DEFAULT_BATCH_SIZE = 128
 MOMENTS_BATCH_SIZE = 1024
 DEFAULT_SAMPLES = 32
 METHODS = "samples", "moments"
+# Layers that make a mask, beside embeddings with `mask_zero`.
+_MASKING = keras.layers.Masking
 
 
 def posterior_predictive(
@@ -72,17 +74,20 @@ def posterior_predictive(
         # Rows that are not finite would give NaN as answers, in silence.
         first_row = check_finite(batch, first_row)
         sample = model._samplers.get(model, batch, num_samples, method, num_passes)
-        outputs, variance = sample(batch, fold_in(base, index))
-        part = PosteriorPredictive(outputs, model.likelihood, variance)
-        parts.append((outputs, variance) if reduce is None else part.moments())
+        found = sample(batch, fold_in(base, index))
+        if reduce is not None:
+            outputs, variance, _ = found
+            found = PosteriorPredictive(outputs, model.likelihood, variance).moments()
+        parts.append(found)
         if progress is not None:
             progress.update(index + 1, finalize=index + 1 == count)
     if not parts:
         raise ValueError("Argument `x` holds no examples. Received: an empty input")
     if reduce is not None:
         return PredictiveMoments(*_concatenate([vars(p).values() for p in parts], axis=0))
-    outputs, variance = _concatenate(parts, axis=1)
-    return PosteriorPredictive(outputs, model.likelihood, variance, model.conformal)
+    outputs, variance = _concatenate([part[:2] for part in parts], axis=1)
+    (mask,) = _concatenate([part[2:] for part in parts], axis=0)
+    return PosteriorPredictive(outputs, model.likelihood, variance, model.conformal, mask)
 
 
 def sample_outputs(
@@ -152,6 +157,16 @@ def _passes(
         return samples, None
     outputs, variance = tf.split(samples, 2, axis=-1)
     return outputs, variance
+
+
+def mask_of_positions(model: Sampleable, x: Any) -> tf.Tensor | None:
+    """Which positions of a batch are no padding, boolean `[B, ...]`; None where there is no mask.
+
+    In a graph, which drops what nobody reads, it costs no pass.
+    """
+    if not any(getattr(v, "mask_zero", False) or isinstance(v, _MASKING) for v in layers_of(model)):
+        return None
+    return position_mask(model(x, training=False), model.has_members)
 
 
 def stateful_layers(layers: Iterable[Any]) -> list[str]:
@@ -230,10 +245,11 @@ def _compiled_sampler(
     signature = [specs, tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
-    def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+        mask = mask_of_positions(model, x)
         if method == "moments":
-            return moment_outputs(model, x, num_samples, num_passes=num_passes)
-        return sample_marginals(model, x, num_samples, seed)
+            return *moment_outputs(model, x, num_samples, num_passes=num_passes), mask
+        return *sample_marginals(model, x, num_samples, seed), mask
 
     return sample
 
