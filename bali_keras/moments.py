@@ -1,15 +1,17 @@
 """Moments through BALI layers: `Z = H W` with `W ~ MN(M, L^-1, V)` and random rows of H.
 
     E z = M' mu
-    Cov z = (mu' L^-1 mu + sum_i v_i (L^-1)_ii) V + M' diag(v) M
+    Cov z = (mu' L^-1 mu + tr(L^-1 Cov h)) V + M' Cov(h) M
 
-mu and v are means and variances of a row h; the trailing 1 of the bias has v = 0.
+mu are the means of a row h, and Cov h is diagonal but for what `Moments.shared` knows; the trailing
+1 of the bias has no variance. Behind a layer without an activation both are exact.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -31,7 +33,7 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
     state = layer.posterior_state
     mean = tf.cast(tf.convert_to_tensor(state.mean), dtype)
     column = tf.cast(tf.convert_to_tensor(state.column_covariance), dtype)
-    scale = _row_variance(layer, h, v)
+    scale = _row_variance(layer, h, v, x.shared)
     # Not `tf.matmul`; see `matrix_normal.row_variance`.
     z = ops.matmul(h, mean)
     variance = scale[..., tf.newaxis] * tf.linalg.diag_part(column)
@@ -50,13 +52,20 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
     return with_shared(activated(layer.activation, outputs), outputs, layer.activation)
 
 
-def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None) -> tf.Tensor:
-    """`c (mu' L^-1 mu + sum_i v_i (L^-1)_ii)`, `[B, ...]`."""
+def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: Any) -> tf.Tensor:
+    """`c (mu' L^-1 mu + tr(L^-1 Cov h))`, `[B, ...]`.
+
+    Of wide rows the trace is that of the variances alone, `sum_i v_i (L^-1)_ii`.
+    """
     rows = layer.posterior_state.rows
     variance = rows.variance(h)
     if v is not None:
         diagonal = tf.cast(rows.diagonal(), h.dtype)
         variance += ops.matmul(v, diagonal)
+    if shared is not None and rows.size <= MAX_JOINT + 1:
+        factor = tf.cast(rows.dense_factor(), h.dtype)  # L^-1 = R R'
+        factor = factor[:-1] if layer.use_bias else factor
+        variance += tf.linalg.trace(shared(tf.transpose(factor)[tf.newaxis]))
     if mean_mode.value:
         return tf.zeros_like(variance)
     factor = variance_factor()
