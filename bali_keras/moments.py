@@ -1,22 +1,25 @@
 """Moments through BALI layers: `Z = H W` with `W ~ MN(M, L^-1, V)` and random rows of H.
 
     E z = M' mu
-    Cov z = (mu' L^-1 mu + sum_i v_i (L^-1)_ii) V + M' diag(v) M
+    Cov z = (mu' L^-1 mu + tr(L^-1 Cov h)) V + M' Cov(h) M
 
-mu and v are means and variances of a row h; the trailing 1 of the bias has v = 0.
+mu are the means of a row h, and Cov h is diagonal but for what `Moments.shared` knows; the trailing
+1 of the bias has no variance. Behind a layer without an activation both are exact.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from bali_keras.layers import BaliLayer
-from tfp_rank1.moments import Moments, activated, mean_slope, register
+from tfp_rank1.moments import Moments, activated, register
+from tfp_rank1.moments.activations import with_shared
 from tfp_rank1.moments.linear import MAX_JOINT
 from tfp_rank1.scopes import mean_mode, variance_factor
 
@@ -30,7 +33,7 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
     state = layer.posterior_state
     mean = tf.cast(tf.convert_to_tensor(state.mean), dtype)
     column = tf.cast(tf.convert_to_tensor(state.column_covariance), dtype)
-    scale = _row_variance(layer, h, v)
+    scale = _row_variance(layer, h, v, x.shared)
     # Not `tf.matmul`; see `matrix_normal.row_variance`.
     z = ops.matmul(h, mean)
     variance = scale[..., tf.newaxis] * tf.linalg.diag_part(column)
@@ -43,20 +46,26 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
         return activated(layer.activation, outputs)
     if is_linear and column.shape[0] <= MAX_JOINT:
         covariance = _covariance(layer, x, column, scale, v)
-        return Moments(z, tf.linalg.diag_part(covariance), None, lambda: covariance)
-    outputs = Moments(z, variance)
-    result = activated(layer.activation, outputs)
-    slope = mean_slope(layer.activation, outputs)
-    return dataclasses.replace(result, shared=_shared(column, scale, slope))
+        joint = Moments(z, tf.linalg.diag_part(covariance), None, lambda: covariance)
+        return dataclasses.replace(joint, shared=functools.partial(_within, covariance))
+    outputs = Moments(z, variance, shared=functools.partial(_shared, column, scale))
+    return with_shared(activated(layer.activation, outputs), outputs, layer.activation)
 
 
-def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None) -> tf.Tensor:
-    """`c (mu' L^-1 mu + sum_i v_i (L^-1)_ii)`, `[B, ...]`."""
+def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: Any) -> tf.Tensor:
+    """`c (mu' L^-1 mu + tr(L^-1 Cov h))`, `[B, ...]`.
+
+    Of wide rows the trace is that of the variances alone, `sum_i v_i (L^-1)_ii`.
+    """
     rows = layer.posterior_state.rows
     variance = rows.variance(h)
     if v is not None:
         diagonal = tf.cast(rows.diagonal(), h.dtype)
         variance += ops.matmul(v, diagonal)
+    if shared is not None and rows.size <= MAX_JOINT + 1:
+        factor = tf.cast(rows.dense_factor(), h.dtype)  # L^-1 = R R'
+        factor = factor[:-1] if layer.use_bias else factor
+        variance += tf.linalg.trace(shared(tf.transpose(factor)[tf.newaxis]))
     if mean_mode.value:
         return tf.zeros_like(variance)
     factor = variance_factor()
@@ -74,14 +83,13 @@ def _covariance(
         pairs = tf.reshape(mean[:, :, tf.newaxis] * mean[:, tf.newaxis], [-1, size * size])
         covariance += tf.reshape(tf.matmul(v, pairs), [-1, size, size])
     if x.shared is not None:
-        covariance += x.shared(mean[:-1] if layer.use_bias else mean)
+        kernel = mean[:-1] if layer.use_bias else mean
+        covariance += x.shared(tf.transpose(kernel)[tf.newaxis])
     return covariance
 
 
-def _shared(
-    column: tf.Tensor, scale: tf.Tensor, slope: tf.Tensor
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Computes `s (g o K)' (V - diag V) (g o K)` for a kernel K: the layer's noise, seen by K.
+def _shared(column: tf.Tensor, scale: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+    """`s K' (V - diag V) K`: what the noise of a layer adds to covariances behind a kernel K.
 
     V is wide in directions in which the net's outputs do not move. Entries that counted as
     independent would see its diagonal in every direction.
@@ -89,16 +97,17 @@ def _shared(
     Args:
         column: V, `[k, k]`.
         scale: s, `[B]`.
-        slope: g, the mean slopes of the activation, `[B, k]`.
+        seen: `K'`, `[B, D, k]` or `[1, D, k]`.
     """
     size = int(column.shape[0])
     across = tf.linalg.set_diag(column, tf.zeros([size], column.dtype))
+    # A plain product of rows; see `moments.nodes.pseudo_samples`.
+    moved = tf.reshape(tf.matmul(tf.reshape(seen, [-1, size]), across), tf.shape(seen))
+    return scale[:, tf.newaxis, tf.newaxis] * tf.matmul(moved, seen, transpose_b=True)
 
-    def shared(kernel: tf.Tensor) -> tf.Tensor:
-        seen = slope[:, tf.newaxis] * tf.transpose(kernel)  # [B, D, k]
-        # A plain product of rows; see `moments.nodes.pseudo_samples`.
-        moved = tf.reshape(tf.matmul(tf.reshape(seen, [-1, size]), across), tf.shape(seen))
-        found = tf.matmul(moved, seen, transpose_b=True)
-        return scale[:, tf.newaxis, tf.newaxis] * found
 
-    return shared
+def _within(covariance: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+    """`K' (Cov - diag Cov) K` for the covariances `[B, k, k]` of a layer without an activation."""
+    across = tf.linalg.set_diag(covariance, tf.zeros_like(covariance[..., 0]))
+    seen = tf.broadcast_to(seen, tf.concat([tf.shape(covariance)[:1], tf.shape(seen)[1:]], 0))
+    return tf.matmul(tf.matmul(seen, across), seen, transpose_b=True)

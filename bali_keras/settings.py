@@ -85,7 +85,7 @@ class Settings(Options):
             values["factorise_every"] = whole("factorise_every", values["factorise_every"])
         values["evaluation_samples"] = whole("evaluation_samples", values["evaluation_samples"])
         if values["evaluation_method"] is not None:
-            choice("evaluation_method", values["evaluation_method"], METHODS)
+            choice("evaluation_method", values["evaluation_method"], METHODS, or_none=True)
         if values["warmup_steps"] is not None:
             values["warmup_steps"] = whole("warmup_steps", values["warmup_steps"], least=0)
         return cls(**values)

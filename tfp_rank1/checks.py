@@ -56,10 +56,18 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """`value`, refused unless it is one of the strings `allowed`."""
+def choice(name: str, value: Any, allowed: tuple[str, ...], or_none: bool = False) -> str:
+    """`value`, refused unless it is one of the strings `allowed`.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        allowed: strings.
+        or_none: whether the message names None as well, which the caller has let pass.
+    """
     if value not in allowed:
         names = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {allowed}"
+        names += " or None" if or_none else ""
         raise ValueError(f"Argument `{name}` must be {names}. Received: {name}={value!r}")
     return str(value)
 

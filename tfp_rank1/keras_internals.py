@@ -35,7 +35,6 @@ __all__ = [
     "compile_state",
     "compiled_loss",
     "compiled_metrics",
-    "depth_of",
     "forget_metrics",
     "function_within",
     "graph_of",
@@ -50,6 +49,7 @@ __all__ = [
     "lstm_carry_and_output",
     "mask_of",
     "missing_names",
+    "nodes_in_order",
     "nodes_of",
     "own_state",
     "own_trainable_variables",
@@ -60,6 +60,7 @@ __all__ = [
     "replace_part",
     "restore_compile_state",
     "run_graph",
+    "runs_its_graph",
     "seed_generators_of",
     "set_better_direction",
     "set_initial_epoch",
@@ -281,10 +282,16 @@ def nodes_of(model: Any) -> list[Any]:
     return [node for depth in by_depth.values() for node in depth]
 
 
-def depth_of(model: Any, node: Any) -> int:
-    """How far a call in a model's graph is from the outputs, 0 for the last."""
-    by_depth = _graph(model)._nodes_by_depth
-    return next(depth for depth, nodes in by_depth.items() if node in nodes)
+def nodes_in_order(model: Any) -> list[Any]:
+    """The calls in a model's graph, from the inputs to the outputs."""
+    by_depth = getattr(_graph(model), "_nodes_by_depth", {})
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def runs_its_graph(model: Any) -> bool:
+    """Whether a model has a graph, and its `call` runs that graph and nothing else."""
+    calls = (Functional.call, keras.Sequential.call)
+    return bool(nodes_of(model)) and type(model).call in calls
 
 
 def run_graph(model: Any, inputs: Any, operation_fn: Callable[[Any], Any]) -> Any:

@@ -16,6 +16,7 @@ from tfp_rank1.keras_internals import graph_of
 __all__ = [
     "SeedSource",
     "SharedDraws",
+    "as_drawn",
     "draw_scope",
     "entropy_seed",
     "fold_in",
@@ -35,6 +36,14 @@ _INT32_MAX = 2**31 - 1
 def draw_scope() -> contextlib.AbstractContextManager[Any]:
     """Where draws are computed: outside of the graph under construction if they are constants."""
     return tf.init_scope() if scopes.constant_draws.value else contextlib.nullcontext()
+
+
+def as_drawn(value: tf.Tensor) -> tf.Tensor:
+    """A draw for the graph under construction; one made outside of it becomes a constant there."""
+    if not scopes.constant_draws.value or tf.executing_eagerly():
+        return value
+    # Captured as it is, it would be one more input of the exported file.
+    return tf.constant(value.numpy(), value.dtype)
 
 
 class SeedSource:
@@ -86,7 +95,8 @@ class SharedDraws:
         """
         self._draws += 1
         with draw_scope():
-            return self._normal(shape)
+            found = self._normal(shape)
+        return as_drawn(found)
 
     def _normal(self, shape: tuple[int, ...]) -> tf.Tensor:
         is_large = self._num_passes * math.prod(shape) > self._LARGEST

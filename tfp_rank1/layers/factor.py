@@ -10,7 +10,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import scopes
 from tfp_rank1.posteriors import Posterior, Variables
 from tfp_rank1.priors import FactorState, Prior
-from tfp_rank1.random import draw_scope, fold_in
+from tfp_rank1.random import as_drawn, draw_scope, fold_in
 
 __all__ = [
     "Factor",
@@ -132,7 +132,9 @@ class Factor:
             }
             draws = self.posterior.sample(parameters, rows, seed)
             factor = scopes.variance_factor()
-            return draws if factor is None else self.posterior.widened(draws, parameters, factor)
+            if factor is not None:
+                draws = self.posterior.widened(draws, parameters, factor)
+        return as_drawn(draws)
 
     def moments(self, bounds: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Mean and variance of the draws of `sample`, `[members, 1, dim]` each.

@@ -43,6 +43,13 @@ class Bernoulli(Likelihood):
         terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in (mean, 1.0 - mean)])
         return tf.reduce_sum(terms, axis=-1)
 
+    def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
+        """`-p log p - (1 - p) log(1 - p)`, summed over targets."""
+        # `sigmoid(-outputs)`, because `1 - sigmoid(outputs)` rounds to 0 for large logits.
+        parts = tf.sigmoid(outputs), tf.sigmoid(-outputs)
+        terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in parts])
+        return tf.reduce_sum(terms, axis=-1)
+
     @property
     def has_temperature(self) -> bool:
         """True: the logits are divided by it."""

@@ -38,6 +38,14 @@ class Laplace(ScaledLikelihood):
         """`tfd.Laplace` with batch shape `[..., D]`."""
         return tfd.Laplace(outputs, self.scale_of(outputs))
 
+    def mean(self, outputs: tf.Tensor) -> tf.Tensor:
+        """The outputs."""
+        return tf.identity(outputs)
+
+    def variance(self, outputs: tf.Tensor) -> tf.Tensor:
+        """`2 scale^2`."""
+        return 2.0 * tf.square(self.scale_of(outputs)) + tf.zeros_like(outputs)
+
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`e / scale`."""
         return noise / self.scale

@@ -64,6 +64,15 @@ class StudentT(ScaledLikelihood):
         """`tfd.StudentT` with batch shape `[..., D]`."""
         return tfd.StudentT(self.df, outputs, self.scale_of(outputs))
 
+    def mean(self, outputs: tf.Tensor) -> tf.Tensor:
+        """The outputs."""
+        return tf.identity(outputs)
+
+    def variance(self, outputs: tf.Tensor) -> tf.Tensor:
+        """`scale^2 df / (df - 2)`."""
+        factor = self.df / (self.df - 2.0)
+        return factor * tf.square(self.scale_of(outputs)) + tf.zeros_like(outputs)
+
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`e / scale sqrt((df + 1) / (df + 3))`."""
         # The Fisher information is below that of a Normal: targets in the tails say little.

@@ -165,6 +165,7 @@ class BayesianModel(Replicas):
         object.__setattr__(self, "found_kernel_precision", FoundPrecision())
         # A net that has seen data cannot be judged by parts of them that are held out afterwards.
         self.has_seen_data = False
+        self._has_moments = True  # until a rule refuses
         self._target_ranks: dict[str, int | None] = {}
         if isinstance(self, Functional) and not is_given:
             answer_state.restore_from_graph(self)
@@ -247,9 +248,10 @@ class BayesianModel(Replicas):
             evaluation_method: what `evaluate`, validation and `predict` look at. `"moments"`: the
                 answers of `posterior_predictive(x, method="moments")`, which takes a graph whose
                 layers have rules, see `tfp_rank1.moments`. `"samples"`: `evaluation_samples` draws.
-                Defaults to None: moments where one pass gives them, that is for a graph whose
-                layers all have rules and whose positions (pixels, time steps) share no noise;
-                samples for other models. `model.evaluation_method` is the method in use.
+                Defaults to None: moments where one pass gives them, that is for a graph in which
+                everything random meets rules only, positions (pixels, time steps) share no noise,
+                and no functions of one random tensor meet again, as in `h * sigmoid(h)`; samples
+                for other models. `model.evaluation_method` is the method in use.
             evaluation_samples: samples of the predictive distribution in `evaluate`, validation
                 and `predict`, rounded up to a multiple of the members; the same draws in every
                 call. Without a meaning for moments in one pass. Defaults to 8.
@@ -682,7 +684,18 @@ class BayesianModel(Replicas):
     def evaluation_method(self) -> str:
         """`"samples"` or `"moments"`: what `evaluate`, validation and `predict` look at."""
         given = self._options.evaluation_method
-        return given or ("moments" if takes_one_pass(self) else "samples")
+        if given is not None:
+            return given
+        return "moments" if self._has_moments and takes_one_pass(self) else "samples"
+
+    def give_up_moments(self) -> bool:
+        """Have evaluation take samples from now on, since a rule of moments refused the net.
+
+        Returns:
+            False if `compile` was told to take moments, which then must fail.
+        """
+        self._has_moments = False
+        return self._options.evaluation_method is None
 
     @property
     def integrates_in_evaluation(self) -> bool:

@@ -39,7 +39,7 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
+from tfp_rank1.likelihoods import ClosedFormNoise
 from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.model.graph import members_of

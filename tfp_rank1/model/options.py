@@ -110,7 +110,7 @@ class Options:
             evaluation_method=(
                 None
                 if evaluation_method is None
-                else choice("evaluation_method", evaluation_method, METHODS)
+                else choice("evaluation_method", evaluation_method, METHODS, or_none=True)
             ),
         )
         _check_members_share(options, loss, layers)

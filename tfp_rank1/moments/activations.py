@@ -8,23 +8,26 @@ sum over nodes, see `gaussian.quadrature_nodes`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.gaussian import (
+    expm1,
     normal_pdf_cdf,
     over_nodes,
     quadrature_nodes,
     ratio,
     rectified,
 )
-from tfp_rank1.moments.registry import propagate, register
+from tfp_rank1.moments.registry import WAY_OUT, propagate, register
 
-__all__ = ["activated", "clipped", "integrated", "leaky", "mean_slope", "softened"]
+__all__ = ["activated", "clipped", "integrated", "leaky", "mean_slope", "softened", "with_shared"]
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 
@@ -89,7 +92,7 @@ def _exponential(x: Moments) -> Moments:
     """Moments of a log-normal: `exp(m + v / 2)` and `(exp(v) - 1) E^2`."""
     variance = x.variance_or_zeros()
     mean = tf.exp(x.mean + 0.5 * variance)
-    return Moments(mean, tf.math.expm1(variance) * tf.square(mean))
+    return Moments(mean, expm1(variance) * tf.square(mean))
 
 
 def _log_softmax(x: Moments) -> Moments:
@@ -137,7 +140,7 @@ def activated(activation: Any, x: Moments) -> Moments:
         return propagate(activation, x)
     if activation in _CLOSED:
         return _CLOSED[activation](x)
-    _check_entry_by_entry(activation)
+    _check_entry_by_entry(activation, x.mean.shape[-1] or 2)
     return integrated(_EXPRESSED.get(activation, activation), x)
 
 
@@ -151,6 +154,9 @@ def mean_slope(activation: Any, x: Moments) -> tf.Tensor:
     """
     if activation in (None, activations.linear):
         return tf.ones_like(x.mean)
+    if activation is activations.softmax:  # of which a step of all entries changes nothing
+        p = softened(x).mean
+        return p * (1.0 - p)
     if activation is activations.relu:
         a, _ = ratio(x.mean, x.variance_or_zeros())
         return normal_pdf_cdf(a)[1]
@@ -162,26 +168,45 @@ def mean_slope(activation: Any, x: Moments) -> tf.Tensor:
     return tf.reduce_sum(weighted * values, axis=0) / stddev
 
 
-def _check_entry_by_entry(function: Any) -> None:
-    """Refuse a function of which an entry of the result depends on another entry."""
-    with tf.init_scope():
-        pair, other = tf.constant([[0.3, -1.2]]), tf.constant([[0.3, 2.1]])
-        first, second = (tf.convert_to_tensor(function(v)) for v in (pair, other))
-        is_alone = first.shape == pair.shape and bool(first[0, 0] == second[0, 0])
+def with_shared(result: Moments, x: Moments, activation: Any) -> Moments:
+    """The moments of an activation, with what its entries share to first order, by `mean_slope`."""
+    if x.shared is None:
+        return result
+    slope, shared = mean_slope(activation, x), x.shared
+    return dataclasses.replace(result, shared=lambda seen: shared(seen * slope[:, tf.newaxis]))
+
+
+def _check_entry_by_entry(function: Any, width: int) -> None:
+    """Refuse a function of which an entry of the result depends on another entry.
+
+    Args:
+        function: of a tensor `[B, width]`.
+        width: number of entries of a row, which a function may know.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, width)).astype("float32")
+    is_alone = True
+    for column in (0, width - 1):
+        other = rng.normal(size=x.shape).astype("float32")
+        other[::2, column] = x[::2, column]  # every second row keeps this entry, and no other
+        with tf.init_scope():
+            first, second = (np.asarray(function(tf.constant(v))) for v in (x, other))
+        is_alone &= first.shape == x.shape
+        is_alone = is_alone and np.array_equal(first[::2, column], second[::2, column])
     if not is_alone:
         name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(
             f"Moments pass through functions that act entry by entry, and {name!r} mixes entries. "
-            "Put it into a layer and teach that layer by tfp_rank1.moments.register, or ask for "
-            f"samples: method='samples'. Received: activation={name}"
+            "Put it into a layer and teach that layer by tfp_rank1.moments.register, or "
+            f"{WAY_OUT}. Received: activation={name}"
         )
 
 
 @register(layers.Activation)
 def _activation(layer: Any, x: Moments) -> Moments:
-    result = activated(layer.activation, x)
-    is_linear = layer.activation is activations.linear
-    return Moments(result.mean, result.variance, None, x.joint if is_linear else None)
+    if layer.activation is activations.linear:
+        return x
+    return with_shared(activated(layer.activation, x), x, layer.activation)
 
 
 @register(layers.ReLU)
@@ -190,7 +215,8 @@ def _relu(layer: Any, x: Moments) -> Moments:
     if threshold:
         return integrated(layer, x)  # a jump
     if layer.max_value is None:
-        return leaky(x, slope)
+        found = leaky(x, slope)
+        return found if slope else with_shared(found, x, activations.relu)
     if slope:
         return integrated(layer, x)
     return clipped(x, 0.0, float(layer.max_value))
@@ -208,7 +234,9 @@ def _prelu(layer: Any, x: Moments) -> Moments:
 
 @register(layers.ELU)
 def _elu(layer: Any, x: Moments) -> Moments:
-    return integrated(lambda z: tf.where(z > 0.0, z, layer.alpha * tf.math.expm1(z)), x)
+    return integrated(
+        lambda z: tf.where(z > 0.0, z, layer.alpha * (tf.exp(tf.minimum(z, 0.0)) - 1.0)), x
+    )
 
 
 @register(layers.Softmax)

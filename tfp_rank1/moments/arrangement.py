@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -45,6 +46,7 @@ def _upsampled(layer: Any, x: Moments) -> Moments:
 
 @register(
     layers.ActivityRegularization,
+    layers.Dropout,
     layers.GaussianDropout,
     layers.GaussianNoise,
     layers.Identity,
@@ -54,36 +56,11 @@ def _upsampled(layer: Any, x: Moments) -> Moments:
     layers.AlphaDropout,
     Likelihood,
 )
-def _unchanged(layer: Any, x: Moments, training: bool = False) -> Moments:
-    _refuse_training(layer, training)
-    return Moments(x.mean, x.variance, None, x.joint)
-
-
-@register(layers.Dropout)
-def _dropped(layer: Any, x: Moments, training: bool = False) -> Moments:
-    """Nothing; in a layer that is on in prediction as well, `Var = (mu^2 + v) / (1 - p) - mu^2`.
-
-    Source: Gal & Ghahramani (2016), "Dropout as a Bayesian Approximation".
-    """
-    if not training or not layer.rate:
-        return Moments(x.mean, x.variance, None, x.joint)
-    if layer.noise_shape is not None:
-        _refuse_training(layer, training)
-    odds = layer.rate / (1.0 - layer.rate)
-    variance = x.variance_or_zeros()
-    return Moments(x.mean, variance + odds * (tf.square(x.mean) + variance))
+def _unchanged(layer: Any, x: Moments) -> Moments:
+    return dataclasses.replace(x, mask=None)
 
 
 @register(layers.Masking)
 def _masking(layer: Any, x: Moments) -> Moments:
     is_data = tf.reduce_any(tf.not_equal(x.mean, layer.mask_value), axis=-1, keepdims=True)
     return Moments(tf.where(is_data, x.mean, 0.0), tf.where(is_data, x.variance_or_zeros(), 0.0))
-
-
-def _refuse_training(layer: Any, training: bool) -> None:
-    if training:
-        raise ValueError(
-            f"Moments know {type(layer).__name__} {layer.name!r} as a layer that acts in training "
-            "only. Teach it a rule by tfp_rank1.moments.register, or ask for samples: "
-            "method='samples'. Received: a call with training=True"
-        )

@@ -44,10 +44,8 @@ def _attention(
     key_mask: Any = None,
     attention_mask: Any = None,
     return_attention_scores: bool = False,
-    training: bool = False,
     use_causal_mask: bool = False,
 ) -> Moments | list[Moments]:
-    _check_drops_nothing(layer, training)
     masks = {
         "query_mask": _mask(query_mask, query),
         "value_mask": _mask(value_mask, value),
@@ -99,12 +97,3 @@ def _attended(layer: Any, weights: tf.Tensor, variance: tf.Tensor, v: Moments) -
     spread += tf.square(mean) * ops.einsum(equation, w, tf.ones_like(v.mean))
     own = ops.einsum(equation, square, v.variance_or_zeros())
     return Moments(mean, tf.nn.relu(spread) + own)
-
-
-def _check_drops_nothing(layer: Any, training: bool) -> None:
-    if training:
-        raise ValueError(
-            f"Moments know {type(layer).__name__} {layer.name!r} as a layer that drops nothing "
-            "out. Call it without training=True, or ask for samples: method='samples'. Received: "
-            "a call with training=True"
-        )

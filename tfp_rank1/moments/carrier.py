@@ -23,9 +23,9 @@ class Moments:
         mask: boolean `[B, ...]`, as Keras passes it from layer to layer; None without one.
         joint: computes `[B, ..., D, D]`, the covariance of the entries of the last axis; None where
             nothing is known of it. A function, because only the outputs of a net are asked for it.
-        shared: computes `K' (Cov - diag Cov) K`, `[B, D, D]`, for a kernel K `[k, D]` of few
-            columns: what correlations between the k entries of the last axis add to the covariance
-            of `K'x`. None where entries count as independent.
+        shared: computes `K_n' (Cov - diag Cov) K_n`, `[B, D, D]`, for transposed kernels of few
+            columns, `[B, D, k]` or `[1, D, k]`: what correlations between the k entries of the last
+            axis add to the covariance of `K_n'x`. None where entries count as independent.
         source: `[B / K, ...]`, the rows that all K members got a copy of; None where the rows of
             members differ.
     """
@@ -64,4 +64,9 @@ class Moments:
     def scaled(self, scale: tf.Tensor, offset: tf.Tensor | float = 0.0) -> Moments:
         """The moments of `scale x + offset`."""
         variance = None if self.variance is None else scale * scale * self.variance
-        return Moments(scale * self.mean + offset, variance)
+        found = Moments(scale * self.mean + offset, variance)
+        shared = self.shared
+        if shared is None:
+            return found
+        rows = scale * tf.ones_like(self.mean)  # [B, k]
+        return dataclasses.replace(found, shared=lambda seen: shared(seen * rows[:, tf.newaxis]))

@@ -15,7 +15,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["normal_pdf_cdf", "over_nodes", "quadrature_nodes", "ratio", "rectified"]
+__all__ = ["expm1", "normal_pdf_cdf", "over_nodes", "quadrature_nodes", "ratio", "rectified"]
 
 _SCALE = 0.3275911 / math.sqrt(2.0)
 # Halved, because the error function runs from -1 to 1.
@@ -58,6 +58,15 @@ def rectified(mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
     g = tf.nn.relu(pdf - a * (1.0 - cdf))
     height = tf.nn.relu(a + g)
     return stddev * height, variance * tf.nn.relu(cdf - g * height), variance * cdf
+
+
+def expm1(v: tf.Tensor) -> tf.Tensor:
+    """`exp(v) - 1` for v of at least 0, by operations that every serving format has.
+
+    Near 0, where the difference has no digits left, it is the first terms of the series.
+    """
+    near = v * (1.0 + v / 2.0 * (1.0 + v / 3.0 * (1.0 + v / 4.0)))
+    return tf.where(v < 0.05, near, tf.exp(v) - 1.0)
 
 
 def quadrature_nodes() -> tuple[np.ndarray, np.ndarray]:

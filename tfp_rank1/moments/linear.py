@@ -16,7 +16,7 @@ from keras import ops
 from tfp_rank1.keras_internals import causal_padding
 from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.registry import register
+from tfp_rank1.moments.registry import WAY_OUT, register
 
 __all__ = [
     "MAX_JOINT",
@@ -38,6 +38,20 @@ layers = keras.layers
 
 def _kernel(kernel: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
     return of(tf.cast(tf.convert_to_tensor(kernel), x.dtype))
+
+
+def check_kernel(layer: Any) -> None:
+    """Refuse a layer of which the kernel is not what multiplies.
+
+    Raises:
+        ValueError: for a quantized layer.
+    """
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None:
+        raise ValueError(
+            f"Moments need the kernel of {type(layer).__name__} {layer.name!r}, and a quantized "
+            f"layer has integers in its place: {WAY_OUT}. Received: quantization_mode={mode!r}"
+        )
 
 
 def _dense(layer: Any, x: tf.Tensor, of: KernelFunction) -> tf.Tensor:
@@ -122,6 +136,7 @@ def linear_map_of(layer: Any) -> LinearMap:
 
 def mapped(layer: Any, x: Moments) -> Moments:
     """Moments of `W'x` for entries x that are independent, without a bias."""
+    check_kernel(layer)
     linear = linear_map_of(layer)
     mean = linear(layer, x.mean, tf.identity)
     return Moments(mean, None if x.variance is None else linear(layer, x.variance, tf.square))

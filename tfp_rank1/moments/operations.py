@@ -10,10 +10,18 @@ import tensorflow as tf
 from keras import ops
 
 from tfp_rank1.keras_internals import producer_of
-from tfp_rank1.moments.activations import clipped, integrated, leaky, softened
+from tfp_rank1.moments.activations import activated, clipped, integrated, leaky, softened
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.merging import added, joined, larger, multiplied
-from tfp_rank1.moments.registry import exact, register
+from tfp_rank1.moments.merging import (
+    added,
+    joined,
+    larger,
+    multiplied,
+    of_one_dtype,
+    smaller,
+    subtracted,
+)
+from tfp_rank1.moments.registry import WAY_OUT, exact, register
 
 __all__: list[str] = []
 
@@ -34,15 +42,17 @@ def _as_moments(value: Any, like: Any = None) -> Moments:
 
 def _of_two(function: Callable[[Moments, Moments], Moments]) -> Callable[..., Moments]:
     def rule(operation: Any, x1: Any, x2: Any) -> Moments:
-        return function(_as_moments(x1, x2), _as_moments(x2, x1))
+        x, y = of_one_dtype([_as_moments(x1, x2), _as_moments(x2, x1)])
+        return function(x, x if x1 is x2 else y)
 
     return rule
 
 
 register(_class_of(lambda x: ops.add(x, x)))(_of_two(added))
-register(_class_of(lambda x: ops.subtract(x, x)))(_of_two(lambda x, y: added(x, y.scaled(-1.0))))
+register(_class_of(lambda x: ops.subtract(x, x)))(_of_two(subtracted))
 register(_class_of(lambda x: ops.multiply(x, x)))(_of_two(multiplied))
 register(_class_of(lambda x: ops.maximum(x, x)))(_of_two(larger))
+register(_class_of(lambda x: ops.minimum(x, x)))(_of_two(smaller))
 
 
 @register(_class_of(lambda x: ops.divide(x, 2.0)), _class_of(lambda x: ops.true_divide(x, 2.0)))
@@ -50,10 +60,37 @@ def _divide(operation: Any, x1: Any, x2: Any) -> Moments:
     x, y = _as_moments(x1, x2), _as_moments(x2, x1)
     if not y.is_exact:
         raise ValueError(
-            "Moments do not divide by a random number. Ask for samples: method='samples'. "
+            f"Moments do not divide by a random number: {WAY_OUT}. "
             f"Received: operation {operation.name!r}"
         )
     return x.scaled(1.0 / y.mean)
+
+
+@register(_class_of(lambda x: ops.stop_gradient(x)))
+def _unchanged(operation: Any, x: Moments) -> Moments:
+    return x
+
+
+@register(_class_of(lambda x: ops.cast(x, "float32")))
+def _cast(operation: Any, x: Moments) -> Moments:
+    dtype = keras.backend.standardize_dtype(operation.dtype)
+    # Half precision cannot hold small variances.
+    return x.moved(lambda v: tf.cast(v, dtype)) if dtype == "float64" else x
+
+
+@register(_class_of(lambda x: ops.clip(x, 0.0, 1.0)))
+def _clip(operation: Any, x: Moments) -> Moments:
+    return clipped(x, float(operation.x_min), float(operation.x_max))
+
+
+@register(_class_of(lambda x: ops.sum(x, axis=1)), _class_of(lambda x: ops.mean(x, axis=1)))
+def _reduced(operation: Any, x: Moments) -> Moments:
+    """Sums and means over an axis whose entries count as independent."""
+    mean = operation.call(x.mean)
+    ratio = tf.size(x.mean) / tf.maximum(tf.size(mean), 1)
+    is_mean = type(operation) is _class_of(lambda v: ops.mean(v, axis=1))
+    share = tf.cast(1.0 / ratio, mean.dtype) if is_mean else 1.0
+    return Moments(mean, share * operation.call(x.variance_or_zeros()))
 
 
 @register(_class_of(lambda x: ops.negative(x)))
@@ -84,7 +121,6 @@ def _concatenated(operation: Any, xs: Any) -> Moments:
 def _stacked(operation: Any, xs: Any) -> Moments:
     parts = [_as_moments(x) for x in xs]
     axis = operation.axis
-    # Of several nets, each with the covariance of its outputs.
     widened = [p.moved(lambda v: ops.expand_dims(v, axis)) for p in parts]
     return joined(widened, axis)
 
@@ -108,7 +144,7 @@ def _softmax(operation: Any, x: Moments) -> Moments:
     *(
         _class_of(function)
         for function in (
-            ops.abs, ops.elu, ops.exp, ops.gelu, ops.log_sigmoid, ops.selu, ops.sigmoid, ops.silu,
+            ops.abs, ops.elu, ops.exp, ops.log_sigmoid, ops.selu, ops.sigmoid, ops.silu,
             ops.sin, ops.cos, ops.softplus, ops.softsign, ops.square, ops.tanh, ops.leaky_relu,
             ops.hard_sigmoid, ops.hard_silu,
         )
@@ -116,3 +152,10 @@ def _softmax(operation: Any, x: Moments) -> Moments:
 )  # fmt: skip
 def _entry_by_entry(operation: Any, x: Moments) -> Moments:
     return integrated(operation.call, x)
+
+
+@register(_class_of(lambda x: ops.gelu(x)))
+def _gelu(operation: Any, x: Moments) -> Moments:
+    if operation.approximate:
+        return integrated(operation.call, x)
+    return activated(keras.activations.gelu, x)  # serving formats lack the error function

@@ -7,11 +7,16 @@ from typing import Any
 
 import keras
 
-from tfp_rank1.keras_internals import depth_of, nodes_of, run_graph, standardized_inputs
+from tfp_rank1.keras_internals import (
+    nodes_in_order,
+    run_graph,
+    runs_its_graph,
+    standardized_inputs,
+)
 from tfp_rank1.layers import SplitMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.registry import drawn, exact, has_rule, propagate
+from tfp_rank1.moments.registry import WAY_OUT, drawn, exact, has_rule, is_noisy, propagate
 
 __all__ = [
     "check_graph",
@@ -45,65 +50,128 @@ def output_moments(model: Any, x: Any, sampled: frozenset[int] = frozenset()) ->
 
 
 def check_graph(model: Any) -> None:
-    """Refuse a model without a graph.
+    """Refuse a model without a graph, or with a `call` of its own.
 
     Raises:
         ValueError: for a subclassed model.
     """
-    if not nodes_of(model):
+    if not runs_its_graph(model):
         raise ValueError(
-            "Moments follow the graph of a Functional or Sequential model, and a subclassed model "
-            "has none. Build it as BayesianModel(inputs, outputs, ...), or ask for samples: "
-            f"method='samples'. Received: method='moments' and a {type(model).__name__} without a "
-            "graph"
+            "Moments follow the graph of a Functional or Sequential model. A subclassed model has "
+            "none, and one with a `call` of its own does something else. Build it as "
+            f"BayesianModel(inputs, outputs, ...), or {WAY_OUT}. "
+            f"Received: a {type(model).__name__}"
         )
 
 
 def operations_with_positions(model: Any) -> frozenset[int]:
     """Ids of the operations whose noise several positions of an example share.
 
-    These are the operations on inputs or outputs with axes between batch and channels (pixels, time
-    steps), and all before them. What comes after the last of these axes is gone has one row per
-    example.
+    These are the operations that draw, or that something random reaches, on inputs or outputs with
+    axes between batch and channels (pixels, time steps), and all before them. What comes after the
+    last of these axes is gone has one row per example.
     """
+    noisy = _noisy_nodes(model)
     # By tensor: whether an operation with positions comes after it. From the outputs backwards.
-    nodes = sorted(nodes_of(model), key=lambda node: depth_of(model, node))
     marked: set[int] = set()
     found: set[int] = set()
-    for node in nodes:
+    for node in reversed(nodes_in_order(model)):
         operation, tensors = node.operation, [*node.input_tensors, *node.outputs]
         is_end = isinstance(operation, SplitMembers | Likelihood)
-        has_positions = not is_end and any(len(t.shape) > 2 for t in tensors)
-        if has_positions or any(id(t) in marked for t in node.outputs):
+        has_positions = any(len(t.shape) > 2 for t in tensors)
+        if runs_its_graph(operation):
+            has_positions = has_positions or bool(operations_with_positions(operation))
+        is_shared = id(node) in noisy and has_positions and not is_end
+        if is_shared or any(id(t) in marked for t in node.outputs):
             marked |= {id(t) for t in node.input_tensors}
             found.add(id(operation))
     return frozenset(found)
 
 
-def takes_one_pass(model: Any) -> bool:
-    """Whether moments give the answers of a model in one pass.
+def _noisy_nodes(model: Any) -> set[int]:
+    """Ids of the calls in a graph that draw, or that something random reaches."""
+    tensors: set[int] = set()
+    found: set[int] = set()
+    for node in nodes_in_order(model):
+        if node.operation is None or isinstance(node.operation, keras.layers.InputLayer):
+            continue
+        if is_noisy(node.operation) or any(id(t) in tensors for t in node.input_tensors):
+            tensors |= {id(t) for t in node.outputs}
+            found.add(id(node))
+    return found
 
-    It takes a graph whose layers all have rules, in which no positions share noise.
+
+def takes_one_pass(model: Any) -> bool:
+    """Whether moments give the answers of a model in one pass, as good as samples.
+
+    It takes a graph in which everything random meets rules only, positions share no noise, no two
+    parts of a merge are functions of one random tensor, and no hidden layer ends in a softmax,
+    whose moments are those of first order.
     """
     return (
-        bool(nodes_of(model))
+        runs_its_graph(model)
         and not layers_without_rule(model)
         and not operations_with_positions(model)
+        and not _merges_relatives(model)
+        and not _has_softmax(model)
     )
 
 
 def layers_without_rule(model: Any) -> list[str]:
-    """Names of the layers and operations of a model's graph, and of models in it, without a rule.
+    """Names of the layers and operations of a graph without a rule that something random reaches.
 
-    A layer among them that only exact inputs reach needs none.
+    Models in the model are searched as well.
     """
     missing = []
-    for node in nodes_of(model):
+    noisy = _noisy_nodes(model)
+    for node in nodes_in_order(model):
         operation = node.operation
-        if isinstance(operation, keras.layers.InputLayer) or not operation:
+        if id(node) not in noisy:
             continue
-        if nodes_of(operation):
+        if runs_its_graph(operation):
             missing += layers_without_rule(operation)
         elif not has_rule(operation):
             missing.append(operation.name)
     return missing
+
+
+def _merges_relatives(model: Any) -> bool:
+    """Whether entries that are functions of one and the same random entry meet again.
+
+    Such as `h * sigmoid(h)`: the parts would count as independent. The sum of a block's inputs and
+    its outputs, with a layer that multiplies by a kernel between, is no such merge.
+    """
+    noisy = _noisy_nodes(model)
+    roots: dict[int, int] = {}
+    for node in nodes_in_order(model):
+        if id(node) not in noisy:
+            continue
+        given = [t for t in node.input_tensors if id(t) in roots]
+        parents = [roots[id(t)] for t in given]
+        if len(parents) > len(set(parents)) and len({id(t) for t in given}) > 1:
+            return True
+        if runs_its_graph(node.operation) and _merges_relatives(node.operation):
+            return True
+        keeps = len(given) == 1 and _acts_entry_by_entry(node)
+        for tensor in node.outputs:
+            roots[id(tensor)] = parents[0] if keeps else id(tensor)
+    return False
+
+
+def _has_softmax(model: Any) -> bool:
+    """Whether something random goes through a softmax."""
+    noisy = _noisy_nodes(model)
+    found = [node.operation for node in nodes_in_order(model) if id(node) in noisy]
+    return any(_has_softmax(v) if runs_its_graph(v) else _is_softmax(v) for v in found)
+
+
+def _is_softmax(operation: Any) -> bool:
+    function = getattr(operation, "activation", None) or type(operation)
+    return "softmax" in getattr(function, "__name__", "").lower()
+
+
+def _acts_entry_by_entry(node: Any) -> bool:
+    """Whether an output's entry is a function of one entry of the input, as far as shapes tell."""
+    shapes = {tuple(t.shape) for t in (*node.input_tensors[:1], *node.outputs)}
+    weights = getattr(node.operation, "weights", [])
+    return len(shapes) == 1 and all(len(w.shape) < 2 for w in weights)

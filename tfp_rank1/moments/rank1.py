@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from tfp_rank1 import layers, scopes
 from tfp_rank1.layers.folding import fold, unfold
@@ -23,7 +22,7 @@ from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.moments.activations import activated
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.linear import covariance_of_dense, has_joint, is_dense, mapped
-from tfp_rank1.moments.registry import propagate, register, register_for_exact
+from tfp_rank1.moments.registry import register, register_for_exact
 
 __all__ = ["perturbed"]
 
@@ -229,11 +228,3 @@ def _normalization(layer: Any, x: Moments) -> Moments:
         offset += lay(layer.beta)
     rows = x.moved(lambda value: unfold(value, members)).scaled(scale, offset)
     return rows.moved(fold)
-
-
-@register(layers.TimeDistributedRank1)
-def _time_distributed(layer: Any, x: Moments) -> Moments:
-    steps = ops.shape(x.mean)[1]
-    rows = x.moved(lambda v: ops.reshape(v, (-1, *ops.shape(v)[2:])))
-    outputs = propagate(layer.layer, rows)
-    return outputs.moved(lambda v: ops.reshape(v, (-1, steps, *ops.shape(v)[1:])))

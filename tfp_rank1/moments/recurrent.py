@@ -22,7 +22,7 @@ from keras import ops
 from tfp_rank1 import layers as rank1_layers
 from tfp_rank1 import scopes
 from tfp_rank1.moments.carrier import Moments
-from tfp_rank1.moments.registry import propagate, register
+from tfp_rank1.moments.registry import WAY_OUT, propagate, register
 
 __all__: list[str] = []
 
@@ -37,10 +37,8 @@ layers = keras.layers
     rank1_layers.LSTMRank1,
     rank1_layers.GRURank1,
 )
-def _sequence(
-    layer: Any, x: Moments, initial_state: Any = None, training: bool = False
-) -> Moments | list[Moments]:
-    _check_sequence(layer, training)
+def _sequence(layer: Any, x: Moments, initial_state: Any = None) -> Moments | list[Moments]:
+    _check_sequence(layer)
     by_step = x.moved(lambda value: ops.swapaxes(value, 0, 1))
     inputs = [by_step.mean, by_step.variance_or_zeros()]
     if x.mask is not None:
@@ -102,11 +100,10 @@ def _initial_states(layer: Any, x: Moments, given: Any) -> Any:
     return keras.tree.map_structure(lambda value: Moments(tf.cast(value, x.mean.dtype)), zeros)
 
 
-def _check_sequence(layer: Any, training: bool) -> None:
-    if training or layer.stateful:
+def _check_sequence(layer: Any) -> None:
+    if layer.stateful:
         raise ValueError(
             f"Moments pass through {type(layer).__name__} {layer.name!r} as a layer that begins "
-            "every sequence anew and drops nothing out. Build it with stateful=False and call it "
-            "without training=True, or ask for samples: method='samples'. Received: "
-            f"stateful={layer.stateful}, training={training}"
+            f"every sequence anew. Build it with stateful=False, or {WAY_OUT}. "
+            f"Received: stateful={layer.stateful}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,11 +12,22 @@ import keras
 import tensorflow as tf
 
 from tfp_rank1 import scopes
-from tfp_rank1.keras_internals import layers_of, mask_of, nodes_of, run_graph, set_mask
+from tfp_rank1.keras_internals import layers_of, mask_of, run_graph, runs_its_graph, set_mask
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.moments.carrier import Moments
 
-__all__ = ["Rule", "drawn", "exact", "has_rule", "propagate", "register", "register_for_exact"]
+__all__ = [
+    "WAY_OUT",
+    "Rule",
+    "drawn",
+    "exact",
+    "has_rule",
+    "is_noisy",
+    "propagate",
+    "register",
+    "register_for_exact",
+    "version",
+]
 
 # `rule(layer, *args, **kwargs)`: the arguments of the layer's call, with moments for tensors.
 Rule = Callable[..., Any]
@@ -24,15 +36,19 @@ R = TypeVar("R", bound=Rule)
 _rules: dict[type, Rule] = {}
 # Classes whose rules also see inputs that are known exactly.
 _for_exact: set[type] = set()
+_changes: list[int] = []
+
+WAY_OUT = "ask for samples: method='samples', or compile(evaluation_method='samples')"
 
 
 def register(*classes: type) -> Callable[[R], R]:
     """Teach moments a class of layers, as a decorator; a later rule replaces an earlier one.
 
     The rule is called as `rule(layer, inputs, ...)`, with the arguments of the layer's `call` and
-    `Moments` in place of tensors, and returns `Moments`. Masks are in `inputs.mask`; `training` is
-    an argument only where it is True. It computes in the dtype of its inputs,
-    whatever the layer's dtype policy. Subclasses that keep `call` have the same rule.
+    `Moments` in place of tensors, and returns `Moments`. Masks are in `inputs.mask`, and `training`
+    is no argument: answers call a net with training=False, which Keras passes on to every layer of
+    a graph. It computes in the dtype of its inputs, whatever the layer's dtype policy. Subclasses
+    that keep `call` have the same rule.
 
     Args:
         *classes: classes of layers, or of operations of Keras.
@@ -51,9 +67,15 @@ def register(*classes: type) -> Callable[[R], R]:
     def decorate(rule: R) -> R:
         for cls in classes:
             _rules[cls] = rule
+        _changes.append(len(_changes))
         return rule
 
     return decorate
+
+
+def version() -> int:
+    """A number that changes with every `register`: compiled answers hold the rules as they were."""
+    return len(_changes)
 
 
 def register_for_exact(*classes: type) -> Callable[[R], R]:
@@ -100,21 +122,28 @@ def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
         ValueError: for a layer without a rule.
     """
     given = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Moments)]
-    is_exact = all(v.is_exact for v in given) and not _draws(operation, kwargs)
+    is_exact = all(v.is_exact for v in given) and not is_noisy(operation)
     if is_exact and type(operation) not in _for_exact:
         return _computed(operation, args, kwargs)
-    if nodes_of(operation):  # a nested model
+    args, kwargs = _without_defaults(operation, args, kwargs)
+    if runs_its_graph(operation):  # a nested model
         return run_graph(operation, args, lambda inner: functools.partial(propagate, inner))
     rule = _rule_of(operation)
     if rule is None:
-        raise ValueError(
-            f"Moments cannot pass through {type(operation).__name__} {operation.name!r}, which "
-            "has no rule. Teach it one by tfp_rank1.moments.register"
-            f"({type(operation).__name__}), or ask for samples: method='samples'. "
-            f"Received: method='moments'"
-        )
-    args, kwargs = _without_defaults(args, kwargs)
+        raise ValueError(_no_rule(operation))
     return _masked(operation, rule(operation, *args, **kwargs), args)
+
+
+def _no_rule(operation: Any) -> str:
+    name = type(operation).__name__
+    if isinstance(operation, keras.layers.Layer):
+        teach = f"Teach it one by tfp_rank1.moments.register({name})"
+    else:
+        teach = "Put it into a layer of your own and teach that by tfp_rank1.moments.register"
+    return (
+        f"Moments cannot pass through {name} {operation.name!r}, which has no rule. {teach}, or "
+        f"{WAY_OUT}. Received: {operation.name!r} behind something random"
+    )
 
 
 def drawn(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -125,21 +154,26 @@ def drawn(operation: Any, *args: Any, **kwargs: Any) -> Any:
     return propagate(operation, *args, **kwargs)
 
 
-def _without_defaults(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The arguments of a rule: a mask goes with the inputs, and `training` is there only if True.
+def _without_defaults(
+    operation: Any, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a rule: a mask goes with the inputs, and `training` is left out.
 
     Keras notes both in its graphs, whether a user gave them or not.
     """
+    if not args and kwargs:  # a layer that was called by name: layer(inputs=h)
+        names = [n for n in inspect.signature(operation.call).parameters if n in kwargs][:1]
+        args = tuple(kwargs[name] for name in names)
+        kwargs = {name: value for name, value in kwargs.items() if name not in names}
     mask = kwargs.get("mask")
     if isinstance(mask, Moments) and isinstance(args[0], Moments):
         args = (dataclasses.replace(args[0], mask=mask.mean), *args[1:])
-    dropped = {"mask"} if kwargs.get("training") else {"mask", "training"}
-    return args, {name: value for name, value in kwargs.items() if name not in dropped}
+    kept = {name: value for name, value in kwargs.items() if name not in ("mask", "training")}
+    return args, kept
 
 
-def _draws(operation: Any, kwargs: dict[str, Any]) -> bool:
-    if kwargs.get("training"):  # such as Dropout that is on in prediction as well
-        return True
+def is_noisy(operation: Any) -> bool:
+    """Whether a layer, or a layer in it, draws in prediction."""
     is_layer = isinstance(operation, keras.layers.Layer)
     return is_layer and not scopes.mean_mode.value and is_random(layers_of(operation))
 
@@ -154,6 +188,7 @@ def _computed(operation: Any, args: Any, kwargs: Any) -> Any:
             set_mask(value.mean, value.mask)
         return value.mean
 
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
     args, kwargs = keras.tree.map_structure(tensor, (args, kwargs))
     return keras.tree.map_structure(exact, operation(*args, **kwargs))
 

@@ -7,16 +7,17 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfp_rank1 import layers as rank1_layers
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.merging import added, joined, multiplied
-from tfp_rank1.moments.registry import propagate, register
+from tfp_rank1.moments.registry import WAY_OUT, propagate, register
 
 __all__: list[str] = []
 
 layers = keras.layers
 
 
-@register(layers.TimeDistributed)
+@register(layers.TimeDistributed, rank1_layers.TimeDistributedRank1)
 def _time_distributed(layer: Any, x: Moments) -> Moments:
     """All time steps as rows of one call; independent of each other, as all entries are."""
     steps = ops.shape(x.mean)[1]
@@ -30,7 +31,7 @@ def _bidirectional(layer: Any, x: Moments, initial_state: Any = None) -> Moments
     if initial_state is not None or layer.return_state:
         raise ValueError(
             f"Moments pass through Bidirectional without states; {layer.name!r} takes or returns "
-            "some. Ask for samples: method='samples'. Received: a layer with states"
+            f"some: {WAY_OUT}. Received: a layer with states"
         )
     forward, backward = propagate(layer.forward_layer, x), propagate(layer.backward_layer, x)
     if layer.return_sequences:

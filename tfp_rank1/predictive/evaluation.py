@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import tensorflow as tf
+
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.randomness import is_random
@@ -37,6 +39,9 @@ class Evaluable(Sampleable, Protocol):
     evaluation_method: str
     integrates_in_evaluation: bool
 
+    def give_up_moments(self) -> bool:
+        """Have evaluation take samples from now on; False if the user asked for moments."""
+
 
 def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     """The predictive distribution of one batch, from samples or in one pass of moments.
@@ -62,12 +67,22 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
             outputs = as_members(model(x, training=False), model.has_members).values
         mask = position_mask(outputs, has_members=True)
         return PredictiveMixture(model.likelihood, outputs, axis=1, mask=mask)
-    count, variance = model.evaluation_samples, None
-    mask = mask_of_positions(model, x)
-    if model.evaluation_method == "moments":
-        outputs, variance = moment_outputs(model, x, integrates=model.integrates_in_evaluation)
+    found = _moments(model, x) if model.evaluation_method == "moments" else None
+    count, variance, mask = model.evaluation_samples, None, mask_of_positions(model, x)
+    if found is not None:
+        outputs, variance = found
     elif model.integrates_in_evaluation:
         outputs, variance = sample_marginals(model, x, count, seed, shared=True)
     else:
         outputs = sample_outputs(model, x, count, seed, shared=True)
     return PredictiveMixture(model.likelihood, outputs, 0, variance, mask).by_example()
+
+
+def _moments(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+    """Answers of one pass; None where a rule refuses, and samples were as welcome."""
+    try:
+        return moment_outputs(model, x, integrates=model.integrates_in_evaluation)
+    except (ValueError, TypeError, tf.errors.OpError):
+        if not model.give_up_moments():
+            raise
+        return None

@@ -69,13 +69,15 @@ def export_predictive(
         method: `"samples"` (default) or `"moments"`, see `BayesianModel.posterior_predictive`.
         format: `"tf_saved_model"` (default), `"onnx"` or `"litert"`; the last two take
             `method="moments"`, as samples would become constants, and need the packages of the
-            extra `export`: `pip install rank1-bali[export]`.
+            extra `export`: `pip install rank1-bali[export]`. They have no entropies of several
+            Bernoulli targets, which take draws.
         num_passes: as in `BayesianModel.posterior_predictive`, for moments.
 
     Raises:
         ValueError: for a subclassed model without a signature, a `num_samples` below 1, stateful
             layers, a `coverage` that the model cannot have, samples in another format than a
-            SavedModel, or moments of a layer without a rule.
+            SavedModel, moments of a layer without a rule, or a net with an operation that the
+            format does not have.
         ImportError: without the packages of the extra.
 
     Example:
@@ -110,7 +112,8 @@ def export_predictive(
                 model, x, num_samples, num_passes=num_passes, unrolls=unrolls
             )
         mixture = PredictiveMixture(model.likelihood, outputs, 0, variance)
-        return _answers(mixture) | _conformal_answers(conformal, mixture, coverage)
+        draws = format == "tf_saved_model"
+        return _answers(mixture, draws) | _conformal_answers(conformal, mixture, coverage)
 
     if format == "tf_saved_model":
         _write_saved_model(model, path, serve, signature)
@@ -195,10 +198,19 @@ def _conformal_answers(
     return {"prediction_interval_low": low, "prediction_interval_high": high}
 
 
-def _answers(mixture: PredictiveMixture) -> dict[str, tf.Tensor]:
+def _answers(mixture: PredictiveMixture, draws: bool) -> dict[str, tf.Tensor]:
+    """Outputs by name.
+
+    Args:
+        mixture: of the batch.
+        draws: whether a graph may draw, as the entropy of several Bernoulli targets does.
+    """
     if mixture.likelihood.predicts_probabilities:
+        mean = mixture.mean()
+        if not draws and mixture.likelihood.entropy_of_mixture(mean) is None:
+            return {"probs": mean}
         return {
-            "probs": mixture.mean(),
+            "probs": mean,
             "entropy": mixture.entropy(),
             "mutual_information": mixture.mutual_information(),
         }

@@ -49,7 +49,22 @@ def write_graph(function: Callable[..., Any], signature: Any, path: str, format:
 def _write_onnx(traced: Any, flat: list[tf.TensorSpec]) -> bytes:
     tf2onnx = _required("tf2onnx")
     model, _ = tf2onnx.convert.from_function(traced, input_signature=flat, opset=_OPSET)
+    _check_onnx(model, len(flat))
     return model.SerializeToString()
+
+
+def _check_onnx(model: Any, num_inputs: int) -> None:
+    """Refuse a file that onnxruntime would not load: tf2onnx copies what it does not know."""
+    onnx = _required("onnx")
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    foreign = sorted({n.op_type for n in model.graph.node if not n.domain} - known)
+    if foreign or len(model.graph.input) != num_inputs:
+        raise ValueError(
+            "ONNX has no operation for a part of this net or its likelihood. Write a SavedModel "
+            "(format='tf_saved_model'), or express the part, such as an activation, by sums, "
+            f"products, exp and log. Received: operations {foreign} and "
+            f"{len(model.graph.input)} inputs for a model with {num_inputs}"
+        )
 
 
 def _write_litert(traced: Any, flat: list[tf.TensorSpec]) -> bytes:
@@ -60,7 +75,14 @@ def _write_litert(traced: Any, flat: list[tf.TensorSpec]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         # From a SavedModel, whose signature gives inputs and outputs their names.
         tf.saved_model.save(holder, folder, signatures={"serving_default": concrete})
-        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+        try:
+            return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+        except Exception as error:  # of a private class of the converter
+            raise ValueError(
+                "LiteRT has no operation for a part of this net or its likelihood. Write a "
+                "SavedModel (format='tf_saved_model'), or express the part, such as an activation, "
+                f"by sums, products, exp and log. Received: {str(error)[:500]}"
+            ) from error
 
 
 def _required(name: str) -> Any:

@@ -82,12 +82,12 @@ def _calibrated(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Mo
     return Moments(new.mean, new.variance, None, joint)
 
 
-def _at_nodes(found: Moments, num_nodes: int) -> tf.Tensor:
+def _at_nodes(found: Moments, num_nodes: int, part: Any = 0, num_parts: int = 1) -> tf.Tensor:
     """Raw outputs at normal nodes, `[S / K, B, K, ..., D]`; one node for outputs that are known."""
     if found.is_exact:
         return tf.cast(found.mean[tf.newaxis], tf.float32)
     per_member = 2 * max(1, round(num_nodes / int(found.mean.shape[1]) / 2))
-    return tf.cast(pseudo_samples(found, per_member), tf.float32)
+    return tf.cast(pseudo_samples(found, per_member, part, num_parts), tf.float32)
 
 
 def _nodes_of_passes(
@@ -97,11 +97,13 @@ def _nodes_of_passes(
     seed = make_seed(_SEED)
     shape: Any = None
 
-    def one(index: tf.Tensor) -> tf.Tensor:
+    def one(index: tf.Tensor, number: int | None = None) -> tf.Tensor:
         nonlocal shape
         draws = SharedDraws(seed, index, num_passes)
         with seed_scope(fold_in(seed, index)), scopes.shared_draws.set(draws):
-            nodes = _at_nodes(_calibrated(model, x, sampled), max(1, num_nodes // num_passes))
+            found = _calibrated(model, x, sampled)
+            part = index if number is None else number
+            nodes = _at_nodes(found, max(1, num_nodes // num_passes), part, num_passes)
         shape = nodes.shape
         return nodes
 
@@ -109,7 +111,7 @@ def _nodes_of_passes(
         with tf.init_scope():
             seed, indices = make_seed(_SEED), list(map(tf.constant, range(num_passes)))
         with scopes.constant_draws.set(True):
-            return tf.concat([one(index) for index in indices], axis=0)
+            return tf.concat([one(v, number) for number, v in enumerate(indices)], axis=0)
     signature = tf.TensorSpec(None, tf.float32)
     values = tf.map_fn(one, tf.range(num_passes), fn_output_signature=signature)
     values = tf.ensure_shape(values, [num_passes, *shape])

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfp_rank1 import scopes
 from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.moments.registry import version
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, position_mask
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import batches_of, check_finite
@@ -55,6 +56,11 @@ def posterior_predictive(
     """
     model.check_answerable()
     is_sampled = choice("method", method, METHODS) == "samples"
+    if is_sampled and num_passes is not None:
+        raise ValueError(
+            "Argument `num_passes` is for method='moments'; for samples pass num_samples. "
+            f"Received: num_passes={num_passes} with method='samples'"
+        )
     if num_samples is None:
         num_samples = DEFAULT_SAMPLES if is_sampled else DEFAULT_NODES
     num_samples = whole("num_samples", num_samples)
@@ -230,7 +236,8 @@ class Samplers:
         # Any number of rows, so that a short last batch needs no graph of its own.
         specs = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
         # As text: structures of specs may be dicts and lists, which cannot be keys.
-        key = (method, num_passes, num_samples, scopes.mean_mode.value, str(specs))
+        rules = version() if method == "moments" else None
+        key = (method, rules, num_passes, num_samples, scopes.mean_mode.value, str(specs))
         if key not in self._functions:
             self._functions[key] = _compiled_sampler(model, specs, num_samples, method, num_passes)
         self._functions.move_to_end(key)
