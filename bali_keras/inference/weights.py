@@ -20,9 +20,9 @@ class BatchWeights(NamedTuple):
             the sample weights of its targets.
         rows: r_n, by which the inputs of example n count, `[B]`: c_n, but 0 without an observed
             target. With positions (pixels, time steps) the same for every position, `[B, ...]`.
-        targets: w_nt, `[B, ..., T]`: the sample weight of a target, 0 for a missing one. The covariance
-            of a layer has one row covariance for all targets, and counts an example by the largest
-            w_nt; the means weigh every target by itself.
+        targets: w_nt, `[B, ..., T]`: the sample weight of a target, 0 for a missing one. The
+            covariance of a layer has one row covariance for all targets, and counts an example by
+            the largest w_nt; the means weigh every target by itself.
     """
 
     counts: tf.Tensor | None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfp_rank1 import likelihoods
 from tfp_rank1.keras_internals import (
