@@ -140,11 +140,11 @@ def pseudo_samples(
             tf.reshape(columns, [size, -1]), nodes[0], transpose_a=True, transpose_b=True
         )
     else:
-        positions = tf.reduce_prod(tf.shape(mean)[2:-1]) if mean.shape.rank > 3 else 1
-        by_member = tf.reshape(columns, [size, -1, members, positions])
+        inner: Any = tf.reduce_prod(tf.shape(mean)[2:-1]) if mean.shape.rank > 3 else 1
+        by_member = tf.reshape(columns, [size, -1, members, inner])
         first = tf.reshape(tf.transpose(by_member, [2, 1, 3, 0]), [members, -1, size])
         moved = tf.matmul(first, nodes, transpose_b=True)  # [K, D B P, S]
-        moved = tf.reshape(moved, [members, -1, positions, num_nodes])
+        moved = tf.reshape(moved, [members, -1, inner, num_nodes])
         rows = tf.reshape(tf.transpose(moved, [1, 0, 2, 3]), [-1, num_nodes])
     moved = tf.transpose(tf.reshape(rows, [size, -1, num_nodes]), [2, 1, 0])
     return mean + tf.reshape(moved, tf.concat([[num_nodes], tf.shape(mean)], axis=0))
