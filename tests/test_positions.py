@@ -247,3 +247,46 @@ def test_padding_counts_nowhere(method):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
     if method == "rank1":  # BALI draws for every row of a batch
         np.testing.assert_allclose(found[2], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_conformal_sets_and_intervals_cover_positions():
+    """Thresholds are those of all positions together, or of every step by itself."""
+    x, y = data("categorical", rows=64)
+    model = compiled(net("rank1", "categorical"))
+    model.fit(x, y, epochs=2, verbose=0)
+    model.conformalize(x[:32], y[:32])
+    p = model.posterior_predictive(x[32:], 8, seed=1)
+    sets = p.prediction_set(coverage=0.9)
+    assert sets.shape == (32, STEPS, 3)
+    flat = r1.PosteriorPredictive(
+        tf.reshape(p.samples, [8, -1, 3]), model.likelihood, conformal=model.conformal
+    )
+    np.testing.assert_array_equal(sets.reshape(-1, 3), flat.prediction_set(coverage=0.9))
+    x, y = data("normal", rows=64)
+    model = compiled(net("rank1", "normal"))
+    model.fit(x, y, epochs=2, verbose=0)
+    steps = np.tile(np.arange(STEPS), (32, 1))
+    model.conformalize(x[:32], y[:32], groups=steps)
+    p = model.posterior_predictive(x[32:], 8, seed=1)
+    low, high = p.prediction_interval(coverage=0.8, groups=steps)
+    assert low.shape == high.shape == (32, STEPS, 2)
+    assert (low < high).all()
+
+
+def test_ranks_and_plots_take_every_position():
+    x, y = data("categorical")
+    model = compiled(net("rank1", "categorical"))
+    model.fit(x, y, verbose=0)
+    p = model.posterior_predictive(x, 8, seed=1)
+    flat = r1.PosteriorPredictive(tf.reshape(p.samples, [8, -1, 3]), model.likelihood)
+    rules = [
+        r1.metrics.abstention_threshold(answers, labels, risk=0.9)
+        for answers, labels in ((p, y), (flat, y.ravel()))
+    ]
+    assert rules[0] == rules[1]
+    r1.plots.reliability_diagram(y, p)
+    r1.plots.risk_coverage(p, y)
+    x, y = data("normal")
+    model = compiled(net("rank1", "normal"))
+    model.fit(x, y, verbose=0)
+    r1.plots.calibration_curve(y, model.posterior_predictive(x, 8, seed=1))

@@ -13,7 +13,7 @@ from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.losses import as_mixture
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.serialization import serialize
-from tfp_rank1.target_weights import split_weights, weights_by_target
+from tfp_rank1.target_weights import weights_by_target
 
 __all__ = [
     "MixtureMean",
@@ -93,20 +93,7 @@ class UncertaintyMetric(_Stock):
             Targets, the mixture over members, and weights; as they are where there are no
             positions.
         """
-        mixture = self.mixture(y_pred)
-        positions = mixture.positions
-        if not positions:
-            return y_true, mixture, sample_weight
-        num_outputs = int(mixture.outputs.shape[-1])
-        y = mixture.likelihood.shape_targets(y_true, num_outputs, len(positions))
-        targets = mixture.likelihood.num_targets(num_outputs)
-        examples, by_target = split_weights(sample_weight, targets, positions)
-        flat = mixture.by_position()
-        if examples is not None:
-            sample_weight = mixture.per_position(examples)
-        elif by_target is not None:
-            sample_weight = tf.reshape(by_target, [-1, by_target.shape[-1]])
-        return tf.reshape(y, [-1, y.shape[-1]]), flat, sample_weight
+        return self.mixture(y_pred).at_positions(y_true, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor arguments."""

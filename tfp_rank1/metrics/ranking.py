@@ -77,7 +77,8 @@ def ranked(
 
     Args:
         p: the prediction of N examples.
-        y: targets `[N]` or `[N, targets]`; examples without any are left out.
+        y: targets `[N]` or `[N, targets]`; examples without any are left out. Every position of
+            `[N, ..., targets]` is an example of its own.
         score: a score of `ood_score`, or numbers `[N]`. Defaults to None: `default_score`.
         loss: see `losses_by_example`. Defaults to None: `default_loss`.
         sample_weight: `[N]` or `[N, targets]`. Defaults to None: 1.
@@ -85,7 +86,7 @@ def ranked(
     Raises:
         ValueError: for scores of another shape, NaN scores, or without any example that counts.
     """
-    mixture = p.by_example()
+    y, mixture, sample_weight = p.at_positions(y, sample_weight)
     chosen = loss or default_loss(mixture.likelihood)
     found = losses_by_example(y, mixture, chosen, sample_weight)
     losses, weights = (np.asarray(v, "float64") for v in found)

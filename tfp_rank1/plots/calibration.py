@@ -117,8 +117,8 @@ def _cdf_around(y: Any, predictive: PredictiveMixture) -> tuple[np.ndarray, np.n
             f"Received: likelihood={type(likelihood).__name__}"
         )
     targets = predictive.prepare_targets(y)
-    observed = np.asarray(likelihood.observed(targets))
-    filled, _ = likelihood.filled(targets)
+    filled, counted = predictive.filled(targets)
+    observed = np.asarray(counted)
     high = np.asarray(predictive.cdf(filled))
     low = np.asarray(predictive.cdf(filled - 1.0)) if likelihood.discrete else high
     return low[observed], high[observed]

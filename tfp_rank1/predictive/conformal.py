@@ -59,6 +59,19 @@ def class_probabilities(mixture: PredictiveMixture) -> tf.Tensor:
     return tf.concat([1.0 - mean, mean], axis=-1)
 
 
+def groups_by_position(groups: Any, mixture: PredictiveMixture) -> np.ndarray:
+    """The group of every position, `[N P]`, from those of examples, `[N]`, or of positions.
+
+    Without positions the groups are returned as they are.
+    """
+    given = np.asarray(groups)
+    if not mixture.positions:
+        return given
+    if given.ndim == 1:
+        given = np.repeat(given, np.prod(mixture.positions, dtype=int))
+    return np.ravel(given)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Conformal:
     """Scores of held-out examples; what `BayesianModel.conformalize` makes.
@@ -110,7 +123,7 @@ class Conformal:
     def prediction_set(
         self, mixture: PredictiveMixture, coverage: float | None = None, groups: Any = None
     ) -> tf.Tensor:
-        """Prediction sets of all examples, boolean `[N, C]`.
+        """Prediction sets of all examples, boolean `[N, C]`; `[N, ..., C]` with positions.
 
         Arguments and errors are those of `PosteriorPredictive.prediction_set`.
         """
@@ -119,16 +132,17 @@ class Conformal:
                 "The target is a number: use `prediction_interval`, which returns both ends. "
                 f"Received: scores of method {self.score.name!r}"
             )
-        probabilities = class_probabilities(mixture)
+        flat = mixture.by_position()
+        probabilities = class_probabilities(flat)
         found = self.thresholds(self.coverage(coverage))
-        if self.by_class:
-            return self.score.holds(probabilities, tf.constant(found.T))
-        return self.score.holds(probabilities, tf.constant(found[self._rows(groups, mixture)]))
+        thresholds = found.T if self.by_class else found[self._rows(groups, mixture)]
+        sets = self.score.holds(probabilities, tf.constant(thresholds))
+        return mixture.by_example_again(sets)
 
     def prediction_interval(
         self, mixture: PredictiveMixture, coverage: float | None = None, groups: Any = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Lower and upper ends of all examples, `[N, targets]` each.
+        """Lower and upper ends of all examples, `[N, targets]` each, or `[N, ..., targets]`.
 
         Arguments and errors are those of `PosteriorPredictive.prediction_interval`.
         """
@@ -138,7 +152,9 @@ class Conformal:
                 f"Received: scores of method {self.score.name!r}"
             )
         found = self.thresholds(self.coverage(coverage))
-        return self.score.interval(mixture, tf.constant(found[self._rows(groups, mixture)]))
+        thresholds = tf.constant(found[self._rows(groups, mixture)])
+        low, high = self.score.interval(mixture.by_position(), thresholds)
+        return mixture.by_example_again(low), mixture.by_example_again(high)
 
     def thresholds(self, coverage: float) -> np.ndarray:
         """Q for every group and target, float32 `[groups, targets]`; it warns where q is infinite.
@@ -173,8 +189,8 @@ class Conformal:
                     "model.conformalize(x, y, groups=...). Received: groups, and scores without"
                 )
             return np.zeros(1, int)
-        examples = mixture.outputs.shape[0]
-        given = np.ravel(np.asarray(groups)).tolist() if groups is not None else []
+        examples = mixture.by_position().outputs.shape[0]
+        given = [] if groups is None else np.ravel(groups_by_position(groups, mixture)).tolist()
         if len(given) != examples:
             raise ValueError(
                 "Every example needs its group, as at `conformalize`: pass groups=, an array "

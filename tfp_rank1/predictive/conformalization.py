@@ -15,6 +15,7 @@ from tfp_rank1.predictive.conformal import (
     Conformal,
     class_probabilities,
     grouped,
+    groups_by_position,
     order_statistic,
 )
 from tfp_rank1.predictive.conformal_scores import CLASSES, NUMBERS, RAPS
@@ -53,6 +54,10 @@ def conformalized(
     _check_parameters(method, coverage, penalty, free_classes)
     if coverage is not None:
         coverage = checks.level(coverage, "coverage")
+    if groups is not None and not isinstance(groups, str):
+        groups = groups_by_position(groups, mixture)
+    # Every position is an example of its own: the coverage is that of all positions together.
+    y, mixture, _ = mixture.at_positions(y)
     targets = mixture.prepare_targets(y)
     observed = mixture.observed(targets).numpy()
     if not observed.any():

@@ -19,6 +19,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import checks
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.outputs import Outputs
+from tfp_rank1.target_weights import split_weights
 
 __all__ = ["PredictiveMixture"]
 
@@ -124,6 +125,29 @@ class PredictiveMixture:
         mask = None if self.mask is None else tf.reshape(self.mask, [-1])
         return PredictiveMixture(self.likelihood, flat, 1, variance, mask)
 
+    def at_positions(self, y: Any, sample_weight: Any = None) -> tuple[Any, PredictiveMixture, Any]:
+        """Targets, mixture and weights in which every position is an example of its own.
+
+        Args:
+            y: targets `[N, ...]` or `[N, ..., targets]`.
+            sample_weight: see `tfp_rank1.target_weights`. Defaults to None: 1.
+
+        Returns:
+            Targets `[N P, targets]`, the mixture with outputs `[N P, S, D]`, and weights `[N P]` or
+            `[N P, targets]`; without positions targets and weights as they are.
+        """
+        if not self.positions:
+            return y, self.by_example(), sample_weight
+        num_outputs = self._layout.num_outputs
+        targets = self.likelihood.shape_targets(y, num_outputs, len(self.positions))
+        size = self.likelihood.num_targets(num_outputs)
+        examples, by_target = split_weights(sample_weight, size, self.positions)
+        if examples is not None:
+            sample_weight = self.per_position(examples)
+        elif by_target is not None:
+            sample_weight = tf.reshape(by_target, [-1, by_target.shape[-1]])
+        return tf.reshape(targets, [-1, targets.shape[-1]]), self.by_position(), sample_weight
+
     def per_position(self, values: Any) -> tf.Tensor:
         """Numbers of examples, `[N]` or `[N, 1]`, or of positions, `[N, ...]`, as `[N P]`."""
         values = tf.convert_to_tensor(values)
@@ -194,7 +218,7 @@ class PredictiveMixture:
         if closed_form is not None:
             return closed_form
         if self.positions:
-            return self._at_positions(self.by_position().entropy(num_draws, seed))
+            return self.by_example_again(self.by_position().entropy(num_draws, seed))
         draws = self._draw(num_draws, tf.zeros([2], tf.int32) if seed is None else seed)
         # A loop in a graph: all draws at once would need S M N numbers, an eager loop is slow.
         log_probs = tf.function(lambda values: tf.map_fn(self._log_prob, values), autograph=False)(
@@ -231,18 +255,21 @@ class PredictiveMixture:
         has one label.
         """
         if self.positions:
-            return self._at_positions(self.by_position().mutual_information())
+            return self.by_example_again(self.by_position().mutual_information())
         if self.likelihood.entropy_of_mixture(self.mean()) is None:
             with contextlib.suppress(NotImplementedError):  # a distribution without quantiles
                 return tf.nn.relu(self._information())
         return tf.nn.relu(self.entropy() - self.expected_entropy())
 
-    def _at_positions(self, values: tf.Tensor) -> tf.Tensor:
-        """Values `[N P]` of `by_position` as `[N, ...]`."""
+    def by_example_again(self, values: tf.Tensor) -> tf.Tensor:
+        """Values of `by_position`, `[N P, ...]`, with the axes of positions, `[N, ..., ...]`."""
+        if not self.positions:
+            return values
         by_example = self._layout.by_example().values
-        sizes = [tf.shape(by_example)[:1], tf.shape(by_example)[2:-1]]
+        dynamic = tf.shape(by_example)
+        sizes = [dynamic[:1], dynamic[2:-1], tf.shape(values)[1:]]
         found = tf.reshape(values, tf.concat(sizes, axis=0))
-        return tf.ensure_shape(found, [by_example.shape[0], *self.positions])
+        return tf.ensure_shape(found, [by_example.shape[0], *self.positions, *values.shape[1:]])
 
     def _information(self) -> tf.Tensor:
         """The mutual information over points of y, `[N]`."""
