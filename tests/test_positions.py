@@ -285,7 +285,7 @@ def test_ranks_and_plots_take_every_position():
     ]
     assert rules[0] == rules[1]
     r1.plots.reliability_diagram(y, p)
-    r1.plots.risk_coverage(p, y)
+    r1.plots.risk_coverage(y, p)
     x, y = data("normal")
     model = compiled(net("rank1", "normal"))
     model.fit(x, y, verbose=0)
