@@ -1,0 +1,1 @@
+"""Nets whose outputs have positions: pixels, tokens and time steps."""
