@@ -1,0 +1,131 @@
+"""Twelve hours of two series ahead, with intervals: stock net, rank-1 and BALI.
+
+    python -m examples.positions.forecast [--epochs 30] [--out forecast_output]
+
+An encoder reads 48 hours, a decoder writes the next 12. Prints the CRPS and, by hour and series,
+how often intervals of 90 % hold what came; writes `forecast.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import rich
+from rich.table import Table
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from examples.datasets.series import HISTORY, HORIZON, load_series
+from examples.datasets.small import Split
+
+SAMPLES, LEVEL, UNITS = 64, 0.9, 48
+
+
+def stock() -> r1.BayesianModel:
+    """LSTM, repeated for every hour ahead, LSTM, and a dense layer at every hour."""
+    layers = keras.layers
+    inputs = keras.Input((HISTORY, 2))
+    h = layers.RepeatVector(HORIZON)(layers.LSTM(UNITS)(inputs))
+    h = layers.Dense(2)(layers.LSTM(UNITS, return_sequences=True)(h))
+    return r1.BayesianModel(inputs, h, likelihood="normal")
+
+
+def rank1() -> r1.BayesianModel:
+    """The same of rank-1 layers with four members."""
+    inputs = keras.Input((HISTORY, 2))
+    with r1.members(4):
+        h = r1.layers.LSTMRank1(UNITS)(r1.layers.TileMembers()(inputs))
+        h = keras.layers.RepeatVector(HORIZON)(h)
+        h = r1.layers.LSTMRank1(UNITS, return_sequences=True)(h)
+        h = r1.layers.SplitMembers()(r1.layers.DenseRank1(2)(h))
+    return r1.BayesianModel(inputs, h, likelihood="normal")
+
+
+def bali() -> bk.BaliModel:
+    """BALI layers on the whole history, and at every hour ahead."""
+    inputs = keras.Input((HISTORY, 2))
+    h = bk.layers.DenseBali(2 * UNITS, activation="tanh")(keras.layers.Flatten()(inputs))
+    h = bk.layers.DenseBali(HORIZON * 16, activation="tanh")(h)
+    h = keras.layers.Reshape((HORIZON, 16))(h)
+    return bk.BaliModel(inputs, bk.layers.DenseBali(2)(h), likelihood="normal")
+
+
+def trained(data: Split, epochs: int) -> dict[str, r1.BayesianModel]:
+    """The three nets by name."""
+    models: dict[str, r1.BayesianModel] = {"stock": stock(), "rank-1": rank1(), "BALI": bali()}
+    for name, model in models.items():
+        optimizer = {} if name == "BALI" else {"optimizer": keras.optimizers.Adam(2e-3)}
+        model.compile(**optimizer)
+        model.fit(data.x_train, data.y_train, batch_size=64, epochs=epochs, verbose=2)
+    return models
+
+
+def coverage(p: r1.PosteriorPredictive, y: np.ndarray) -> np.ndarray:
+    """How often the intervals hold what came, by hour and series, `[12, 2]`."""
+    low, high = p.credible_interval(LEVEL)
+    return np.mean((low <= y) & (y <= high), axis=0)
+
+
+def crps(p: r1.PosteriorPredictive, y: np.ndarray) -> float:
+    """Continuous ranked probability score, the mean over hours and series."""
+    metric = r1.metrics.CRPS()
+    metric.update_state(y, p)
+    return float(metric.result())
+
+
+def figure(data: Split, answers: dict[str, Any], window: int = 100) -> plt.Figure:
+    """One window of both series, and the intervals of every net."""
+    fig, axes = plt.subplots(2, len(answers), figsize=(4 * len(answers), 5), sharey="row")
+    past, ahead = np.arange(-HISTORY, 0), np.arange(HORIZON)
+    for column, (name, p) in zip(axes.T, answers.items(), strict=True):
+        low, high = p.credible_interval(LEVEL)
+        for series, ax in enumerate(column):
+            ax.plot(past, data.x_test[window, :, series], color="0.5", linewidth=1)
+            ax.plot(ahead, data.y_test[window, :, series], "k.", markersize=4)
+            ax.plot(ahead, p.mean()[window, :, series], color="C0")
+            ax.fill_between(
+                ahead, low[window, :, series], high[window, :, series], color="C0", alpha=0.3
+            )
+            ax.set(title=f"{name}, series {series + 1}", xlabel="hour")
+    fig.tight_layout()
+    return fig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, score and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--windows", type=int, default=3000)
+    parser.add_argument("--out", type=Path, default=Path("forecast_output"))
+    options = parser.parse_args(arguments)
+    keras.utils.set_random_seed(0)
+    data = load_series(options.windows, max(120, options.windows // 5))
+    answers = {}
+    table = Table("net", "CRPS", "coverage of 90 %", "lowest", "highest")
+    for name, model in trained(data, options.epochs).items():
+        p = model.posterior_predictive(data.x_test, SAMPLES, batch_size=200, seed=0)
+        held = coverage(p, data.y_test)
+        numbers = crps(p, data.y_test), held.mean(), held.min(), held.max()
+        table.add_row(name, *(f"{value:.3f}" for value in numbers))
+        answers[name] = p
+    rich.print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    figure(data, answers).savefig(options.out / "forecast.png", dpi=120)
+    print(f"wrote {options.out / 'forecast.png'}")
+
+
+if __name__ == "__main__":
+    main()
