@@ -65,7 +65,7 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
         with seed_scope(seed), scopes.shared_draws.set(SharedDraws(seed, 0, 1)):
             outputs = as_members(model(x, training=False)).values
         return PredictiveMixture(model.likelihood, outputs, axis=1)
-    found = _moments(model, x) if model.evaluation_method == "moments" else None
+    found = _in_one_pass(model, x) if model.evaluation_method == "moments" else None
     count, variance = model.evaluation_samples, None
     if found is not None:
         outputs, variance = found
@@ -76,7 +76,7 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     return PredictiveMixture(model.likelihood, outputs, 0, variance).by_example()
 
 
-def _moments(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+def _in_one_pass(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
     """Answers of one pass; None where a rule refuses, and samples were as welcome."""
     try:
         return moment_outputs(model, x, integrates=model.integrates_in_evaluation)
