@@ -25,6 +25,9 @@ __all__ = ["Hyperparameters"]
 # absolute lower bound. The bound falls with N, because the Fisher information of few examples is
 # less certain: it is 0.1 for a hundred examples, 0.02 for 60,000.
 DAMPING_SCALE, DAMPING_POWER = 0.3, -0.25
+# For continuous targets the bound falls with 1 / N from so many examples on, to this number: with
+# little noise a net learns more from weak directions than they cost.
+FEW_FOR_DAMPING, LEAST_DAMPING = 600.0, 0.003
 # For classes and counts, and for continuous targets, where no search has found a better one.
 PRIOR_PRECISION_DISCRETE, PRIOR_PRECISION_CONTINUOUS = 0.02, 0.06
 
@@ -98,9 +101,16 @@ def defaults_for(count: float | None, likelihood: Likelihood) -> dict[str, float
         "prior_precision": (
             PRIOR_PRECISION_DISCRETE if likelihood.discrete else PRIOR_PRECISION_CONTINUOUS
         ),
-        "damping": DAMPING_SCALE * (count or 1000.0) ** DAMPING_POWER,
+        "damping": _default_damping(count or 1000.0, likelihood),
         "covariance_scale": 1.0,
     }
+
+
+def _default_damping(count: float, likelihood: Likelihood) -> float:
+    damping = DAMPING_SCALE * count**DAMPING_POWER
+    if likelihood.discrete:
+        return damping
+    return max(damping * min(1.0, FEW_FOR_DAMPING / count), LEAST_DAMPING)
 
 
 def as_floats(prior: Prior) -> dict[str, Any]:

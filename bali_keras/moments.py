@@ -46,7 +46,7 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
         return activated(layer.activation, outputs)
     if is_linear and column.shape[0] <= MAX_JOINT:
         covariance = _covariance(layer, x, column, scale, v)
-        joint = Moments(z, tf.linalg.diag_part(covariance), None, lambda: covariance)
+        joint = Moments(z, _diagonal(covariance), None, lambda: covariance)
         return dataclasses.replace(joint, shared=functools.partial(_within, covariance))
     outputs = Moments(z, variance, shared=functools.partial(_shared, column, scale))
     return with_shared(activated(layer.activation, outputs), outputs, layer.activation)
@@ -65,7 +65,7 @@ def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: A
     if shared is not None and rows.size <= MAX_JOINT + 1:
         factor = tf.cast(rows.dense_factor(), h.dtype)  # L^-1 = R R'
         factor = factor[:-1] if layer.use_bias else factor
-        variance += tf.linalg.trace(shared(tf.transpose(factor)[tf.newaxis]))
+        variance += tf.reduce_sum(_diagonal(shared(tf.transpose(factor)[tf.newaxis])), axis=-1)
     if mean_mode.value:
         return tf.zeros_like(variance)
     factor = variance_factor()
@@ -100,7 +100,7 @@ def _shared(column: tf.Tensor, scale: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
         seen: `K'`, `[B, D, k]` or `[1, D, k]`.
     """
     size = int(column.shape[0])
-    across = tf.linalg.set_diag(column, tf.zeros([size], column.dtype))
+    across = _off_diagonal(column)
     # A plain product of rows; see `moments.nodes.pseudo_samples`.
     moved = tf.reshape(tf.matmul(tf.reshape(seen, [-1, size]), across), tf.shape(seen))
     return scale[:, tf.newaxis, tf.newaxis] * tf.matmul(moved, seen, transpose_b=True)
@@ -108,6 +108,16 @@ def _shared(column: tf.Tensor, scale: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
 
 def _within(covariance: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
     """`K' (Cov - diag Cov) K` for the covariances `[B, k, k]` of a layer without an activation."""
-    across = tf.linalg.set_diag(covariance, tf.zeros_like(covariance[..., 0]))
+    across = _off_diagonal(covariance)
     seen = tf.broadcast_to(seen, tf.concat([tf.shape(covariance)[:1], tf.shape(seen)[1:]], 0))
     return tf.matmul(tf.matmul(seen, across), seen, transpose_b=True)
+
+
+def _diagonal(matrices: tf.Tensor) -> tf.Tensor:
+    """The diagonals `[B, k]` of `[B, k, k]`, by operations that LiteRT has."""
+    return tf.reduce_sum(matrices * tf.eye(int(matrices.shape[-1]), dtype=matrices.dtype), axis=-1)
+
+
+def _off_diagonal(matrices: tf.Tensor) -> tf.Tensor:
+    """Matrices `[..., k, k]` with zeros on the diagonal."""
+    return matrices * (1.0 - tf.eye(int(matrices.shape[-1]), dtype=matrices.dtype))

@@ -574,7 +574,7 @@ class Subclassed(r1.BayesianModel):
 
 
 def test_a_subclassed_model(tmp_path):
-    model, x = Subclassed(), linear_data()[0]
+    model, x = Subclassed(), np.tile(linear_data()[0], (20, 1))
     y = np.arange(len(x)) % 3
     before = samples(model, x)
     report = model.calibrate(x, y, verbose=0)

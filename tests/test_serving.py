@@ -172,8 +172,8 @@ def test_the_commands(tmp_path, capsys):
     model = bk.BaliModel(inputs, bk.layers.DenseBali(10)(inputs), likelihood="categorical")
     model.compile()
     split = load_digits(seed=0)
-    model.fit(split.x_train, split.y_train, batch_size=64, verbose=0)
-    model.export_predictive(str(tmp_path / "served"), num_samples=4)
+    model.fit(split.x_train, split.y_train, batch_size=64, epochs=3, verbose=0)
+    model.export_predictive(str(tmp_path / "served"), num_samples=64)
     command = [sys.executable, "-m", "examples.serving.server", tmp_path / "served", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -833,8 +833,8 @@ class BayesianModel(Replicas):
         predicted; a noise that the user fixed, `Normal(scale=0.5)`, and a Poisson have none. Both
         minimise the NLL of the predictive distribution, under a weak prior (standard deviations of
         log 10 and log 2 for log c and log tau), so that few examples do not lead far. A number is
-        changed only if that falls by more than one nat, summed over all examples; else the old one
-        stays. Examples like the training data may well ask for a small c: then the epistemic
+        changed only if that falls by more than three nats, summed over all examples; else the old
+        one stays. Examples like the training data may well ask for a small c: then the epistemic
         variance is small for all others, too.
 
         Then `predict`, `evaluate`, validation, `posterior_predictive`, exported models and

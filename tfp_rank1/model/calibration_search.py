@@ -5,8 +5,9 @@
 
 z_ns(c) are raw outputs of example n for sample s, whose random numbers are the same for every c:
 L is a smooth function of c. The minimum over tau is found for every c on the same outputs. A
-number is changed only if L falls by more than one nat for it (Akaike); a number without any use
-gains half a nat on average.
+number is changed only if L falls by more than three nats for it: a number without any use does so
+once in 70 times (chi-squared, one degree of freedom). Some hundred examples often gain one or two
+nats by chance, which new examples then lose.
 
 The squares are a weak prior, of a few nats however many examples there are. Without it a hundred
 examples that are all classified right would make the temperature 0: their likelihood has no other
@@ -41,6 +42,8 @@ _SEED = 0
 # c that is off by 5 % costs a hundredth of what an overlooked factor of 2 costs.
 _SCALE_STEP, _SCALE_BOUND, _SCALE_TOLERANCE = math.log(4.0), math.log(1000.0), 0.05
 _TEMPERATURE_STEP, _TEMPERATURE_BOUND, _TEMPERATURE_TOLERANCE = math.log(1.5), math.log(50.0), 0.002
+# Nats by which L must fall for every number that is changed.
+_LEAST_GAIN = 3.0
 # Standard deviations of log c and log tau a priori.
 _SCALE_PRIOR, _TEMPERATURE_PRIOR = math.log(10.0), math.log(2.0)
 # Raw outputs are joined to pieces of about this many numbers: a call for every batch would take
@@ -134,7 +137,7 @@ class _Point:
 
 
 def _best(held_out: _HeldOut, before: Calibration, varies: bool) -> Calibration:
-    """The calibration with the smallest `L + number of changed numbers`."""
+    """The calibration with the smallest `L + _LEAST_GAIN * number of changed numbers`."""
     points: dict[float, _Point] = {}
 
     def at(log_scale: float) -> _Point:
@@ -152,14 +155,14 @@ def _best(held_out: _HeldOut, before: Calibration, varies: bool) -> Calibration:
     options = [(at(start).loss, before)]
     if held_out.has_temperature:
         cooled = dataclasses.replace(before, temperature=at(start).best_temperature)
-        options.append((at(start).best_loss + 1.0, cooled))
+        options.append((at(start).best_loss + _LEAST_GAIN, cooled))
     if varies:
         c = best_scale(lambda point: point.loss)
-        options.append((at(c).loss + 1.0, Calibration(math.exp(c), before.temperature)))
+        options.append((at(c).loss + _LEAST_GAIN, Calibration(math.exp(c), before.temperature)))
     if varies and held_out.has_temperature:
         c = best_scale(lambda point: point.best_loss)
         both = Calibration(math.exp(c), at(c).best_temperature)
-        options.append((at(c).best_loss + 2.0, both))
+        options.append((at(c).best_loss + 2.0 * _LEAST_GAIN, both))
     return min(options, key=lambda option: option[0])[1]  # the first, of equal ones
 
 

@@ -67,7 +67,7 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
             outputs = as_members(model(x, training=False), model.has_members).values
         mask = position_mask(outputs, has_members=True)
         return PredictiveMixture(model.likelihood, outputs, axis=1, mask=mask)
-    found = _moments(model, x) if model.evaluation_method == "moments" else None
+    found = _in_one_pass(model, x) if model.evaluation_method == "moments" else None
     count, variance, mask = model.evaluation_samples, None, mask_of_positions(model, x)
     if found is not None:
         outputs, variance = found
@@ -78,7 +78,7 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     return PredictiveMixture(model.likelihood, outputs, 0, variance, mask).by_example()
 
 
-def _moments(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+def _in_one_pass(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
     """Answers of one pass; None where a rule refuses, and samples were as welcome."""
     try:
         return moment_outputs(model, x, integrates=model.integrates_in_evaluation)
