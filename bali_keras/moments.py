@@ -20,7 +20,7 @@ from keras import ops
 from bali_keras.layers import BaliLayer
 from tfp_rank1.moments import Moments, activated, register
 from tfp_rank1.moments.activations import with_shared
-from tfp_rank1.moments.linear import MAX_JOINT
+from tfp_rank1.moments.linear import MAX_JOINT, covariance_behind
 from tfp_rank1.scopes import mean_mode, variance_factor
 
 __all__: list[str] = []
@@ -78,10 +78,8 @@ def _covariance(
     """The covariance of the outputs, `[B, k, k]`."""
     covariance = scale[:, tf.newaxis, tf.newaxis] * column
     mean = tf.cast(tf.convert_to_tensor(layer.posterior_state.mean), column.dtype)
-    size = int(column.shape[0])
     if v is not None:
-        pairs = tf.reshape(mean[:, :, tf.newaxis] * mean[:, tf.newaxis], [-1, size * size])
-        covariance += tf.reshape(tf.matmul(v, pairs), [-1, size, size])
+        covariance += covariance_behind(mean, v)
     if x.shared is not None:
         kernel = mean[:-1] if layer.use_bias else mean
         covariance += x.shared(tf.transpose(kernel)[tf.newaxis])

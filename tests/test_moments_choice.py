@@ -99,6 +99,12 @@ def inner_convolution():
     return net(inner, (20,))
 
 
+def inner(function):
+    """A model of stock layers, which something random only reaches from outside."""
+    given = keras.Input((8,))
+    return keras.Model(given, function(given))
+
+
 def unused(function):
     def built():
         return net(lambda x: function(dense(8)(x)))
@@ -113,6 +119,8 @@ SAMPLED = {
     "relatives": unused(lambda h: h * ops.sigmoid(h)),
     "almost itself": unused(lambda h: h - 0.9 * h),
     "softmax": unused(layers.Softmax()),
+    "inner softmax": unused(lambda h: inner(layers.Softmax())(h)),
+    "inner relatives": unused(lambda h: inner(lambda x: x * ops.sigmoid(x))(h)),
     "division": unused(lambda h: 1.0 / (h + 9.0)),
     "sparsemax": lambda: net(dense(8, activation="sparsemax")),
     "mixing": lambda: net(dense(8, activation=lambda z: ops.cumsum(z, -1))),

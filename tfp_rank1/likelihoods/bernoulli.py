@@ -39,16 +39,12 @@ class Bernoulli(Likelihood):
         # other, and their joint entropy has no closed form.
         if mean.shape[-1] != 1:
             return None
-        # Not `xlogy`, which ONNX and LiteRT lack.
-        terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in (mean, 1.0 - mean)])
-        return tf.reduce_sum(terms, axis=-1)
+        return _entropy(mean, 1.0 - mean)
 
     def entropy(self, outputs: tf.Tensor) -> tf.Tensor:
         """`-p log p - (1 - p) log(1 - p)`, summed over targets."""
         # `sigmoid(-outputs)`, because `1 - sigmoid(outputs)` rounds to 0 for large logits.
-        parts = tf.sigmoid(outputs), tf.sigmoid(-outputs)
-        terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in parts])
-        return tf.reduce_sum(terms, axis=-1)
+        return _entropy(tf.sigmoid(outputs), tf.sigmoid(-outputs))
 
     @property
     def has_temperature(self) -> bool:
@@ -70,3 +66,10 @@ class Bernoulli(Likelihood):
 
     def support_message(self, num_outputs: int) -> str:
         return "Bernoulli likelihood: targets must be 0 or 1. Received:"
+
+
+def _entropy(yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
+    """`-sum_t (p log p + q log q)` in nats, `[...]`, from probabilities `[..., T]`."""
+    # Not `xlogy`, which ONNX and LiteRT lack.
+    terms = tf.add_n([-p * tf.math.log(tf.maximum(p, 1e-30)) for p in (yes, no)])
+    return tf.reduce_sum(terms, axis=-1)

@@ -139,24 +139,19 @@ def _blended(u: Moments, h: Moments, g: Moments) -> Moments:
     return Moments(own * h.mean + rest * g.mean, variance)
 
 
-@register(layers.LSTMCell)
-def _lstm_cell(cell: Any, x: Moments, states: States) -> tuple[Moments, States]:
-    return _lstm_step(_Stock(cell), x, states)
+def _rule_of_cell(products: Any, step: Any) -> Any:
+    """The rule of a cell whose products and step are these."""
+
+    def rule(cell: Any, x: Moments, states: States) -> tuple[Moments, States]:
+        return step(products(cell), x, states)
+
+    return rule
 
 
-@register(rank1_layers.LSTMCellRank1)
-def _lstm_cell_rank1(cell: Any, x: Moments, states: States) -> tuple[Moments, States]:
-    return _lstm_step(_Rank1(cell), x, states)
-
-
-@register(layers.GRUCell)
-def _gru_cell(cell: Any, x: Moments, states: States) -> tuple[Moments, States]:
-    return _gru_step(_Stock(cell), x, states)
-
-
-@register(rank1_layers.GRUCellRank1)
-def _gru_cell_rank1(cell: Any, x: Moments, states: States) -> tuple[Moments, States]:
-    return _gru_step(_Rank1(cell), x, states)
+register(layers.LSTMCell)(_rule_of_cell(_Stock, _lstm_step))
+register(rank1_layers.LSTMCellRank1)(_rule_of_cell(_Rank1, _lstm_step))
+register(layers.GRUCell)(_rule_of_cell(_Stock, _gru_step))
+register(rank1_layers.GRUCellRank1)(_rule_of_cell(_Rank1, _gru_step))
 
 
 @register(layers.SimpleRNNCell)

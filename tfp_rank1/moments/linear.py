@@ -21,6 +21,7 @@ from tfp_rank1.moments.registry import WAY_OUT, register
 __all__ = [
     "MAX_JOINT",
     "LinearMap",
+    "covariance_behind",
     "covariance_of_dense",
     "has_joint",
     "is_dense",
@@ -159,8 +160,12 @@ def covariance_of_dense(layer: Any, variance: tf.Tensor) -> tf.Tensor:
         layer: a layer with `is_dense`.
         variance: v of its inputs, `[B, ..., d]`.
     """
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), variance.dtype)
-    size = layer.units
+    return covariance_behind(tf.cast(tf.convert_to_tensor(layer.kernel), variance.dtype), variance)
+
+
+def covariance_behind(kernel: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """`K' diag(v) K`, `[B, ..., D, D]`, for a kernel `[d, D]` and variances `[B, ..., d]`."""
+    size = int(kernel.shape[-1])
     pairs = tf.reshape(kernel[:, :, tf.newaxis] * kernel[:, tf.newaxis], [-1, size * size])
     flat = ops.matmul(variance, pairs)
     return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [size, size]], axis=0))

@@ -105,34 +105,38 @@ def joined(parts: list[Moments], axis: int) -> Moments:
     return Moments(mean, _combined(parts, lambda v: ops.concatenate(v, axis=axis)))
 
 
+def _merged(function: Callable[[Moments, Moments], Moments], inputs: list[Moments]) -> Moments:
+    return functools.reduce(function, of_one_dtype(inputs))
+
+
 @register(layers.Add)
 def _add(layer: Any, inputs: list[Moments]) -> Moments:
-    return functools.reduce(added, of_one_dtype(inputs))
+    return _merged(added, inputs)
 
 
 @register(layers.Subtract)
 def _subtract(layer: Any, inputs: list[Moments]) -> Moments:
-    return subtracted(*of_one_dtype(inputs))
+    return _merged(subtracted, inputs)
 
 
 @register(layers.Average)
 def _average(layer: Any, inputs: list[Moments]) -> Moments:
-    return functools.reduce(added, of_one_dtype(inputs)).scaled(1.0 / len(inputs))
+    return _merged(added, inputs).scaled(1.0 / len(inputs))
 
 
 @register(layers.Multiply)
 def _multiply(layer: Any, inputs: list[Moments]) -> Moments:
-    return functools.reduce(multiplied, of_one_dtype(inputs))
+    return _merged(multiplied, inputs)
 
 
 @register(layers.Maximum)
 def _maximum(layer: Any, inputs: list[Moments]) -> Moments:
-    return functools.reduce(larger, of_one_dtype(inputs))
+    return _merged(larger, inputs)
 
 
 @register(layers.Minimum)
 def _minimum(layer: Any, inputs: list[Moments]) -> Moments:
-    return functools.reduce(smaller, of_one_dtype(inputs))
+    return _merged(smaller, inputs)
 
 
 @register(layers.Concatenate)

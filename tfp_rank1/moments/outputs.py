@@ -71,7 +71,12 @@ def operations_with_positions(model: Any) -> frozenset[int]:
     axes between batch and channels (pixels, time steps), and all before them. What comes after the
     last of these axes is gone has one row per example.
     """
-    noisy = _noisy_nodes(model)
+    return _with_positions(model, False)
+
+
+def _with_positions(model: Any, is_reached: bool) -> frozenset[int]:
+    """As `operations_with_positions`; `is_reached` says whether the model's inputs are random."""
+    noisy = {id(node): reached for node, reached in _noisy_nodes(model, is_reached)}
     # By tensor: whether an operation with positions comes after it. From the outputs backwards.
     marked: set[int] = set()
     found: set[int] = set()
@@ -80,7 +85,8 @@ def operations_with_positions(model: Any) -> frozenset[int]:
         is_end = isinstance(operation, SplitMembers | Likelihood)
         has_positions = any(len(t.shape) > 2 for t in tensors)
         if runs_its_graph(operation):
-            has_positions = has_positions or bool(operations_with_positions(operation))
+            within = _with_positions(operation, noisy.get(id(node), False))
+            has_positions = has_positions or bool(within)
         is_shared = id(node) in noisy and has_positions and not is_end
         if is_shared or any(id(t) in marked for t in node.outputs):
             marked |= {id(t) for t in node.input_tensors}
@@ -88,16 +94,26 @@ def operations_with_positions(model: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _noisy_nodes(model: Any) -> set[int]:
-    """Ids of the calls in a graph that draw, or that something random reaches."""
+def _noisy_nodes(model: Any, is_reached: bool = False) -> list[tuple[Any, bool]]:
+    """The calls in a graph that draw, or that something random reaches, from inputs to outputs.
+
+    Args:
+        model: a model with a graph.
+        is_reached: whether the model's own inputs are random.
+
+    Returns:
+        The calls, each with whether one of its inputs is random.
+    """
     tensors: set[int] = set()
-    found: set[int] = set()
+    found = []
     for node in nodes_in_order(model):
         if node.operation is None or isinstance(node.operation, keras.layers.InputLayer):
+            tensors |= {id(t) for t in node.outputs} if is_reached else set()
             continue
-        if is_noisy(node.operation) or any(id(t) in tensors for t in node.input_tensors):
+        reached = any(id(t) in tensors for t in node.input_tensors)
+        if reached or is_noisy(node.operation):
             tensors |= {id(t) for t in node.outputs}
-            found.add(id(node))
+            found.append((node, reached))
     return found
 
 
@@ -117,40 +133,38 @@ def takes_one_pass(model: Any) -> bool:
     )
 
 
-def layers_without_rule(model: Any) -> list[str]:
+def layers_without_rule(model: Any, is_reached: bool = False) -> list[str]:
     """Names of the layers and operations of a graph without a rule that something random reaches.
 
     Models in the model are searched as well.
+
+    Args:
+        model: a model with a graph.
+        is_reached: whether the model's own inputs are random. Defaults to False.
     """
     missing = []
-    noisy = _noisy_nodes(model)
-    for node in nodes_in_order(model):
+    for node, reached in _noisy_nodes(model, is_reached):
         operation = node.operation
-        if id(node) not in noisy:
-            continue
         if runs_its_graph(operation):
-            missing += layers_without_rule(operation)
+            missing += layers_without_rule(operation, reached)
         elif not has_rule(operation):
             missing.append(operation.name)
     return missing
 
 
-def _merges_relatives(model: Any) -> bool:
+def _merges_relatives(model: Any, is_reached: bool = False) -> bool:
     """Whether entries that are functions of one and the same random entry meet again.
 
     Such as `h * sigmoid(h)`: the parts would count as independent. The sum of a block's inputs and
     its outputs, with a layer that multiplies by a kernel between, is no such merge.
     """
-    noisy = _noisy_nodes(model)
-    roots: dict[int, int] = {}
-    for node in nodes_in_order(model):
-        if id(node) not in noisy:
-            continue
+    roots: dict[int, int] = {id(t): id(t) for t in model.inputs} if is_reached else {}
+    for node, reached in _noisy_nodes(model, is_reached):
         given = [t for t in node.input_tensors if id(t) in roots]
         parents = [roots[id(t)] for t in given]
         if len(parents) > len(set(parents)) and len({id(t) for t in given}) > 1:
             return True
-        if runs_its_graph(node.operation) and _merges_relatives(node.operation):
+        if runs_its_graph(node.operation) and _merges_relatives(node.operation, reached):
             return True
         keeps = len(given) == 1 and _acts_entry_by_entry(node)
         for tensor in node.outputs:
@@ -158,11 +172,14 @@ def _merges_relatives(model: Any) -> bool:
     return False
 
 
-def _has_softmax(model: Any) -> bool:
+def _has_softmax(model: Any, is_reached: bool = False) -> bool:
     """Whether something random goes through a softmax."""
-    noisy = _noisy_nodes(model)
-    found = [node.operation for node in nodes_in_order(model) if id(node) in noisy]
-    return any(_has_softmax(v) if runs_its_graph(v) else _is_softmax(v) for v in found)
+    return any(
+        _has_softmax(node.operation, reached)
+        if runs_its_graph(node.operation)
+        else _is_softmax(node.operation)
+        for node, reached in _noisy_nodes(model, is_reached)
+    )
 
 
 def _is_softmax(operation: Any) -> bool:
