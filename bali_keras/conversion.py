@@ -16,7 +16,7 @@ from bali_keras.layers import (
     EinsumDenseBali,
 )
 from bali_keras.model import BaliModel
-from tfp_rank1 import likelihoods
+from tfp_rank1 import heads
 from tfp_rank1.conversion import (
     Converted,
     Rows,
@@ -28,6 +28,7 @@ from tfp_rank1.conversion import (
     copy,
     ends_to_drop,
     is_graph,
+    likelihoods_for,
     same_weights,
     uncompiled,
     warn_of_points,
@@ -76,12 +77,13 @@ def convert(
     Args:
         model: a built Functional or Sequential model; nested models are converted too. The model
             itself is not changed.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs,
-            so a last function that it applies itself is dropped, an activation as well as a layer
-            or an operation by itself: the softmax for `"categorical"`, the sigmoid for
-            `"bernoulli"`, the exponential for likelihoods of counts and `"log_normal"`, the
-            softplus of the scales for `"heteroscedastic_normal"` (which adds its `min_scale`).
-            Heads that are concatenated lose it one by one.
+        likelihood: a `tfp_rank1.likelihoods` object or its name; for several outputs a list or dict
+            like them, with one for each. A likelihood takes raw outputs, so a last function that it
+            applies itself is dropped, an activation as well as a layer or an operation by itself:
+            the softmax for `"categorical"`, the sigmoid for `"bernoulli"`, the exponential for
+            likelihoods of counts and `"log_normal"`, the softplus of the scales for
+            `"heteroscedastic_normal"` (which adds its `min_scale`). Heads that are concatenated
+            lose it one by one.
         prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
             do not inform stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.
@@ -111,7 +113,7 @@ def convert(
     model = without_likelihood(model)
     check_model(model, "BALI")
     check_stock(model)
-    likelihood = likelihoods.get(likelihood)
+    likelihood = likelihoods_for(model, likelihood)
     conversion = _Conversion(ends_to_drop(model, likelihood), prior_at_kernels)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
@@ -126,7 +128,7 @@ def convert(
         )
     built = BaliModel(
         input_structure(net),  # as they were given: a dict stays a dict
-        net.outputs,
+        net.output if heads.are_several(likelihood) else net.outputs,
         likelihood=likelihood,
         num_train_examples=num_train_examples,
     )

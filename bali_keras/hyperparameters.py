@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from bali_keras.inference.posterior import Prior
 from bali_keras.settings import RELATIVE_DAMPING, Settings
-from tfp_rank1.likelihoods import Likelihood
 
 __all__ = ["Hyperparameters"]
 
@@ -68,16 +67,16 @@ class Hyperparameters:
         """N in the present step, scalar: that of a search while one is running, else `count`."""
         return self._or("num_examples", count)
 
-    def prior(self, settings: Settings, count: float | None, likelihood: Likelihood) -> Prior:
+    def prior(self, settings: Settings, count: float | None, is_discrete: bool) -> Prior:
         """The prior and the damping for all layers, with scalar tensors.
 
         Args:
             settings: what `compile` was told; a number there wins.
             count: N; None if it is not known, and the damping is then that of 1,000 examples.
-            likelihood: of the model.
+            is_discrete: whether all targets are classes or counts.
         """
         absolute, relative = settings.damping or (None, RELATIVE_DAMPING)
-        defaults = defaults_for(count, likelihood)
+        defaults = defaults_for(count, is_discrete)
         return Prior(
             self._chosen("prior_precision", settings.prior_precision, defaults),
             None,
@@ -95,20 +94,20 @@ class Hyperparameters:
         return tf.where(found > 0.0, found, tf.constant(float(default), tf.float32))
 
 
-def defaults_for(count: float | None, likelihood: Likelihood) -> dict[str, float]:
+def defaults_for(count: float | None, is_discrete: bool) -> dict[str, float]:
     """The hyperparameters where none is given and none was found, by name."""
     return {
         "prior_precision": (
-            PRIOR_PRECISION_DISCRETE if likelihood.discrete else PRIOR_PRECISION_CONTINUOUS
+            PRIOR_PRECISION_DISCRETE if is_discrete else PRIOR_PRECISION_CONTINUOUS
         ),
-        "damping": _default_damping(count or 1000.0, likelihood),
+        "damping": _default_damping(count or 1000.0, is_discrete),
         "covariance_scale": 1.0,
     }
 
 
-def _default_damping(count: float, likelihood: Likelihood) -> float:
+def _default_damping(count: float, is_discrete: bool) -> float:
     damping = DAMPING_SCALE * count**DAMPING_POWER
-    if likelihood.discrete:
+    if is_discrete:
         return damping
     return max(damping * min(1.0, FEW_FOR_DAMPING / count), LEAST_DAMPING)
 

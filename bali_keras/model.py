@@ -28,7 +28,8 @@ from bali_keras.recording import Recorder
 from bali_keras.schedules import default_for
 from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
-from tfp_rank1.keras_internals import layers_of
+from tfp_rank1 import heads
+from tfp_rank1.keras_internals import layers_of, nodes_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.model.counting import batch_size_of
@@ -123,6 +124,8 @@ class BaliModel(BayesianModel):
     training_logs = (*_HEALTH, "refused")
     default_kernel_precision = 0.0  # layers have priors of their own
     hyperparameters: Hyperparameters
+    # Of several outputs; files hold these layers under other names.
+    _exact_layers: list[BaliLayer | None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,9 +134,17 @@ class BaliModel(BayesianModel):
         self.nll_of_last_fit: float | None = None  # of its last epoch
         # Keras saves layers under the names of attributes, in alphabetical order: in files the
         # output layer stands under this name.
-        self._exact_layer: BaliLayer | None = exact_layer_of(self, BaliLayer)
+        self._exact_layer: BaliLayer | None = None
+        if heads.are_several(self.likelihood):
+            found = [exact_layer_of(self, BaliLayer, v) for v in self.likelihoods]
+            object.__setattr__(self, "_exact_layers", found)
+        else:
+            self._exact_layer = exact_layer_of(self, BaliLayer)
         self._counters = Counters(self)
-        self._noise_weight = Accumulation(self, "noise")
+        self._noise_weights = [
+            Accumulation(self, f"noise_{name}" if name else "noise")
+            for name in heads.names_of(self.likelihood)
+        ]
         # Keras must not track these variables: they are no weights of the model.
         object.__setattr__(self, "hyperparameters", Hyperparameters())
         self._health = {name: keras.metrics.Mean(name=name) for name in _HEALTH}
@@ -152,6 +163,12 @@ class BaliModel(BayesianModel):
     def exact_layer(self) -> BaliLayer | None:
         """The linear output layer of a Gaussian likelihood, with labels as targets; or None."""
         return self._exact_layer
+
+    @property
+    def exact_layers(self) -> list[BaliLayer | None]:
+        """`exact_layer` of every output, in the order of `likelihoods`."""
+        several = heads.are_several(self.likelihood)
+        return self._exact_layers if several else [self._exact_layer]
 
     @property
     def refused_updates(self) -> int:
@@ -243,7 +260,7 @@ class BaliModel(BayesianModel):
             ValueError: for a value out of range.
         """
         if forgetting is None:
-            forgetting = default_for(self.likelihood.discrete)
+            forgetting = default_for(self.is_discrete)
         settings = Settings.of(
             forgetting=forgetting,
             damping=damping,
@@ -262,10 +279,8 @@ class BaliModel(BayesianModel):
             loss = loss[0]  # Keras allows a list for one output
         multiplier = _take_multiplier(kwargs, optimizer)
         loss = known_loss(loss, self.likelihood)
-        if (
-            not isinstance(loss, NegativeLogLikelihood)
-            and self.likelihood.closed_form_noise is not None
-        ):
+        is_learned = any(v.closed_form_noise is not None for v in self.likelihoods)
+        if not isinstance(loss, NegativeLogLikelihood) and is_learned:
             raise ValueError(
                 "A loss of Keras knows nothing of a noise scale to be learned. Use the default "
                 "loss, loss='average_nll', or fix the scale: likelihoods.Normal(scale=0.5). "
@@ -369,7 +384,7 @@ class BaliModel(BayesianModel):
 
     def prior(self) -> Prior:
         """Prior, damping and scale of the covariances of the layers: given, found, or default."""
-        return self.hyperparameters.prior(self._options, self.num_train_examples, self.likelihood)
+        return self.hyperparameters.prior(self._options, self.num_train_examples, self.is_discrete)
 
     def hyperparameter_values(self) -> dict[str, float]:
         """Prior precision, damping and covariance scale in use, by name."""
@@ -461,23 +476,32 @@ class BaliModel(BayesianModel):
     @property
     def optimizer_variables(self) -> list[keras.Variable]:
         """The variables that the optimizer trains: no BALI posterior, no noise in closed form."""
-        noise = self.likelihood.closed_form_noise
-        learned = [] if noise is None else noise.variables
-        return [v for v in self.trainable_variables if not any(v is w for w in learned)]
+        noises = [v.closed_form_noise for v in self.likelihoods]
+        learned = {id(v) for noise in noises if noise is not None for v in noise.variables}
+        return [v for v in self.trainable_variables if id(v) not in learned]
 
-    def find_exact_layer(self, recorder: Recorder, outputs: tf.Tensor) -> None:
-        """Find the exact output layer of a subclassed model, which has no graph to search.
+    def find_exact_layers(self, recorder: Recorder, outputs: list[tf.Tensor]) -> None:
+        """Find the exact output layers of a subclassed model, which has no graph to search.
 
         Args:
             recorder: holds the layers' calls of a forward pass.
-            outputs: raw outputs of the same forward pass.
+            outputs: raw outputs of the same forward pass, in the order of `likelihoods`.
         """
-        if self._exact_layer is not None or not self.likelihood.has_closed_form_marginal:
+        if nodes_of(self):
             return
-        for layer, records in recorder.records.items():
-            if len(records) == 1 and records[0].outputs is outputs:
-                self._exact_layer = layer
-                self._samplers.clear()  # graphs traced before still sample this layer
+        for place, (likelihood, values) in enumerate(zip(self.likelihoods, outputs, strict=True)):
+            if self.exact_layers[place] is not None or not likelihood.has_closed_form_marginal:
+                continue
+            for layer, records in recorder.records.items():
+                if len(records) == 1 and records[0].outputs is values:
+                    self._set_exact_layer(place, layer)
+                    self._samplers.clear()  # graphs traced before still sample this layer
+
+    def _set_exact_layer(self, place: int, layer: BaliLayer) -> None:
+        if heads.are_several(self.likelihood):
+            self._exact_layers[place] = layer
+        else:
+            self._exact_layer = layer
 
     def track_health(self, rate: tf.Tensor, health: Health) -> None:
         """Log the rate of a step and the health of its update."""
@@ -504,24 +528,38 @@ class BaliModel(BayesianModel):
                 "weights use `with tfp_rank1.posterior_mean():`. Received: no statistics"
             )
 
-    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Outputs of one pass, with an exact output layer integrated out.
+    def marginal_outputs(self, x: Any) -> tuple[Any, Any]:
+        """Outputs of one pass, with exact output layers integrated out.
 
         Args:
             x: one batch of inputs.
 
         Returns:
             Mean and variance of the outputs, `[B, D]` each, given one sample of all other layers.
-            Without an exact output layer, sampled outputs and None.
+            Without an exact output layer, sampled outputs and None. Of several outputs two lists or
+            dicts.
         """
-        layer = self._exact_layer
-        if layer is None or mean_mode.value:
+        own, layers = self.likelihood, [v for v in self.exact_layers if v is not None]
+        if not layers or mean_mode.value:
             return self(x, training=False), None
-        with Marginal(layer) as marginal:
-            mean = tf.cast(self(x, training=False), tf.float32)
-            row_variance = tf.cast(marginal.variance, tf.float32)
-        columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
-        return mean, row_variance[..., tf.newaxis] * tf.cast(columns, tf.float32)
+        with Marginal(*layers) as marginal:
+            outputs = self(x, training=False)
+        variances = {id(layer): value for layer, value in marginal.variances.items()}
+        found = heads.map_heads(
+            lambda _, values, layer: (tf.cast(values, tf.float32), _variance(layer, variances)),
+            own, outputs, heads.packed(own, self.exact_layers),
+        )  # fmt: skip
+        mean = heads.map_heads(lambda _, pair: pair[0], own, found)
+        return mean, heads.map_heads(lambda _, pair: pair[1], own, found)
+
+
+def _variance(layer: BaliLayer | None, row_variances: dict[int, tf.Tensor]) -> tf.Tensor | None:
+    """The variance of the outputs of an exact layer that was integrated out, `[B, D]`."""
+    if layer is None:
+        return None
+    rows = tf.cast(row_variances[id(layer)], tf.float32)
+    columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
+    return rows[..., tf.newaxis] * tf.cast(columns, tf.float32)
 
 
 def _check_callbacks(given: list[Any], optimizer: Any) -> None:

@@ -101,7 +101,7 @@ def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
     """
     wanted, count = _wanted(model), count_training_examples(model, arguments)
     of_fit = count, count_steps(arguments, count), batch_size_of(arguments)
-    is_wary = not model.likelihood.discrete and _is_shallow(model)
+    is_wary = not model.is_discrete and _is_shallow(model)
     # Before the data are read: a fit that is too short needs no look at them.
     if not wanted or plan_for(count, *of_fit, is_wary) is None:
         return
@@ -123,7 +123,7 @@ def _wanted(model: Any) -> tuple[str, ...]:
     if not is_fresh or not is_nll(model):
         return ()
     left_out = {"covariance_scale"} if _is_shallow(model) else set()
-    if model.likelihood.discrete:  # for classes and counts less damping was never better
+    if model.is_discrete:  # for classes and counts less damping was never better
         left_out.add("damping")
     return tuple(name for name in model._options.not_given if name not in left_out)
 

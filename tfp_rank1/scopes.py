@@ -98,8 +98,8 @@ marginal: Scope[Any] = Scope(_none)
 constant_draws: Scope[bool] = Scope(bool)
 # Whether every iteration of a loop stands in the graph by itself, for formats that take no loop.
 unrolled: Scope[bool] = Scope(bool)
-# The variance that a learned Gaussian noise has in the loss of a training step, or None for its
-# own.
+# The variances that learned Gaussian noises have in the loss of a training step, by the ids of
+# their likelihoods; None for their own.
 tempered_variance: Scope[Any] = Scope(_none)
 # The factor c of all posterior variances in the answer under way, a float or a scalar tensor; None
 # outside of any model. The outermost model sets it, for all layers and models within.

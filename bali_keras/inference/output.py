@@ -17,7 +17,8 @@ import tensorflow as tf
 from bali_keras.inference.statistics import Accumulation
 from bali_keras.matrix_normal import damp, inverse_factor
 from bali_keras.recording import Record
-from tfp_rank1.keras_internals import calls_of, nodes_of, producer_of
+from tfp_rank1 import heads
+from tfp_rank1.keras_internals import calls_of, layers_of, nodes_of, producer_of
 from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.model.all_or_nothing import keep
 
@@ -27,6 +28,7 @@ __all__ = [
     "LayerRole",
     "NoiseAverage",
     "exact_layer_of",
+    "outputs_behind",
     "squared_residuals",
 ]
 
@@ -192,21 +194,25 @@ def squared_residuals(
     return tf.square(noise.residuals(targets, tf.cast(record.mean, tf.float32))) + spread
 
 
-def exact_layer_of(model: Any, kind: type) -> Any:
-    """The linear layer whose outputs are the means of the model's Gaussian likelihood.
+def exact_layer_of(model: Any, kind: type, likelihood: Likelihood | None = None) -> Any:
+    """The linear layer whose outputs are the means of a Gaussian likelihood of the model.
 
     Args:
         model: a Functional model, which ends in its likelihood. A subclassed model has no graph to
             search, and gives None.
         kind: the class of layers that have a posterior.
+        likelihood: of one of several outputs. Defaults to None: that of the single one.
 
     Returns:
         The layer; None if another operation makes the outputs, or if the layer has other uses.
     """
-    likelihood: Likelihood = model.likelihood
+    likelihood = model.likelihood if likelihood is None else likelihood
     if not likelihood.has_closed_form_marginal or not nodes_of(model):
         return None
     outputs = calls_of(likelihood)[-1].input_tensors[0]
+    # One of several outputs may be an input of another: then it has other gradients than its own.
+    if sum(any(t is outputs for t in node.input_tensors) for node in nodes_of(model)) > 1:
+        return None
     container, (operation, _, _) = model, producer_of(outputs)
     # The layer may stand in nested models; each of them must be called once as well.
     while isinstance(operation, keras.Model):
@@ -216,6 +222,30 @@ def exact_layer_of(model: Any, kind: type) -> Any:
     is_linear = getattr(operation, "activation", None) is keras.activations.linear
     is_exact = isinstance(operation, kind) and is_linear
     return operation if is_exact and _is_called_once(operation, container) else None
+
+
+def outputs_behind(model: Any) -> dict[int, set[int]]:
+    """The outputs that depend on every layer: their places in `heads.names_of`, by the layer's id.
+
+    Args:
+        model: a Functional model with several outputs; a subclassed one has no graph, and gives an
+            empty dict.
+    """
+    found: dict[int, set[int]] = {}
+    if not nodes_of(model):
+        return found
+    for place, tensor in enumerate(heads.parts(model.likelihood, model.output)):
+        waiting, seen = [tensor], set()
+        while waiting:
+            operation, index, _ = producer_of(waiting.pop())
+            if (id(operation), index) in seen:
+                continue
+            seen.add((id(operation), index))
+            waiting += calls_of(operation)[index].input_tensors
+            within = layers_of(operation) if isinstance(operation, keras.layers.Layer) else []
+            for layer in within:
+                found.setdefault(id(layer), set()).add(place)
+    return found
 
 
 def _is_called_once(operation: Any, container: Any) -> bool:

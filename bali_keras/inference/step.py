@@ -19,14 +19,22 @@ from bali_keras.inference.output import (
     HiddenLayer,
     LayerRole,
     NoiseAverage,
+    outputs_behind,
     squared_residuals,
 )
 from bali_keras.inference.pseudo_targets import cross_sum, moments, no_moments
 from bali_keras.inference.statistics import BatchSums, Moments
 from bali_keras.inference.update import Health, LayerUpdate, update
-from bali_keras.inference.weights import BatchWeights, of_examples, of_targets
+from bali_keras.inference.weights import (
+    BatchWeights,
+    of_all_outputs,
+    of_examples,
+    of_targets,
+    scaled,
+)
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
+from tfp_rank1 import heads
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import (
@@ -36,7 +44,7 @@ from tfp_rank1.model.all_or_nothing import (
     sum_over_replicas,
 )
 from tfp_rank1.model.graph import members_of
-from tfp_rank1.model.noise import start_scale, starts_a_scale
+from tfp_rank1.model.noise import start_scales
 from tfp_rank1.model.step import (
     apply_gradients,
     checked_gradients,
@@ -55,8 +63,10 @@ class Batch(NamedTuple):
     """One batch of a replica.
 
     Attributes:
-        x, y: inputs and targets.
-        weights: the weights of the batch.
+        x: inputs.
+        y: targets of every output, in the order of `heads.names_of`.
+        weights: the weights of the targets of every output.
+        shared: the weights of what several outputs share.
         first_row: index in the global batch of this replica's first example.
         examples: sum of the sample weights over all replicas, scalar.
         step: number of this step, counted from 1 over the life of the model.
@@ -65,8 +75,9 @@ class Batch(NamedTuple):
     """
 
     x: Any
-    y: Any
-    weights: BatchWeights
+    y: list[Any]
+    weights: list[BatchWeights]
+    shared: BatchWeights
     first_row: tf.Tensor
     examples: tf.Tensor
     step: tf.Tensor
@@ -95,27 +106,33 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     with tf.GradientTape(persistent=True) as tape:
         with Recorder(tape, fold_in(seed, 0), first_row) as recorder:
             outputs = model(x, training=True)
-        _check_outputs_rank(outputs)
+        own = model.likelihood
+        of_outputs = heads.parts(own, outputs)
+        for values in of_outputs:
+            _check_outputs_rank(values)
         # First: a layer that took no part may not be built, and then it has no posterior to read.
         _check_used(model, recorder)
-        if starts_a_scale(model):  # before the loss
-            is_first = tf.equal(model._counters.updates, 0)
-            start_scale(model, is_first, y, outputs, sample_weight)
+        is_first = tf.equal(model._counters.updates, 0)
+        start_scales(model, is_first, y, outputs, sample_weight)  # before the loss
         objective = model.objective(y, outputs, sample_weight, training=True)
-        weights = _weights(model, y, outputs, sample_weight)
-        counts = tf.cast(rows, tf.float32) if weights.counts is None else weights.counts
+        targets = heads.parts(own, heads.matched("y", own, y))
+        weights = _weights(model, targets, of_outputs, sample_weight)
+        shared = of_all_outputs(weights)
+        counts = tf.cast(rows, tf.float32) if shared.counts is None else shared.counts
         examples = sum_over_replicas(tf.reduce_sum(counts))
-        batch = Batch(x, y, weights, first_row, examples, *_next_step(model))
-        log_prob = -_sum_of_losses(model, batch, outputs)
-        score = _score(model, batch, outputs, fold_in(seed, 1))
+        batch = Batch(x, targets, weights, shared, first_row, examples, *_next_step(model))
+        log_prob = -_sum_of_losses(model, batch, of_outputs)
+        score = _score(model, batch, of_outputs, fold_in(seed, 1))
         scaled = objective.loss
         if model.optimizer is not None:
             scaled = model.optimizer.scale_loss(scaled)
-    model.find_exact_layer(recorder, outputs)  # before `_sums`, which asks for the layers' roles
+    model.find_exact_layers(
+        recorder, of_outputs
+    )  # before `_sums`, which asks for the layers' roles
     sums = _sums(model, recorder, tape, (log_prob, score), batch, fold_in(seed, 2))
     gradients = _optimizer_gradients(model, tape, scaled)
     finite = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
-    residuals = _residuals(model, recorder, batch, outputs)
+    residuals = _residuals(model, recorder, batch, of_outputs)
     health = _infer(model, sums, batch, residuals, finite)
     # Applied in any case and undone if refused: replicas cannot meet inside a conditional.
     if gradients:
@@ -154,11 +171,18 @@ def is_nll(model: Any) -> bool:
 
 def role_of(model: Any, layer: keras.layers.Layer) -> LayerRole:
     """The role of a layer in the net, under the compiled loss."""
+    place = _place_of(model, layer)
     # Under a loss of Keras the labels are no observations with Gaussian noise.
-    if layer is not model.exact_layer or not is_nll(model):
+    if place is None or not is_nll(model):
         return HiddenLayer()
-    variance = tf.broadcast_to(model.likelihood.noise_variance(), [layer.posterior_state.size[1]])
+    noise = model.likelihoods[place].noise_variance()
+    variance = tf.broadcast_to(noise, [layer.posterior_state.size[1]])
     return ExactOutput(variance, is_fresh=model._options.factorise_every in (None, 1))
+
+
+def _place_of(model: Any, layer: keras.layers.Layer) -> int | None:
+    """The place of the output that a layer makes exactly; None for a hidden layer."""
+    return next((i for i, v in enumerate(model.exact_layers) if v is layer), None)
 
 
 def required_count(model: Any) -> float:
@@ -176,29 +200,51 @@ def required_count(model: Any) -> float:
     return model.num_train_examples
 
 
-def _weights(model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any) -> BatchWeights:
+def _weights(
+    model: Any, y: list[Any], outputs: list[tf.Tensor], sample_weight: Any
+) -> list[BatchWeights]:
+    """The weights of the targets of every output, times the output's loss weight."""
+    own = model.likelihood
+    given = heads.parts(own, heads.for_each("sample_weight", own, sample_weight))
     if not is_nll(model):
-        return of_examples(sample_weight)
-    mask = position_mask(outputs, model.has_members)
-    return of_targets(sample_weight, y, model.likelihood, outputs.shape, mask)
+        return [of_examples(given[0])]
+    factors = model._options.loss_weights
+    factors = heads.parts(own, heads.in_each(own, 1.0) if factors is None else factors)
+    found = []
+    for likelihood, *of_output, factor in zip(
+        model.likelihoods, y, outputs, given, factors, strict=True
+    ):
+        targets, values, weight = of_output
+        mask = position_mask(values, model.has_members)
+        weights = of_targets(weight, targets, likelihood, values.shape, mask)
+        one_each = values[..., : likelihood.num_targets(int(values.shape[-1]))]
+        found.append(scaled(weights, factor, tf.shape(one_each)))
+    return found
 
 
 # -- differentiate --------------------------------------------------------------------------------
 
 
-def _sum_of_losses(model: Any, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
-    """`sum_n w_n loss_n`, not divided by B: a mean would make the prior B times stronger."""
-    loss, y, weights = model.loss, batch.y, batch.weights
-    if is_nll(model):
-        members = members_of(model, outputs).values
-        mask = position_mask(members, has_members=True)
-        mixture = PredictiveMixture(model.likelihood, members, axis=1, mask=mask)
-        losses = loss.losses(y, mixture, weights.targets)
-        if weights.targets is not None:  # the log-density of every target is weighted
-            return tf.reduce_sum(losses)
-    else:
-        losses = _losses_of_keras(loss, y, outputs)
-    return tf.reduce_sum(losses if weights.rows is None else weights.rows * losses)
+def _sum_of_losses(model: Any, batch: Batch, outputs: list[tf.Tensor]) -> tf.Tensor:
+    """`sum_n w_n loss_n` of all outputs, not divided by B, so that priors keep their strength."""
+    if not is_nll(model):
+        (weights,) = batch.weights
+        losses = _losses_of_keras(model.loss, batch.y[0], outputs[0])
+        return tf.reduce_sum(losses if weights.rows is None else weights.rows * losses)
+    columns = heads.names_of(model.likelihood), model.likelihoods, batch.y, outputs, batch.weights
+    return tf.add_n([_sum_of_nlls(model, *column) for column in zip(*columns, strict=True)])
+
+
+def _sum_of_nlls(
+    model: Any, name: str, likelihood: Any, y: Any, outputs: tf.Tensor, weights: BatchWeights
+) -> tf.Tensor:
+    members = members_of(model, outputs, name).values
+    mask = position_mask(members, has_members=True)
+    mixture = PredictiveMixture(likelihood, members, axis=1, mask=mask)
+    losses = model.loss.losses(y, mixture, weights.targets)
+    # With weights of targets the log-density of every target is weighted.
+    by_example = weights.targets is None and weights.rows is not None
+    return tf.reduce_sum(weights.rows * losses if by_example else losses)
 
 
 def _losses_of_keras(loss: Any, y: Any, outputs: tf.Tensor) -> tf.Tensor:
@@ -220,26 +266,43 @@ def _losses_of_keras(loss: Any, y: Any, outputs: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(losses, axis=-1)
 
 
-def _score(model: Any, batch: Batch, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
+def _score(model: Any, batch: Batch, outputs: list[tf.Tensor], seed: tf.Tensor) -> tf.Tensor | None:
     """A scalar whose gradients at the pre-activations are `sqrt(w_n) s_n`, or `sqrt(w_nt) s_nt`.
 
-    None for a loss of Keras: the gradients of the data's own labels are then the scores.
+    The scores of several outputs are independent, and those of what they share add up. None for a
+    loss of Keras: the gradients of the data's own labels are then the scores.
     """
     if not is_nll(model):
         return None
+    columns = zip(model.likelihoods, outputs, batch.weights, strict=True)
+    return tf.add_n(
+        [
+            _score_of(likelihood, values, weights, batch.first_row, fold_in(seed, i) if i else seed)
+            for i, (likelihood, values, weights) in enumerate(columns)
+        ]
+    )
+
+
+def _score_of(
+    likelihood: Any,
+    outputs: tf.Tensor,
+    weights: BatchWeights,
+    first_row: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
     # The root, because F sums the squares of scores: `w_n s_n s_n'`.
-    weights, size = batch.weights, int(outputs.shape[-1])
+    size = int(outputs.shape[-1])
     if weights.targets is not None:
         root = tf.sqrt(weights.targets)
     else:
         ones = tf.ones(tf.shape(outputs)[:1]) if weights.rows is None else weights.rows
         by_example = tf.reshape(tf.sqrt(ones), [-1] + [1] * (int(outputs.shape.rank) - 1))
-        one_each = tf.ones_like(outputs[..., : model.likelihood.num_targets(size)], tf.float32)
+        one_each = tf.ones_like(outputs[..., : likelihood.num_targets(size)], tf.float32)
         root = by_example * one_each
-    scores = model.likelihood.scores(outputs, _noise_of(outputs, batch.first_row, seed))
+    scores = likelihood.scores(outputs, _noise_of(outputs, first_row, seed))
     if scores is None:
-        own = fold_in(seed, batch.first_row)  # replicas draw labels of their own
-        return tf.reduce_sum(model.likelihood.sampled_log_prob(outputs, own, root))
+        own = fold_in(seed, first_row)  # replicas draw labels of their own
+        return tf.reduce_sum(likelihood.sampled_log_prob(outputs, own, root))
     # A target may have several outputs, such as its mean and its scale.
     root = tf.concat([root] * (size // root.shape[-1]), axis=-1)
     return tf.reduce_sum(root * outputs * tf.stop_gradient(scores))
@@ -281,8 +344,10 @@ def _sums(
     _check_connected(layers, gradients)
     stale = [i for i, role in enumerate(roles) if not role.is_fresh]
 
+    weights = [_weights_of(model, batch, layer) for layer in layers]
+
     def moments_of(i: int, scores: Any) -> Moments:
-        return moments(records[i], scores, batch.weights, seed, states[i].rows, states[i].dtype)
+        return moments(records[i], scores, weights[i], seed, states[i].rows, states[i].dtype)
 
     def collect() -> dict[int, Moments]:
         scored = [i for i in stale if roles[i].collects_scores]
@@ -290,7 +355,7 @@ def _sums(
             found = tape.gradient(score, [outputs[i] for i in scored])
         else:
             labels = [gradients[i] for i in scored]
-            found = tf.nest.map_structure(lambda g: _unweigh(g, batch.weights.rows), labels)
+            found = tf.nest.map_structure(lambda g: _unweigh(g, batch.shared.rows), labels)
         scores = dict(zip(scored, found, strict=True))
         return {i: moments_of(i, scores.get(i)) for i in stale}
 
@@ -315,10 +380,21 @@ def _sums(
     sums = []
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
         leverage = None if role.is_fresh else shares[i] * per_example
-        cross = cross_sum(records[i], gradients[i], batch.weights, role, leverage, state.dtype)
+        cross = cross_sum(records[i], gradients[i], weights[i], role, leverage, state.dtype)
         sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
     # Outside of the conditional, in which replicas could not meet.
     return sum_over_replicas(sums)
+
+
+def _weights_of(model: Any, batch: Batch, layer: keras.layers.Layer) -> BatchWeights:
+    """The weights of the rows of a layer: of the output that it makes or leads to, or of all."""
+    place = _place_of(model, layer)
+    if place is not None and is_nll(model):
+        return batch.weights[place]
+    if len(batch.weights) == 1:
+        return batch.shared
+    behind = outputs_behind(model).get(id(layer), set())
+    return batch.weights[behind.pop()] if len(behind) == 1 else batch.shared
 
 
 def _check_connected(layers: list[keras.layers.Layer], gradients: list[list[Any]]) -> None:
@@ -359,7 +435,7 @@ def _infer(
     model: Any,
     sums: list[BatchSums],
     batch: Batch,
-    residuals: tuple[tf.Tensor, tf.Tensor] | None,
+    residuals: list[tuple[tf.Tensor, tf.Tensor] | None],
     finite: tf.Tensor,
 ) -> Health:
     """Update a learned noise, then all layers.
@@ -374,13 +450,15 @@ def _infer(
     options, layers = model._options, trained_layers(model)
     count = model.hyperparameters.num_examples(required_count(model))
     # The noise comes first: `role_of` below reads it as the V of an exact output layer.
-    if residuals is not None:
-        noise = model.likelihood.closed_form_noise
-        average = NoiseAverage(noise, options.noise_prior, model._noise_weight)
-        average.update(*residuals, count, batch.rate)
+    averages = zip(model.likelihoods, model._noise_weights, residuals, strict=True)
+    for likelihood, weight, found in averages:
+        if found is not None:
+            average = NoiseAverage(likelihood.closed_form_noise, options.noise_prior, weight)
+            average.update(*found, count, batch.rate)
     if not layers:  # all are frozen, and the optimizer trains what remains
         zero = tf.zeros(())
-        return Health(zero, zero, finite & all_finite(residuals or [zero]))
+        learned = [v for v in residuals if v is not None]
+        return Health(zero, zero, finite & all_finite(learned or [zero]))
     step, rate = batch.step, batch.rate
     between = _interval(model, _factorise_every(model, layers), rate)
     prior = model.prior()
@@ -401,28 +479,35 @@ def _infer(
 
 
 def _residuals(
-    model: Any, recorder: Recorder, batch: Batch, outputs: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor] | None:
+    model: Any, recorder: Recorder, batch: Batch, outputs: list[tf.Tensor]
+) -> list[tuple[tf.Tensor, tf.Tensor] | None]:
     """`sum_n w_nt E[(y_nt - z_nt)^2]` and `sum_n w_nt`, `[D]` each, on all replicas together.
 
-    None for a likelihood whose noise is not learned in closed form.
+    By output; None for a likelihood whose noise is not learned in closed form.
     """
-    noise = model.likelihood.closed_form_noise
-    if noise is None or not is_nll(model):
-        return None
-    likelihood = model.likelihood
+    columns = zip(
+        model.likelihoods, model.exact_layers, batch.y, outputs, batch.weights, strict=True
+    )
+    return [
+        _residuals_of(likelihood, recorder.records.get(layer), *of_output)
+        if likelihood.closed_form_noise is not None and is_nll(model)
+        else None
+        for likelihood, layer, *of_output in columns
+    ]
+
+
+def _residuals_of(
+    likelihood: Any, records: Any, y: Any, outputs: tf.Tensor, weights: BatchWeights
+) -> tuple[tf.Tensor, tf.Tensor]:
     positions = int(outputs.shape.rank) - 2
-    prepared = likelihood.prepare_targets(batch.y, outputs.shape[-1], positions)
+    prepared = likelihood.prepare_targets(y, outputs.shape[-1], positions)
     targets, _ = likelihood.filled(prepared)
-    records = recorder.records.get(model.exact_layer)
     record = records[0] if records else None
-    squares = squared_residuals(noise, record, targets, outputs)
-    weights = batch.weights.targets
-    if weights is None:
-        weights = tf.ones(tf.shape(squares))
+    squares = squared_residuals(likelihood.closed_form_noise, record, targets, outputs)
+    by_target = tf.ones(tf.shape(squares)) if weights.targets is None else weights.targets
     axes = list(range(positions + 1))
     return sum_over_replicas(
-        (tf.reduce_sum(weights * squares, axis=axes), tf.reduce_sum(weights, axis=axes))
+        (tf.reduce_sum(by_target * squares, axis=axes), tf.reduce_sum(by_target, axis=axes))
     )
 
 

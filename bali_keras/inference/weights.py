@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tensorflow as tf
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.target_weights import split_weights, weights_by_target
 
-__all__ = ["BatchWeights", "of_examples", "of_targets"]
+__all__ = ["BatchWeights", "of_all_outputs", "of_examples", "of_targets", "scaled"]
 
 
 class BatchWeights(NamedTuple):
@@ -38,6 +39,50 @@ def of_examples(sample_weight: Any) -> BatchWeights:
     """
     counts, _ = split_weights(sample_weight, num_targets=1)
     return BatchWeights(counts, counts, None)
+
+
+def scaled(weights: BatchWeights, factor: float, shape: Any) -> BatchWeights:
+    """Weights of an output whose loss counts `factor` times: as if its examples were so many.
+
+    Args:
+        weights: of the output. What an example counts among N stays as it is.
+        factor: above 0.
+        shape: of the output's targets, `[B, ..., T]`.
+    """
+    if factor == 1.0:
+        return weights
+    targets = tf.ones(shape) if weights.targets is None else weights.targets
+    if weights.targets is None and weights.rows is not None:
+        ones = [1] * (targets.shape.rank - 1)
+        targets *= tf.reshape(weights.rows, [-1, *ones])
+    rows = tf.reduce_max(targets, axis=-1) if weights.rows is None else weights.rows
+    return BatchWeights(weights.counts, factor * rows, factor * targets)
+
+
+def of_all_outputs(weights: list[BatchWeights]) -> BatchWeights:
+    """Weights of what several outputs share: an example counts by the largest of its weights.
+
+    Args:
+        weights: of every output.
+    """
+    if len(weights) == 1:
+        return weights[0]
+
+    def largest(values: list[tf.Tensor | None]) -> tf.Tensor | None:
+        given = [_by_example(v) for v in values if v is not None]
+        if not given:
+            return None
+        if len(given) < len(values):  # None stands for 1
+            given.append(tf.ones_like(given[0]))
+        return functools.reduce(tf.maximum, given)
+
+    counts = largest([v.counts for v in weights])
+    return BatchWeights(counts, largest([v.rows for v in weights]), None)
+
+
+def _by_example(weights: tf.Tensor) -> tf.Tensor:
+    """The largest weight of every example, `[B]`."""
+    return tf.reduce_max(weights, axis=list(range(1, int(weights.shape.rank))))
 
 
 def of_targets(

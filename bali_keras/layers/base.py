@@ -21,18 +21,19 @@ __all__ = ["BaliLayer", "Marginal"]
 
 
 class Marginal:
-    """A context in which one layer returns its mean, draws nothing, and stores `h' L^-1 h` here.
+    """A context in which some layers return their means, draw nothing, and store `h' L^-1 h` here.
 
     Args:
-        layer: the layer.
+        *layers: the layers.
 
     Attributes:
-        variance: `h' L^-1 h` of the layer's last call, `[B]`, times c in the answers of a
-            calibrated model; None before the call.
+        variances: `h' L^-1 h` of each layer's last call, `[B]`, by the layer, times c in the
+            answers of a calibrated model; empty before the calls.
     """
 
-    def __init__(self, layer: BaliLayer) -> None:
-        self.layer, self.variance = layer, None
+    def __init__(self, *layers: BaliLayer) -> None:
+        self.layers = {id(layer) for layer in layers}
+        self.variances: dict[BaliLayer, Any] = {}
 
     def __enter__(self) -> Marginal:
         self._scope = marginal_scope.set(self)
@@ -224,7 +225,7 @@ class BaliLayer(keras.layers.Layer):
 
     def _predict(self, h: tf.Tensor) -> tf.Tensor:
         marginal: Marginal | None = marginal_scope.value
-        is_marginal = marginal is not None and marginal.layer is self
+        is_marginal = marginal is not None and id(self) in marginal.layers
         is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state.matrix_normal()
@@ -234,7 +235,7 @@ class BaliLayer(keras.layers.Layer):
             mean = self._mean(h)
             variance = None if is_mean else self._answer_variance(h)
         if marginal is not None and is_marginal:
-            marginal.variance = variance
+            marginal.variances[self] = variance
         if is_mean or is_marginal:
             return mean
         sizes = _sizes(mean) if shared_draws.value is None else (1, *_sizes(mean)[1:])

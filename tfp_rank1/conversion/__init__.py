@@ -5,7 +5,12 @@ from tfp_rank1.conversion.comparison import Converted, check_same_function
 from tfp_rank1.conversion.convert import ConversionReport, convert, register_converter
 from tfp_rank1.conversion.refusals import check_kernel, check_model, check_stock
 from tfp_rank1.conversion.report import Rows, warn_of_points
-from tfp_rank1.conversion.stock import copy, without_function, without_likelihood
+from tfp_rank1.conversion.stock import (
+    copy,
+    likelihoods_for,
+    without_function,
+    without_likelihood,
+)
 from tfp_rank1.conversion.transfer import same_weights, uncompiled
 from tfp_rank1.model.raw_outputs import ends_to_drop, is_graph
 
@@ -22,6 +27,7 @@ __all__ = [
     "copy",
     "ends_to_drop",
     "is_graph",
+    "likelihoods_for",
     "register_converter",
     "same_weights",
     "uncompiled",

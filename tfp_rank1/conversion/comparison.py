@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_rank1 import heads
 from tfp_rank1.conversion.differences import Converted, applied, first_difference
 from tfp_rank1.conversion.trial import (
     TOLERANCE,
@@ -69,8 +70,9 @@ def _verdict(original: Any, converted: Converted) -> ValueError | str:
             f"tfp_rank1.posterior_mean():`. Received: {error}"
         )
     tolerance = tolerance_of(original)
-    if _are_probabilities(expected, converted, tolerance):
-        return ValueError(_message_of_probabilities(converted.likelihood))
+    for values, output in zip(expected, converted.by_output(), strict=True):
+        if _are_probabilities(values, output, tolerance):
+            return ValueError(_message_of_probabilities(output.likelihood))
     one_row = _is_same_at_a_row(original, inputs, expected, converted)
     is_same = one_row or _is_same(inputs, expected, converted)
     if is_same and not _is_hidden(expected, converted):
@@ -80,7 +82,8 @@ def _verdict(original: Any, converted: Converted) -> ValueError | str:
         return ValueError(str(difference))
     if is_same:
         return ""
-    if differ(expected, _run(original, inputs), tolerance):
+    again = _run(original, inputs)
+    if any(differ(a, b, tolerance) for a, b in zip(expected, again, strict=True)):
         return (
             "The outputs of the original differ from call to call, also with training=False. The "
             "converted net was compared layer by layer, but for the layers that draw."
@@ -93,8 +96,12 @@ def _verdict(original: Any, converted: Converted) -> ValueError | str:
     )
 
 
-def _is_hidden(expected: np.ndarray, converted: Converted) -> bool:
+def _is_hidden(expected: list[np.ndarray], converted: Converted) -> bool:
     """Whether outputs would hide a difference: NaN, or probabilities that are all 0 or 1."""
+    return any(map(_hides, expected, converted.by_output()))
+
+
+def _hides(expected: np.ndarray, converted: Converted) -> bool:
     if not np.all(np.isfinite(expected)):
         return True
     rounded = np.abs(expected - np.round(expected)) < _SATURATED
@@ -106,12 +113,13 @@ def _message(converted: Converted) -> str:
     start = "The converted net would compute another function than the original"
     if converted.dropped:
         end = converted.dropped[0]
+        own = converted.by_output()[end.output].likelihood
         return (
             f"{start}: no layer does so by itself, but the likelihood makes something else of raw "
             f"outputs than {end.function}. Convert keras.Model(model.inputs, the "
             f"outputs before {end.function}). Received: a model that ends in {end.function}, in "
             f"{type(end.operation).__name__} {end.operation.name!r}, and the likelihood "
-            f"{type(converted.likelihood).__name__}"
+            f"{type(own).__name__}"
         )
     kinds = sorted({type(old).__name__ for old, _ in converted.pairs.values()})
     return (
@@ -125,7 +133,7 @@ class _NotRunError(Exception):
     """The original does not run on any inputs that can be made for it."""
 
 
-def _first_run(original: Any) -> tuple[list[Any], np.ndarray]:
+def _first_run(original: Any) -> tuple[list[Any], list[np.ndarray]]:
     """Inputs on which the original runs, and its outputs `[B, D]`, finite if any inputs do that."""
     found, failure = None, _NotRunError("no inputs")
     for inputs in trial_inputs(original, _ROWS):
@@ -135,15 +143,15 @@ def _first_run(original: Any) -> tuple[list[Any], np.ndarray]:
             failure = _NotRunError(cited(error))
             continue
         found = inputs, outputs
-        if np.all(np.isfinite(outputs)):
+        if all(np.all(np.isfinite(values)) for values in outputs):
             break
     if found is None:
         raise failure
     return found
 
 
-def _run(model: Any, inputs: list[Any]) -> np.ndarray:
-    """The outputs of a model on a flat list of inputs."""
+def _run(model: Any, inputs: list[Any]) -> list[np.ndarray]:
+    """The outputs of a model on a flat list of inputs, in the order of `heads.names_of`."""
     reset_states(model)
     structure = keras.tree.pack_sequence_as(input_structure(model), inputs)
 
@@ -154,14 +162,14 @@ def _run(model: Any, inputs: list[Any]) -> np.ndarray:
     is_recurrent = any(hasattr(v, "cell") for v in layers_of(model))
     is_long = any(len(v.shape) > 1 and v.shape[1] > _LONG for v in inputs)
     outputs = tf.function(call)() if is_recurrent and is_long else call()
-    return as_array(keras.tree.flatten(outputs)[0])
+    return [as_array(values) for values in heads.parts(outputs, outputs)]
 
 
 # -- the outputs ----------------------------------------------------------------------------------
 
 
 def _is_same_at_a_row(
-    original: Any, inputs: list[Any], expected: np.ndarray, converted: Converted
+    original: Any, inputs: list[Any], expected: list[np.ndarray], converted: Converted
 ) -> bool:
     """Whether every member gives the original's outputs for one row; False where one will not do.
 
@@ -171,26 +179,31 @@ def _is_same_at_a_row(
     members = converted.members
     if members == 1 or original.inputs[0].shape[0] is not None:
         return False
-    rows = np.arange(members) % len(expected)
+    rows = np.arange(members) % len(expected[0])
     try:
-        return _is_same([tf.gather(v, rows) for v in inputs], expected[rows], converted, True)
+        some = [values[rows] for values in expected]
+        return _is_same([tf.gather(v, rows) for v in inputs], some, converted, True)
     except Exception:  # as said: all rows then decide
         return False
 
 
 def _is_same(
-    inputs: list[Any], expected: np.ndarray, converted: Converted, share_rows: bool = False
+    inputs: list[Any], expected: list[np.ndarray], converted: Converted, share_rows: bool = False
 ) -> bool:
     """Whether a converted net gives the original's outputs.
 
     Args:
         inputs: a flat list of inputs.
-        expected: what the original gives for them, `[B, D]`.
+        expected: what the original gives for them, `[B, D]`, by output.
         converted: the converted net.
         share_rows: whether every member gets a K-th of the rows. Defaults to False: all of them.
     """
     with split_members.set(share_rows):
         raw = _run(converted.model, inputs)
+    return all(map(_is_same_output, raw, expected, converted.by_output()))
+
+
+def _is_same_output(raw: np.ndarray, expected: np.ndarray, converted: Converted) -> bool:
     if raw.ndim == expected.ndim + 1:
         expected = np.repeat(expected[:, np.newaxis], raw.shape[1], axis=1)
     tolerance = tolerance_of(converted.model)

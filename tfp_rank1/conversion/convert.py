@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfp_rank1 import layers, likelihoods
+from tfp_rank1 import heads, layers
 from tfp_rank1.checks import choice
 from tfp_rank1.conversion.comparison import Converted, check_same_function
 from tfp_rank1.conversion.refusals import (
@@ -25,6 +25,7 @@ from tfp_rank1.conversion.starts import around_center, at_center
 from tfp_rank1.conversion.stock import (
     RANK1,
     copy,
+    likelihoods_for,
     live_config,
     without_function,
     without_likelihood,
@@ -88,14 +89,15 @@ def convert(
     members, to K times the original.
 
     Args:
-        model: a built Functional or Sequential model with one output. It is not changed.
+        model: a built Functional or Sequential model. It is not changed.
         ensemble_size: number of members K, at least 1. Defaults to 4.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. A likelihood takes raw outputs, so
-            a last function that it applies itself is dropped, an activation as well as a layer or
-            an operation by itself: the softmax for `"categorical"`, the sigmoid for `"bernoulli"`,
-            the exponential for likelihoods of counts and `"log_normal"`, the softplus of the
-            scales for `"heteroscedastic_normal"` (which adds its `min_scale`). Heads that are
-            concatenated lose it one by one.
+        likelihood: a `tfp_rank1.likelihoods` object or its name; for several outputs a list or dict
+            like them, with one for each. A likelihood takes raw outputs, so a last function that it
+            applies itself is dropped, an activation as well as a layer or an operation by itself:
+            the softmax for `"categorical"`, the sigmoid for `"bernoulli"`, the exponential for
+            likelihoods of counts and `"log_normal"`, the softplus of the scales for
+            `"heteroscedastic_normal"` (which adds its `min_scale`). Heads that are concatenated
+            lose it one by one.
         batch_normalization: `"member"` (default): every member has its own statistics, scale and
             offset, copied from the original; `"shared"`: the stock layers stay.
         exclude: names of layers to leave as they are. Defaults to none.
@@ -111,10 +113,10 @@ def convert(
     Raises:
         ValueError: for a subclassed or unbuilt model or one with a `call` of its own; for a sparse,
             ragged or optional input; for a Lambda layer, a quantized layer, or an operation along
-            the batch axis, such as `MixUp` in training; for several outputs, or outputs that are
-            not `[B, D]`; for a model without layers to convert; for an unknown name; for a last
-            function that the likelihood does not apply or that cannot be dropped; or for a result
-            that computes another function, with the layer in which the difference begins.
+            the batch axis, such as `MixUp` in training; for outputs without a known number D; for a
+            model without layers to convert; for an unknown name; for a last function that the
+            likelihood does not apply or that cannot be dropped; or for a result that computes
+            another function, with the layer in which the difference begins.
 
     Warns:
         UserWarning: if less than half of the parameters became Bayesian; or if the original runs
@@ -192,7 +194,7 @@ class _Conversion:
                 f"exclude={exclude!r}"
             )
         self.model, self.exclude = model, frozenset(exclude)
-        self.likelihood = likelihoods.get(likelihood)
+        self.likelihood = likelihoods_for(model, likelihood)
         kinds = ("member", "shared")
         self.by_member = choice("batch_normalization", batch_normalization, kinds) == "member"
         self.arguments = around_center(arguments)
@@ -222,8 +224,9 @@ class _Conversion:
             )
         kept = [end for end in self.dropped if id(end.operation) not in self.pairs]
         if kept:
+            own = heads.parts(self.likelihood, self.likelihood)[kept[0].output]
             raise ValueError(
-                f"The likelihood {type(self.likelihood).__name__} applies {kept[0].function} "
+                f"The likelihood {type(own).__name__} applies {kept[0].function} "
                 "itself, and a model in `exclude` ends in it. Exclude the layers of that model by "
                 f"their names. Received: exclude={sorted(self.exclude)}, and "
                 f"{kept[0].function} in {kept[0].operation.name!r}"
@@ -239,7 +242,8 @@ class _Conversion:
                 f"{sorted(c.__name__ for c in RANK1)}. Received: "
                 f"layers {sorted({row.before for row in report.left})}"
             )
-        return inputs, layers.SplitMembers(members)(keras.tree.flatten(outputs)[0])
+        split = [layers.SplitMembers(members)(t) for t in keras.tree.flatten(outputs)]
+        return inputs, keras.tree.pack_sequence_as(outputs, split)
 
     def result(self, model: BayesianModel) -> Converted:
         """The converted model, and what became of the parts of the original."""

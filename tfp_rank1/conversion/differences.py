@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_rank1 import heads
 from tfp_rank1.conversion.trial import as_array, differ, reset_states, tolerance_of
 from tfp_rank1.keras_internals import accepts_in_call, layers_of, run_graph
 from tfp_rank1.layers import TileMembers
-from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.raw_outputs import End, is_graph
 
 __all__ = ["Converted", "Difference", "applied", "first_difference"]
@@ -25,7 +25,7 @@ class Converted:
 
     Attributes:
         model: the converted net, with raw outputs `[B, K, D]` or `[B, D]`.
-        likelihood: of the converted net.
+        likelihood: of the converted net; for several outputs one for each.
         pairs: layers of the original with their counterparts, by the ids of the layers.
         dropped: the ends whose function the likelihood applies.
         members: K, the number of members.
@@ -33,11 +33,20 @@ class Converted:
     """
 
     model: Any
-    likelihood: Likelihood
+    likelihood: Any
     pairs: dict[int, tuple[Any, Any]]
     dropped: Sequence[End]
     members: int
     way_out: Callable[[Any], str]
+
+    def by_output(self) -> list[Converted]:
+        """What concerns each of several outputs, in the order of `heads.names_of`."""
+        return [
+            dataclasses.replace(
+                self, likelihood=own, dropped=[e for e in self.dropped if e.output == place]
+            )
+            for place, own in enumerate(heads.parts(self.likelihood, self.likelihood))
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,15 +131,10 @@ def check_stock(model: keras.Model) -> None:
 
 
 def check_outputs(model: keras.Model) -> None:
-    """Refuse several outputs, and outputs without a known number D, `[B, ..., D]`."""
-    if len(model.outputs) != 1:
-        raise ValueError(
-            "A BayesianModel has one output. Convert keras.Model(model.inputs, one of the outputs)."
-            f" Received: {len(model.outputs)} outputs"
-        )
-    shape = model.outputs[0].shape
-    if len(shape) < 2 or shape[-1] is None:
-        raise ValueError(
-            "A BayesianModel has outputs [B, D], or [B, ..., D] with positions such as pixels or "
-            f"time steps, and a D that is known. Received: outputs of shape {shape}"
-        )
+    """Refuse outputs without a known number D, `[B, ..., D]`."""
+    for shape in (tensor.shape for tensor in model.outputs):
+        if len(shape) < 2 or shape[-1] is None:
+            raise ValueError(
+                "A BayesianModel has outputs [B, D], or [B, ..., D] with positions such as pixels "
+                f"or time steps, and a D that is known. Received: outputs of shape {shape}"
+            )

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfp_rank1 import layers
+from tfp_rank1 import heads, layers, likelihoods
 from tfp_rank1.conversion.transfer import same_weights
 from tfp_rank1.keras_internals import build_input_shape, calls_of, input_structure, producer_of
 from tfp_rank1.likelihoods import Likelihood
@@ -18,6 +18,7 @@ __all__ = [
     "RANK1",
     "LeftToLikelihood",
     "copy",
+    "likelihoods_for",
     "live_config",
     "without_function",
     "without_likelihood",
@@ -114,7 +115,32 @@ def without_likelihood(model: Any) -> Any:
     """The graph before the likelihood of a `BayesianModel`; any other model as it is."""
     if not isinstance(model, BayesianModel) or not is_graph(model):
         return model
-    operation, node, _ = producer_of(model.outputs[0])
-    if not isinstance(operation, Likelihood):
-        return model
-    return keras.Model(input_structure(model), calls_of(operation)[node].input_tensors[0])
+
+    def before(tensor: Any) -> Any:
+        operation, node, _ = producer_of(tensor)
+        is_end = isinstance(operation, Likelihood)
+        return calls_of(operation)[node].input_tensors[0] if is_end else tensor
+
+    return keras.Model(input_structure(model), keras.tree.map_structure(before, model.output))
+
+
+def likelihoods_for(model: Any, likelihood: Any) -> Any:
+    """The likelihood of a converted net; for several outputs one for each.
+
+    Args:
+        model: the stock model.
+        likelihood: what `convert` was given.
+
+    Raises:
+        ValueError: for likelihoods that do not match the outputs.
+    """
+    if len(model.outputs) == 1:
+        return likelihoods.get(likelihood)
+    if not heads.are_several(likelihood):
+        names = heads.names_of(model.output)
+        raise ValueError(
+            "A model with several outputs needs a likelihood for each, a dict or list like its "
+            f"outputs, {names}; or convert keras.Model(model.inputs, one of the outputs). "
+            f"Received: likelihood={likelihood!r}"
+        )
+    return heads.map_heads(likelihoods.get, heads.matched("likelihood", model.output, likelihood))

@@ -135,10 +135,10 @@ class GaussianNoiseLikelihood(ScaledLikelihood):
 
         In the loss of a training step a learned scale is above the noise: see `model.noise`.
         """
-        tempered = scopes.tempered_variance.value
-        if tempered is None or self.fixed_scale is not None:
+        tempered = scopes.tempered_variance.value or {}
+        if id(self) not in tempered or self.fixed_scale is not None:
             return super().scale
-        return tf.sqrt(tempered)
+        return tf.sqrt(tempered[id(self)])
 
     def residuals(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Targets minus raw outputs, on the scale of the raw outputs."""

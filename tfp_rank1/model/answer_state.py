@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfp_rank1 import heads
 from tfp_rank1.keras_internals import Functional
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.predictive import Conformal
@@ -43,10 +44,15 @@ def set_calibration(model: Any, calibration: Calibration) -> None:
         model: a `BayesianModel`.
         calibration: the new numbers.
     """
-    factor = calibration.temperature / model.calibration.temperature
-    if factor != 1.0:
-        model.likelihood.multiply_scale(factor)
+    own = model.likelihood
+    temperatures = (v.temperatures(own) for v in (calibration, model.calibration))
+    heads.map_heads(_multiply_scale, own, *temperatures)
     _assign(model, calibration, None)
+
+
+def _multiply_scale(likelihood: Any, new: float, old: float) -> None:
+    if new != old:
+        likelihood.multiply_scale(new / old)
 
 
 def forget_calibration(model: Any) -> None:
@@ -54,12 +60,12 @@ def forget_calibration(model: Any) -> None:
     set_calibration(model, Calibration())
 
 
-def set_conformal(model: Any, conformal: Conformal) -> None:
-    """Give a model the scores of held-out examples."""
+def set_conformal(model: Any, conformal: Any) -> None:
+    """Give a model the scores of held-out examples; for several outputs a list or dict."""
     _assign(model, model.calibration, conformal)
 
 
-def _assign(model: Any, calibration: Calibration, conformal: Conformal | None) -> None:
+def _assign(model: Any, calibration: Calibration, conformal: Any) -> None:
     if calibration != model.calibration:
         # It is a constant in the graphs of functions that answer; the training function has none.
         model.test_function = model.predict_function = None
@@ -68,8 +74,8 @@ def _assign(model: Any, calibration: Calibration, conformal: Conformal | None) -
     answers = _answers_of(model)
     # With its name, because several models may share a likelihood; a clone has the model's name.
     text = json.dumps({"model": model.name, **answers}) if answers else None
-    if model.likelihood.answers != text:
-        model.likelihood.answers = text
+    if model.likelihoods[0].answers != text:
+        model.likelihoods[0].answers = text  # of several outputs the first carries it all
 
 
 def _answers_of(model: Any) -> dict[str, Any]:
@@ -78,18 +84,24 @@ def _answers_of(model: Any) -> dict[str, Any]:
     if not model.calibration.is_neutral:
         found["calibration"] = model.calibration.get_config()
     if model.conformal is not None:
-        found["conformal"] = model.conformal.get_config()
+        found["conformal"] = heads.map_heads(
+            lambda _, scores: None if scores is None else scores.get_config(),
+            model.likelihood,
+            model.conformal,
+        )
     return found
 
 
 def _restore(model: Any, answers: dict[str, Any]) -> None:
     """Take what `_answers_of` found; a learned scale is a weight, and holds the temperature."""
     conformal = answers.get("conformal")
-    _assign(
-        model,
-        Calibration.from_config(answers.get("calibration", {})),
-        None if conformal is None else Conformal.from_config(conformal),
-    )
+    if conformal is not None:
+        conformal = heads.map_heads(
+            lambda _, config: None if config is None else Conformal.from_config(config),
+            model.likelihood,
+            conformal,
+        )
+    _assign(model, Calibration.from_config(answers.get("calibration", {})), conformal)
 
 
 # -- in graphs and configs ------------------------------------------------------------------------
@@ -97,7 +109,7 @@ def _restore(model: Any, answers: dict[str, Any]) -> None:
 
 def restore_from_graph(model: Any) -> None:
     """Take the copy of the likelihood in which a given graph ends, if it is the model's."""
-    answers = json.loads(model.likelihood.answers or "{}")
+    answers = json.loads(model.likelihoods[0].answers or "{}")
     if answers.pop("model", None) == model.name:
         _restore(model, answers)
 

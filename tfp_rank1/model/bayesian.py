@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_rank1 import likelihoods, scopes
+from tfp_rank1 import heads, likelihoods, scopes
 from tfp_rank1.checks import positive
 from tfp_rank1.divergence import KLOwner
 from tfp_rank1.keras_internals import (
@@ -32,15 +32,17 @@ from tfp_rank1.model import objective as bound
 from tfp_rank1.model.arrays import check_arrays, check_inputs, warn_of_missing
 from tfp_rank1.model.calibration import Calibration, call_calibrated
 from tfp_rank1.model.calibration_search import CalibrationReport, calibrate
-from tfp_rank1.model.counting import count_examples, target_rank
+from tfp_rank1.model.counting import count_examples, target_ranks
 from tfp_rank1.model.graph import (
     check_members_agree,
     check_members_are_given,
+    common_members,
     end_in_likelihood,
     functional_variant,
     has_members,
     inputs_and_outputs,
     is_functional_call,
+    output_shapes,
     take_graph,
 )
 from tfp_rank1.model.kernel_prior import (
@@ -52,10 +54,16 @@ from tfp_rank1.model.kernel_search import find_kernel_precision
 from tfp_rank1.model.monitors import tell_directions
 from tfp_rank1.model.noise import add_tempering, without_noise
 from tfp_rank1.model.objective import Objective
-from tfp_rank1.model.options import Annealing, Options, check_split_batches, known_loss, own_metrics
+from tfp_rank1.model.options import (
+    Annealing,
+    Options,
+    check_split_batches,
+    known_loss,
+    loss_weights_of,
+    own_metrics,
+)
 from tfp_rank1.model.replicas import Replicas
 from tfp_rank1.moments import takes_one_pass
-from tfp_rank1.outputs import num_members
 from tfp_rank1.predictive import (
     Conformal,
     PosteriorPredictive,
@@ -141,7 +149,8 @@ class BayesianModel(Replicas):
             is_given = likelihood is not None  # else the graph is that of a clone or a file
             outputs, likelihood = end_in_likelihood(outputs, likelihood)
             super().__init__(inputs, outputs, *args, **kwargs)
-            members = num_members(self.output_shape, self.has_members)
+            shapes = [tensor.shape for tensor in self.outputs]
+            members = common_members(shapes, self.has_members)
             check_members_agree(layers_of(self, include_self=False), members)
             if is_given and likelihood is not None:
                 check_members_are_given(self)
@@ -155,7 +164,14 @@ class BayesianModel(Replicas):
             )
         # Keras saves attributes in alphabetical order; under this name the likelihood comes before
         # the private containers of a Functional model, which hold the likelihood as well.
-        self._likelihood: Likelihood = likelihoods.get(likelihood)
+        self._likelihood: Any = heads.map_heads(likelihoods.get, likelihood)
+        several = heads.are_several(self._likelihood)
+        names = heads.names_of(self._likelihood) if several else []
+        if isinstance(self, Functional) and several:
+            # Keras's own names are those of the last operations, the likelihoods.
+            tensors = heads.parts(self._likelihood, self.output)
+            by_tensor = {id(t): name for t, name in zip(tensors, names, strict=True)}
+            self.output_names = [by_tensor[id(tensor)] for tensor in self.outputs]
         self._count: float | None = _check_count(num_train_examples)
         self._count_is_given = num_train_examples is not None
         self._options = Options()
@@ -166,7 +182,7 @@ class BayesianModel(Replicas):
         # A net that has seen data cannot be judged by parts of them that are held out afterwards.
         self.has_seen_data = False
         self._has_moments = True  # until a rule refuses
-        self._target_ranks: dict[str, int | None] = {}
+        self._target_ranks: dict[str, Any] = {}
         if isinstance(self, Functional) and not is_given:
             answer_state.restore_from_graph(self)
         self.seed_generator = keras.random.SeedGenerator()
@@ -174,11 +190,22 @@ class BayesianModel(Replicas):
         self._kl_tracker = keras.metrics.Mean(name="kl")
         self._kl_weight_tracker = keras.metrics.Mean(name="kl_weight")
         self._refused_tracker = keras.metrics.Mean(name="refused")
+        self._head_trackers = [MeanOrNaN(name=f"{name}_loss") for name in names]
 
     @property
-    def likelihood(self) -> Likelihood:
-        """What the raw outputs mean."""
+    def likelihood(self) -> Any:
+        """What the raw outputs mean: a likelihood, or one for each of several outputs."""
         return self._likelihood
+
+    @property
+    def likelihoods(self) -> list[Likelihood]:
+        """The likelihoods of all outputs, one of them for a single output."""
+        return heads.parts(self._likelihood, self._likelihood)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the targets of all outputs are classes or counts."""
+        return all(likelihood.discrete for likelihood in self.likelihoods)
 
     @property
     def num_train_examples(self) -> float | None:
@@ -194,8 +221,9 @@ class BayesianModel(Replicas):
     def layers(self) -> list[keras.layers.Layer]:
         """The model's layers; the likelihood, the last operation, is `model.likelihood`."""
         # Before `_likelihood` is set, Keras builds the graph and must track the likelihood too.
-        hidden = self.__dict__.get("_likelihood")
-        return [layer for layer in super().layers if layer is not hidden]
+        found = self.__dict__.get("_likelihood")
+        hidden = [] if found is None else [id(v) for v in heads.parts(found, found)]
+        return [layer for layer in super().layers if id(layer) not in hidden]
 
     # What `freeze_slow_weights` froze. Keras must not track this list: the variables and layers in
     # it would count as the model's own.
@@ -206,7 +234,7 @@ class BayesianModel(Replicas):
     found_kernel_precision: FoundPrecision
     # How answers differ from what was trained, and what intervals and sets are made of.
     _calibration = Calibration()
-    _conformal: Conformal | None = None
+    _conformal: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One draw of the raw outputs, as in Keras; outside of training a calibrated one."""
@@ -306,6 +334,9 @@ class BayesianModel(Replicas):
             **kwargs: as in Keras.
         """
         metrics, weighted = own_metrics(metrics), own_metrics(weighted_metrics)
+        loss_weights = None
+        if heads.are_several(self.likelihood):  # else they are for Keras
+            loss_weights = loss_weights_of(kwargs.pop("loss_weights", None), self.likelihood)
         before = compile_state(self)
         try:
             forget_metrics(self)
@@ -316,9 +347,7 @@ class BayesianModel(Replicas):
             restore_compile_state(self, before)
             raise
         # Last, as all lines above may refuse: a refused `compile` leaves the options in place.
-        self._options = options.bound_to(
-            self.likelihood, loss, keras.tree.flatten([metrics, weighted])
-        )
+        self._options = options.bound_to(self.likelihood, loss, [metrics, weighted], loss_weights)
         set_loss_tracker(self, MeanOrNaN(name="loss"))
         add_tempering(self)
 
@@ -378,9 +407,10 @@ class BayesianModel(Replicas):
         """The loss of one batch and its parts.
 
         Args:
-            y: targets `[B]` or `[B, targets]`.
-            outputs: raw outputs `[B, K, D]`.
-            sample_weight: optional, `[B]`, or one weight per target, `[B, targets]`.
+            y: targets `[B]` or `[B, targets]`; for several outputs a list or dict of these.
+            outputs: raw outputs `[B, K, D]`, or a list or dict of these.
+            sample_weight: optional, `[B]`, or one weight per target, `[B, targets]`; for several
+                outputs also a list or dict of these.
             training: False takes the mixture's NLL in place of the training loss, and the KL at
                 its full weight 1/N, so that validation losses of different epochs are comparable.
 
@@ -464,6 +494,8 @@ class BayesianModel(Replicas):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         update_loss_tracker(self, objective.loss * replicas, rows)
         self._nll_tracker.update_state(objective.nll * replicas, sample_weight=rows)
+        for tracker, nll in zip(self._head_trackers, objective.by_output, strict=False):
+            tracker.update_state(nll * replicas, sample_weight=rows)
         per_example = objective.kl / float(self.num_train_examples or 1)
         self._kl_tracker.update_state(per_example, sample_weight=rows)
         self._kl_weight_tracker.update_state(objective.kl_weight, sample_weight=rows)
@@ -545,12 +577,16 @@ class BayesianModel(Replicas):
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         check_arrays(x, y)
+        if heads.are_several(self.likelihood) and arguments.get("class_weight") is not None:
+            raise ValueError(
+                "Argument `class_weight` is for a model with one output: pass sample_weight= with "
+                f"the weights of every output. Received: {arguments['class_weight']}"
+            )
         tell_directions(arguments.get("callbacks"))
         if not self._count_is_given:
             self._find_count(arguments)
         self._check_array_targets(y)
-        if self.likelihood.has_missing_targets and not self.likelihood.is_categorical:
-            warn_of_missing(y)
+        heads.map_heads(_warn_of_missing, self.likelihood, y)
         self._follow_targets("train", x, y)
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
@@ -649,17 +685,27 @@ class BayesianModel(Replicas):
         TensorFlow would trace it for any rank, and labels `[B]` and `[B, C]` differ in what they
         mean.
         """
-        rank = target_rank(x, y)
+        rank = target_ranks(x, y)
         if self._target_ranks.get(name, rank) != rank:
             setattr(self, f"{name}_function", None)
         self._target_ranks[name] = rank
 
     def _check_array_targets(self, y: Any) -> None:
-        if y is None or not hasattr(y, "__array__") or self._options.evaluation_loss is None:
+        own, shapes = self.likelihood, output_shapes(self)
+        if y is None or self._options.evaluation_loss is None:
             return
-        if isinstance(self, Functional) and self.output_shape[-1] is not None:
-            positions = len(self.output_shape) - 2 - bool(self.has_members)
-            self.likelihood.check_targets(y, self.output_shape[-1], positions)
+        y = heads.matched("y", own, y)
+        if not shapes:
+            return
+        columns = heads.names_of(own), self.likelihoods, heads.parts(own, y), shapes
+        for name, likelihood, targets, shape in zip(*columns, strict=True):
+            if not hasattr(targets, "__array__") or shape[-1] is None:
+                continue
+            positions = len(shape) - 2 - bool(self.has_members)
+            try:
+                likelihood.check_targets(targets, shape[-1], positions)
+            except ValueError as error:
+                raise (ValueError(f"Output {name!r}: {error}") if name else error) from error
 
     @property
     def has_members(self) -> bool | None:
@@ -703,10 +749,10 @@ class BayesianModel(Replicas):
         return self._options.stock_loss is None
 
     def predict_step(self, data: Any) -> tf.Tensor:
-        """The predictive mean for one batch, `[B, targets]`."""
+        """The predictive mean for one batch, `[B, targets]`; of several outputs a list or dict."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with self.predict_mode():
-            return evaluated(self, x).mean()
+            return heads.map_heads(lambda _, m: m.mean(), self.likelihood, evaluated(self, x))
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The predictive mean `E[y | x]` in units of the target, as a NumPy array.
@@ -940,16 +986,23 @@ class BayesianModel(Replicas):
         """
         check_inputs(x, y)
         self._check_array_targets(y)
+        own = self.likelihood
+        given = [heads.for_each(n, own, v) for n, v in (("method", method), ("groups", groups))]
         batches = labelled_batches(x, y, batch_size=batch_size or 128)
         inputs, targets = iter([batch[0] for batch in batches]), [batch[1] for batch in batches]
         predictive = self.posterior_predictive(inputs, num_samples, seed=seed)
-        joined = tf.concat([tf.convert_to_tensor(part) for part in targets], axis=0)
-        found = conformalized(predictive, joined, method, groups, coverage, penalty, free_classes)
+        joined = keras.tree.map_structure(lambda *parts: tf.concat(parts, axis=0), *targets)
+        found = heads.map_heads(
+            lambda _, p, y, name, labels: conformalized(
+                p, y, name, labels, coverage, penalty, free_classes
+            ),
+            own, predictive, heads.matched("y", own, joined), *given,
+        )  # fmt: skip
         answer_state.set_conformal(self, found)
         return found
 
     @property
-    def conformal(self) -> Conformal | None:
+    def conformal(self) -> Any:
         """The scores of `conformalize`; None before it, and after `fit` or `calibrate`."""
         return self._conformal
 
@@ -1045,6 +1098,11 @@ class BayesianModel(Replicas):
             self._count = _check_count(count)
             self.forget_functions()
         super().load_own_variables(arrays)
+
+
+def _warn_of_missing(likelihood: Likelihood, y: Any) -> None:
+    if likelihood.has_missing_targets and not likelihood.is_categorical:
+        warn_of_missing(y)
 
 
 def _check_count(count: float | None) -> float | None:

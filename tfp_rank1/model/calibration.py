@@ -4,7 +4,7 @@
     p(y | x) = 1/S sum_s p(y | tempered(outputs(x, w_s), tau))
 
 c is the `posterior_scale` and tau the `temperature`. A temperature divides logits, and multiplies
-scales of the noise. Training has c = tau = 1.
+scales of the noise. Training has c = tau = 1. Several outputs have one c and a temperature each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import positive
 from tfp_rank1.keras_internals import is_training_call
 
@@ -30,19 +30,50 @@ class Calibration:
     Attributes:
         posterior_scale: c, the factor of all posterior variances in answers.
         temperature: tau, by which logits are divided; or the factor of the noise's scale, which a
-            learned scale holds already.
+            learned scale holds already. Of several outputs a list or dict of numbers, or 1 for all.
     """
 
     posterior_scale: float = 1.0
-    temperature: float = 1.0
+    temperature: Any = 1.0
 
     @property
     def is_neutral(self) -> bool:
         """Whether answers are those of the trained posterior."""
-        return self.posterior_scale == 1.0 and self.temperature == 1.0
+        return self.posterior_scale == 1.0 and self.keeps_outputs
 
-    def get_config(self) -> dict[str, float]:
-        """The two numbers by name."""
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether all temperatures are 1."""
+        return all(tau == 1.0 for tau in heads.parts(self.temperature, self.temperature))
+
+    def temperatures(self, likelihood: Any) -> Any:
+        """The temperature of every output.
+
+        Args:
+            likelihood: a likelihood, or one for each of several outputs.
+        """
+        if heads.are_several(self.temperature):
+            return self.temperature
+        return heads.in_each(likelihood, self.temperature)
+
+    def tempered(self, likelihood: Any, outputs: Any) -> Any:
+        """Raw outputs at their temperatures.
+
+        Args:
+            likelihood: a likelihood, or one for each of several outputs.
+            outputs: raw outputs `[..., D]`, or a list or dict of these.
+        """
+        if self.keeps_outputs:
+            return outputs
+        return heads.map_heads(
+            lambda v, z, tau: v.tempered(tf.convert_to_tensor(z), tau) if tau != 1.0 else z,
+            likelihood,
+            outputs,
+            self.temperatures(likelihood),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The numbers by name."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -52,7 +83,10 @@ class Calibration:
         Raises:
             ValueError: for a number that is not above 0.
         """
-        return cls(**{name: positive(name, value) for name, value in config.items()})
+        found = {}
+        for name, value in config.items():
+            found[name] = heads.map_heads(lambda v, name=name: positive(name, v), value)
+        return cls(**found)
 
 
 def call_calibrated(
@@ -76,6 +110,6 @@ def call_calibrated(
     # Here and not around `predict` or `evaluate`: every replica calls the model in its own thread.
     with scopes.posterior_scale.set(calibration.posterior_scale):
         outputs = call(*args, **kwargs)
-    if calibration.temperature == 1.0 or isinstance(outputs, keras.KerasTensor):
+    if any(isinstance(v, keras.KerasTensor) for v in keras.tree.flatten(outputs)):
         return outputs  # a symbolic call makes a graph, which calls the model again when it runs
-    return model.likelihood.tempered(tf.convert_to_tensor(outputs), calibration.temperature)
+    return calibration.tempered(model.likelihood, outputs)

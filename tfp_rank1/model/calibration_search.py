@@ -12,6 +12,8 @@ nats by chance, which new examples then lose.
 The squares are a weak prior, of a few nats however many examples there are. Without it a hundred
 examples that are all classified right would make the temperature 0: their likelihood has no other
 maximum.
+
+L of several outputs is the sum of theirs: one c, and the best tau of each for every c.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import whole
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.randomness import is_random
@@ -57,6 +59,8 @@ _LEVEL = 0.9
 class CalibrationReport:
     """What `calibrate` found. `print` shows it as a table.
 
+    Numbers of several outputs are lists or dicts.
+
     Attributes:
         posterior_scale: c, the factor of all posterior variances in answers.
         temperature: tau, the divisor of logits or the factor of the noise's scale.
@@ -68,25 +72,29 @@ class CalibrationReport:
     """
 
     posterior_scale: float
-    temperature: float
-    nll_before: float
-    nll_after: float
-    ece_before: float | None = None
-    ece_after: float | None = None
-    coverage_before: float | None = None
-    coverage_after: float | None = None
+    temperature: Any
+    nll_before: Any
+    nll_after: Any
+    ece_before: Any = None
+    ece_after: Any = None
+    coverage_before: Any = None
+    coverage_after: Any = None
 
     def __str__(self) -> str:
-        rows = [
-            ("NLL", self.nll_before, self.nll_after),
-            ("ECE", self.ece_before, self.ece_after),
-            (f"coverage of {_LEVEL:.0%}", self.coverage_before, self.coverage_after),
-        ]
-        lines = [
-            f"posterior_scale {self.posterior_scale:.3g}, temperature {self.temperature:.3g}",
-            f"{'':16}{'before':>9}{'after':>9}",
-            *(f"{name:16}{a:9.4f}{b:9.4f}" for name, a, b in rows if None not in (a, b)),
-        ]
+        kinds = {"NLL": "nll", "ECE": "ece", f"coverage of {_LEVEL:.0%}": "coverage"}
+        own = self.nll_before
+        columns = [heads.names_of(own), heads.parts(own, self.temperature)]
+        lines = []
+        for index, (name, temperature) in enumerate(zip(*columns, strict=True)):
+            of_output = f"{name}: " if name else ""
+            scale = f"posterior_scale {self.posterior_scale:.3g}, temperature {temperature:.3g}"
+            lines.append(of_output + scale)
+            lines.append(f"{'':16}{'before':>9}{'after':>9}")
+            for title, kind in kinds.items():
+                both = [getattr(self, f"{kind}_{when}") for when in ("before", "after")]
+                a, b = (None if v is None else heads.parts(own, v)[index] for v in both)
+                if None not in (a, b):
+                    lines.append(f"{title:16}{a:9.4f}{b:9.4f}")
         return "\n".join(lines)
 
 
@@ -112,7 +120,8 @@ def calibrate(
     after = _best(held_out, before, varies=_varies(model))
     scores = [held_out.scores(calibration) for calibration in (before, after)]
     report = CalibrationReport(
-        **dataclasses.asdict(after),
+        after.posterior_scale,
+        after.temperatures(model.likelihood),
         **{f"{name}_before": value for name, value in scores[0].items()},
         **{f"{name}_after": value for name, value in scores[1].items()},
     )
@@ -129,10 +138,10 @@ def _varies(model: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Point:
-    """L at one c: at the old temperature, and at the best one."""
+    """L at one c: at the old temperatures, and at the best ones."""
 
     loss: float
-    best_temperature: float
+    best_temperature: Any
     best_loss: float
 
 
@@ -142,7 +151,7 @@ def _best(held_out: _HeldOut, before: Calibration, varies: bool) -> Calibration:
 
     def at(log_scale: float) -> _Point:
         if log_scale not in points:
-            points[log_scale] = held_out.point(math.exp(log_scale), before.temperature)
+            points[log_scale] = held_out.point(math.exp(log_scale))
         return points[log_scale]
 
     def best_scale(loss_of: Any) -> float:
@@ -153,16 +162,17 @@ def _best(held_out: _HeldOut, before: Calibration, varies: bool) -> Calibration:
 
     start = math.log(before.posterior_scale)
     options = [(at(start).loss, before)]
+    # Every temperature that has changed must gain so much by itself, see `point`.
     if held_out.has_temperature:
         cooled = dataclasses.replace(before, temperature=at(start).best_temperature)
-        options.append((at(start).best_loss + _LEAST_GAIN, cooled))
+        options.append((at(start).best_loss, cooled))
     if varies:
         c = best_scale(lambda point: point.loss)
         options.append((at(c).loss + _LEAST_GAIN, Calibration(math.exp(c), before.temperature)))
     if varies and held_out.has_temperature:
         c = best_scale(lambda point: point.best_loss)
         both = Calibration(math.exp(c), at(c).best_temperature)
-        options.append((at(c).best_loss + 2.0 * _LEAST_GAIN, both))
+        options.append((at(c).best_loss + _LEAST_GAIN, both))
     return min(options, key=lambda option: option[0])[1]  # the first, of equal ones
 
 
@@ -176,55 +186,127 @@ class _HeldOut:
     """
 
     def __init__(self, model: Any, batches: list[tuple[Any, Any, Any]], num_samples: int) -> None:
-        self._likelihood = model.likelihood
+        self._own = model.likelihood
         self._batches = batches
-        self._before = model.calibration.temperature
-        self.has_temperature = bool(model.likelihood.has_temperature)
+        before = heads.parts(self._own, model.calibration.temperatures(self._own))
+        self._outputs = [
+            _HeldOutOutput(v, tau) for v, tau in zip(model.likelihoods, before, strict=True)
+        ]
+        self.has_temperature = any(output.has_temperature for output in self._outputs)
         specs = keras.tree.map_structure(
             lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), batches[0][0]
         )
         signature = [specs, tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.float32)]
 
         @tf.function(input_signature=signature, autograph=False)
-        def sample(x: Any, seed: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def sample(x: Any, seed: tf.Tensor, scale: tf.Tensor) -> tuple[Any, Any]:
             # The scope is set, so the model adds no calibration of its own.
             with scopes.posterior_scale.set(scale):
                 return sample_marginals(model, x, num_samples, seed)
 
         self._sample = sample
+
+    def point(self, posterior_scale: float) -> _Point:
+        """L at one c, at the old temperatures and at the best ones.
+
+        `best_loss` is above L by what every changed temperature must gain.
+        """
+        of_scale = 0.5 * (math.log(posterior_scale) / _SCALE_PRIOR) ** 2
+        columns = zip(self._outputs, self._pieces(posterior_scale), strict=True)
+        found = [output.best(pieces) for output, pieces in columns]
+        loss, best = (
+            of_scale + sum(values) for values in zip(*[v[:2] for v in found], strict=True)
+        )
+        return _Point(loss, heads.packed(self._own, [v[2] for v in found]), best)
+
+    def scores(self, calibration: Calibration) -> dict[str, Any]:
+        """NLL, and ECE or coverage, by name; of several outputs a list or dict of numbers."""
+        pieces = self._pieces(calibration.posterior_scale)
+        temperatures = heads.parts(self._own, calibration.temperatures(self._own))
+        columns = zip(self._outputs, pieces, temperatures, strict=True)
+        found = [output.scores(of_output, tau) for output, of_output, tau in columns]
+        names = sorted({name for scores in found for name in scores})
+        return {
+            name: heads.packed(self._own, [scores.get(name) for scores in found]) for name in names
+        }
+
+    def _pieces(self, posterior_scale: float) -> list[list[tuple[Any, ...]]]:
+        """By output: raw outputs `[S, B, D]`, their variance, targets, weights of both kinds.
+
+        Variances and weights, of examples and of targets, are None where there are none.
+        """
+        scale = tf.constant(posterior_scale, tf.float32)
+        batches: list[list[Any]] = [[] for _ in self._outputs]
+        for index, (x, y, sample_weight) in enumerate(self._batches):
+            outputs, variance = self._sample(x, fold_in(make_seed(_SEED), index), scale)
+            targets = heads.matched("y", self._own, y)
+            weights = heads.for_each("sample_weight", self._own, sample_weight)
+            rows = heads.map_heads(
+                lambda _, *row: row, self._own, outputs, variance, targets, weights
+            )
+            for found, row in zip(batches, heads.parts(self._own, rows), strict=True):
+                found.append(row)
+        columns = zip(self._outputs, batches, strict=True)
+        return [output.pieces(of_output) for output, of_output in columns]
+
+
+class _HeldOutOutput:
+    """Held-out targets of one output, and its part of L as a function of tau.
+
+    Args:
+        likelihood: of the output.
+        before: the temperature that answers have now.
+    """
+
+    def __init__(self, likelihood: Any, before: float) -> None:
+        self._likelihood, self._before = likelihood, before
+        self.has_temperature = bool(likelihood.has_temperature)
         self._loss = tf.function(self._traced_loss, autograph=False, reduce_retracing=True)
 
-    def point(self, posterior_scale: float, temperature: float) -> _Point:
-        """L at one c, at a temperature and at the best one."""
-        pieces = self._pieces(posterior_scale)
-        of_scale = 0.5 * (math.log(posterior_scale) / _SCALE_PRIOR) ** 2
+    def best(self, pieces: list[tuple[Any, ...]]) -> tuple[float, float, float]:
+        """L at the old temperature; L at the best one and what that must gain; the best one."""
 
         def loss(log_temperature: float) -> float:
             number = tf.constant(math.exp(log_temperature), tf.float32)
-            prior = of_scale + 0.5 * (log_temperature / _TEMPERATURE_PRIOR) ** 2
+            prior = 0.5 * (log_temperature / _TEMPERATURE_PRIOR) ** 2
             return prior + sum(float(self._loss(*piece, number)) for piece in pieces)
 
-        start = math.log(temperature)
+        start = math.log(self._before)
+        old = loss(start), loss(start), self._before
         if not self.has_temperature:
-            return _Point(loss(start), temperature, loss(start))
+            return old
         found = minimum(loss, start, _TEMPERATURE_STEP, _TEMPERATURE_BOUND, _TEMPERATURE_TOLERANCE)
-        return _Point(loss(start), math.exp(found), loss(found))
+        new = old[0], loss(found) + _LEAST_GAIN, math.exp(found)
+        return min(old, new, key=lambda option: option[1])
 
-    def scores(self, calibration: Calibration) -> dict[str, float]:
+    def scores(self, pieces: list[tuple[Any, ...]], temperature: float) -> dict[str, float]:
         """NLL, and ECE or coverage, by name."""
         metrics: dict[str, Any] = {"nll": PredictiveNLL()}
         if self._likelihood.predicts_probabilities:
             metrics["ece"] = ExpectedCalibrationError()
         else:
             metrics["coverage"] = IntervalCoverage(_LEVEL)
-        temperature = tf.constant(calibration.temperature, tf.float32)
-        for outputs, variance, y, examples, targets in self._pieces(calibration.posterior_scale):
+        tau = tf.constant(temperature, tf.float32)
+        for outputs, variance, y, examples, targets in pieces:
             weights = targets if examples is None else examples
-            with scopes.noise_factor.set(temperature / self._before):
-                mixture = self._mixture(outputs, variance, temperature)
+            with scopes.noise_factor.set(tau / self._before):
+                mixture = self._mixture(outputs, variance, tau)
                 for metric in metrics.values():
                     metric.update_state(y, mixture, sample_weight=weights)
         return {name: float(metric.result()) for name, metric in metrics.items()}
+
+    def pieces(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Batches joined to pieces, with prepared targets and weights of examples and targets."""
+        batches = []
+        for outputs, variance, y, sample_weight in rows:
+            positions = outputs.shape[2:-1].as_list()
+            prepared = self._likelihood.prepare_targets(y, int(outputs.shape[-1]), len(positions))
+            examples, targets = split_weights(sample_weight, int(prepared.shape[-1]), positions)
+            batches.append((outputs, variance, prepared, examples, targets))
+        most = max(1, _PIECE // math.prod(d for i, d in enumerate(batches[0][0].shape) if i != 1))
+        per_piece = max(1, most // int(batches[0][0].shape[1]))
+        groups = (batches[i : i + per_piece] for i in range(0, len(batches), per_piece))
+        return [_joined(group) for group in groups]
 
     def _mixture(
         self, outputs: tf.Tensor, variance: tf.Tensor | None, temperature: tf.Tensor
@@ -241,30 +323,11 @@ class _HeldOut:
         targets: tf.Tensor | None,
         temperature: tf.Tensor,
     ) -> tf.Tensor:
-        """L of one piece, in nats, scalar."""
-        # A learned scale holds the old temperature already; outputs hold none, see `__init__`.
+        """This output's part of L in one piece, in nats, scalar."""
+        # A learned scale holds the old temperature already; outputs hold none, see `_HeldOut`.
         with scopes.noise_factor.set(temperature / self._before):
             log_probs = self._mixture(outputs, variance, temperature).log_prob(y, targets)
         return -tf.reduce_sum(log_probs if examples is None else examples * log_probs)
-
-    def _pieces(self, posterior_scale: float) -> list[tuple[Any, ...]]:
-        """Raw outputs `[S, B, D]`, their variance, targets, weights of examples and of targets.
-
-        Variances and weights are None where there are none.
-        """
-        scale = tf.constant(posterior_scale, tf.float32)
-        batches = []
-        for index, (x, y, sample_weight) in enumerate(self._batches):
-            outputs, variance = self._sample(x, fold_in(make_seed(_SEED), index), scale)
-            num_outputs = int(outputs.shape[-1])
-            positions = outputs.shape[2:-1].as_list()
-            prepared = self._likelihood.prepare_targets(y, num_outputs, len(positions))
-            examples, targets = split_weights(sample_weight, int(prepared.shape[-1]), positions)
-            batches.append((outputs, variance, prepared, examples, targets))
-        rows = max(1, _PIECE // math.prod(d for i, d in enumerate(batches[0][0].shape) if i != 1))
-        per_piece = max(1, rows // int(batches[0][0].shape[1]))
-        groups = (batches[i : i + per_piece] for i in range(0, len(batches), per_piece))
-        return [_joined(group) for group in groups]
 
 
 def _joined(batches: list[tuple[Any, ...]]) -> tuple[Any, ...]:

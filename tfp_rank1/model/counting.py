@@ -14,7 +14,7 @@ __all__ = [
     "count_examples",
     "count_steps",
     "count_training_examples",
-    "target_rank",
+    "target_ranks",
 ]
 
 _BATCH_SIZE = 32  # the default of Keras's `fit`
@@ -102,10 +102,14 @@ def count_steps(arguments: dict[str, Any], count: int) -> int:
     return int(by_epoch) * int(epochs)
 
 
-def target_rank(x: Any, y: Any) -> int | None:
-    """The rank of targets that are given as an array or within a dataset; None where not told."""
+def target_ranks(x: Any, y: Any) -> Any:
+    """The rank of targets that are given as arrays or within a dataset; None where not told."""
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec
         y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-    shape = getattr(y, "shape", None)
-    return None if shape is None else len(shape)
+
+    def rank(targets: Any) -> int | None:
+        shape = getattr(targets, "shape", None)
+        return None if shape is None else len(shape)
+
+    return keras.tree.map_structure(rank, y)

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_rank1 import heads
 from tfp_rank1.model.all_or_nothing import Snapshot
 from tfp_rank1.model.search_data import Examples
 from tfp_rank1.model.step import make_variables
@@ -197,10 +198,17 @@ class CrossValidation:
         return np.concatenate([self._loss(*batch).numpy() for batch in held_out])
 
     def _row_losses(self, x: Any, y: Any, weights: Any = None) -> tf.Tensor:
-        losses = -evaluated(self._model, x).log_prob(y)
-        if weights is None:
-            return losses
-        return losses * tf.reduce_max(tf.reshape(weights, [tf.shape(losses)[0], -1]), axis=-1)
+        own = self._model.likelihood
+        given = heads.for_each("sample_weight", own, weights)
+        mixture, y = evaluated(self._model, x), heads.matched("y", own, y)
+        return tf.add_n(heads.parts(own, heads.map_heads(_losses_of, own, mixture, y, given)))
+
+
+def _losses_of(_: Any, mixture: Any, y: Any, weights: Any) -> tf.Tensor:
+    losses = -mixture.log_prob(y)
+    if weights is None:
+        return losses
+    return losses * tf.reduce_max(tf.reshape(weights, [tf.shape(losses)[0], -1]), axis=-1)
 
 
 def excess(losses: np.ndarray, others: np.ndarray) -> float:

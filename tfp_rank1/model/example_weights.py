@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ __all__ = ["largest", "weight_of", "weights_by_class"]
 def weight_of(arguments: dict[str, Any], count: int) -> float:
     """N for a weighted `fit`: the total sample weight of the training examples.
 
-    An example with a weight per target counts by the largest of them.
+    An example with a weight per target, or per output, counts by the largest of them.
 
     Args:
         arguments: the arguments of `keras.Model.fit`, by name.
@@ -37,8 +38,7 @@ def weight_of(arguments: dict[str, Any], count: int) -> float:
         weights = _dataset_weights(x, weights)
     if arguments.get("sample_weight") is not None:
         # Keras validates on the last examples, so the first `count` are those it trains on.
-        given = np.asarray(arguments["sample_weight"], "float64")
-        weights = largest(given)[:count]
+        weights = largest(arguments["sample_weight"])[:count]
     if class_weight is not None:
         weights = weights * weights_by_class(arguments["y"], class_weight)[:count]
     if not np.isfinite(weights).all() or (weights < 0.0).any() or weights.sum() == 0.0:
@@ -55,7 +55,7 @@ def _dataset_weights(dataset: tf.data.Dataset, weights: np.ndarray) -> np.ndarra
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) < 3 or spec[2] is None:
         return weights
-    return np.concatenate([largest(np.asarray(batch[2], "float64")) for batch in dataset])
+    return np.concatenate([largest(batch[2]) for batch in dataset])
 
 
 def weights_by_class(y: Any, class_weight: dict[int, float]) -> np.ndarray:
@@ -69,6 +69,11 @@ def weights_by_class(y: Any, class_weight: dict[int, float]) -> np.ndarray:
     return np.array([class_weight.get(int(label), 1.0) for label in labels])
 
 
-def largest(weights: np.ndarray) -> np.ndarray:
-    """The weight by which an example counts, `[N]`: the largest of those of its targets."""
-    return weights.reshape(len(weights), -1).max(axis=1)
+def largest(weights: Any) -> np.ndarray:
+    """The weight by which an example counts, `[N]`: the largest of those of its targets.
+
+    Args:
+        weights: `[N]` or `[N, ...]`, or a structure of these by output.
+    """
+    arrays = [np.asarray(array, "float64") for array in keras.tree.flatten(weights)]
+    return np.max([array.reshape(len(array), -1).max(axis=1) for array in arrays], axis=0)

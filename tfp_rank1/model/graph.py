@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import likelihoods
+from tfp_rank1 import heads, likelihoods
 from tfp_rank1.keras_internals import (
     Functional,
     calls_of,
@@ -20,17 +20,19 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.layers.members import SplitMembers, TileMembers
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model.raw_outputs import check_raw_outputs, function_of
-from tfp_rank1.outputs import Outputs, as_members
+from tfp_rank1.outputs import Outputs, as_members, num_members
 
 __all__ = [
     "check_members_agree",
     "check_members_are_given",
+    "common_members",
     "end_in_likelihood",
     "functional_variant",
     "has_members",
     "inputs_and_outputs",
     "is_functional_call",
     "members_of",
+    "output_shapes",
     "same_likelihood",
     "take_graph",
 ]
@@ -102,23 +104,64 @@ def _single(tensors: Any) -> Any:
     return tensors[0] if is_single else tensors
 
 
-def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
-    """Make a likelihood the last operation of the graph, unless the graph ends in one already.
+def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Any]:
+    """Make a likelihood the last operation before every output, unless there is one already.
 
     Args:
-        outputs: the outputs that were given.
-        likelihood: a likelihood, its name, or None.
+        outputs: the outputs that were given: a tensor, or a list or dict of tensors.
+        likelihood: a likelihood, its name, or None; for several outputs one for each.
 
     Returns:
-        The outputs of the new graph, and its likelihood; None without one.
+        The outputs of the new graph, and its likelihoods in the same structure; None without any.
 
     Raises:
-        ValueError: for several outputs, or a second likelihood that differs from the first.
+        ValueError: for outputs in structures of structures, likelihoods that do not match the
+            outputs, or a second likelihood that differs from the first.
     """
+    if not heads.are_several(outputs):
+        return _ended(outputs, likelihood)
+    if likelihood is not None:
+        likelihood = _one_for_each(outputs, likelihood)
+    ended = heads.map_heads(_ended, outputs, likelihood)
+    found = heads.map_heads(lambda pair: pair[1], ended)
+    without = [
+        n
+        for n, v in zip(heads.names_of(found), heads.parts(found, found), strict=True)
+        if v is None
+    ]
+    if len(without) == len(outputs):
+        return outputs, None
+    if without:
+        raise ValueError(
+            "Every output of a BayesianModel needs a likelihood of its own: likelihood= a dict or "
+            f"list like the outputs. Received: no likelihood for {without}"
+        )
+    return heads.map_heads(lambda pair: pair[0], ended), found
+
+
+def _one_for_each(outputs: Any, likelihood: Any) -> Any:
+    """Likelihoods by output, refused unless there is one for each."""
+    if not heads.are_several(likelihood):
+        raise ValueError(
+            "A model with several outputs needs a likelihood for each: likelihood= a dict or list "
+            f"like the outputs, {heads.names_of(outputs)}. Received: likelihood={likelihood!r}"
+        )
+    found = heads.matched("likelihood", outputs, likelihood)
+    objects = [id(v) for v in heads.parts(outputs, found) if isinstance(v, Likelihood)]
+    if len(objects) > len(set(objects)):
+        raise ValueError(
+            "Every output needs a likelihood object of its own, since each may learn its noise: "
+            "likelihood={'a': Normal(), 'b': Normal()}. Received: one object for two outputs"
+        )
+    return found
+
+
+def _ended(outputs: Any, likelihood: Any) -> tuple[Any, Likelihood | None]:
+    """One output that ends in its likelihood, and the likelihood."""
     if not isinstance(outputs, keras.KerasTensor):
         raise ValueError(
-            "A BayesianModel has one output tensor, [batch, members, outputs]. "
-            f"Received: outputs={outputs}"
+            "The outputs of a BayesianModel are a tensor, [batch, members, outputs], or a list or "
+            f"dict of tensors. Received: outputs={outputs}"
         )
     last, _, _ = producer_of(outputs)
     if isinstance(last, Likelihood):  # as in a graph that was loaded or cloned
@@ -167,25 +210,59 @@ def has_members(model: Any) -> bool:
 
     `SplitMembers` makes such an axis, and so does `keras.ops.stack` of several nets at the end.
     """
-    if len(model.output_shape) < 3:
+    if max(len(t.shape) for t in model.outputs) < 3:
         return False
     if any(isinstance(v, SplitMembers) for v in layers_of(model)):
         return True
-    last, _, _ = producer_of(model.outputs[0])
+    return any(_ends_in_stack(tensor) for tensor in model.outputs)
+
+
+def _ends_in_stack(tensor: Any) -> bool:
+    last, _, _ = producer_of(tensor)
     if isinstance(last, Likelihood):
         last, _, _ = producer_of(calls_of(last)[-1].input_tensors[0])
     return function_of(last) == "stack"
 
 
-def members_of(model: Any, outputs: tf.Tensor) -> Outputs:
+def output_shapes(model: Any) -> list[tuple[int | None, ...]]:
+    """Shapes of a model's raw outputs, in the order of `heads.names_of`; none without a graph."""
+    if not nodes_of(model):
+        return []
+    return [tuple(t.shape) for t in heads.parts(model.likelihood, model.output)]
+
+
+def common_members(shapes: Iterable[Any], has_members: bool | None) -> int:
+    """K, the same for all outputs.
+
+    Args:
+        shapes: of the raw outputs.
+        has_members: whether axis 1 is that of members.
+
+    Raises:
+        ValueError: for outputs that do not have the same number of members.
+    """
+    shapes = [tuple(shape) for shape in shapes]
+    found = {num_members(shape, has_members) if len(shape) > 2 else 1 for shape in shapes}
+    if len(found) > 1 or (has_members and any(len(shape) < 3 for shape in shapes)):
+        raise ValueError(
+            "All outputs of a BayesianModel need the same axis of members, [batch, members, ..., "
+            f"outputs]: end each in SplitMembers(K). Received: outputs of shapes {shapes}"
+        )
+    return found.pop()
+
+
+def members_of(model: Any, outputs: tf.Tensor, name: str = "") -> Outputs:
     """Raw outputs of a model, or of several copies of its batch, with their axis of members.
 
     Args:
         model: a `BayesianModel`.
-        outputs: `[B, K, ..., D]`; of a model without members also `[B, ..., D]`.
+        outputs: one of its outputs, `[B, K, ..., D]`; of a model without members also
+            `[B, ..., D]`.
+        name: of the output. Defaults to "", that of a single one.
     """
-    own_rank = len(model.output_shape) if nodes_of(model) else None
-    if model.has_members is False and outputs.shape.rank - 1 == own_rank:
+    names, shapes = heads.names_of(model.likelihood), output_shapes(model)
+    ranks = {name: len(shape) for name, shape in zip(names, shapes, strict=False)}
+    if model.has_members is False and outputs.shape.rank - 1 == ranks.get(name):
         return Outputs(outputs, 1)  # copies of the batch became members
     return as_members(outputs, model.has_members)
 

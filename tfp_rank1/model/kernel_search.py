@@ -72,7 +72,7 @@ def _is_wanted(model: Any, arguments: dict[str, Any]) -> bool:
     if model.has_seen_data or not is_open(model):
         return False
     # Under a loss of Keras held-out likelihoods are not what is trained for.
-    if not model.likelihood.discrete or not isinstance(model.loss, NegativeLogLikelihood):
+    if not model.is_discrete or not isinstance(model.loss, NegativeLogLikelihood):
         return False
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return False

@@ -33,13 +33,15 @@ first batch set where the scale starts, and the optimizer goes on from there.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from tfp_rank1 import heads
 from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.likelihoods import ClosedFormNoise
+from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.losses import AverageNLL, NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 from tfp_rank1.model.graph import members_of
@@ -49,9 +51,8 @@ from tfp_rank1.target_weights import weights_by_target
 __all__ = [
     "add_tempering",
     "learn_noise",
-    "noise_in_closed_form",
-    "start_scale",
-    "starts_a_scale",
+    "learned_variables",
+    "start_scales",
     "without_noise",
 ]
 
@@ -66,37 +67,70 @@ _FALL = 1.7
 _TEMPERING = "tempered_noise"
 
 
-def noise_in_closed_form(model: Any) -> ClosedFormNoise | None:
+def learned_variables(model: Any) -> list[keras.Variable]:
+    """The variables that the residuals of a batch set, without any optimizer."""
+    variables = []
+    for likelihood in model.likelihoods:
+        noise = _noise_in_closed_form(model, likelihood)
+        variables += [] if noise is None else noise.variables
+        if _starts_a_scale(model, likelihood):
+            variables.append(likelihood.scale_at_start.variable)
+    return variables
+
+
+def _noise_in_closed_form(model: Any, likelihood: Likelihood) -> ClosedFormNoise | None:
     """The noise that is learned here; None if there is none, or the optimizer learns it.
 
     Under the NLL of the mixture the mean squared residual is not the minimum, and under a loss of
     Keras there is no noise.
     """
-    if not isinstance(model.loss, AverageNLL) or not model.likelihood.trainable:
+    if not isinstance(model.loss, AverageNLL) or not likelihood.trainable:
         return None
-    return model.likelihood.closed_form_noise
+    return likelihood.closed_form_noise
 
 
-def learn_noise(
-    model: Any, noise: ClosedFormNoise, y: Any, outputs: tf.Tensor, sample_weight: Any
-) -> tf.Tensor:
-    """Move the noise variance towards the squared residuals of a batch.
+class _Observations(NamedTuple):
+    """What one output of a model and its targets say of its noise; a position counts as a row.
+
+    Attributes:
+        likelihood: of the output.
+        members: raw outputs `[R, K, D]`, without a gradient.
+        values: targets that broadcast over the members.
+        weights: of targets, `[R, D]`.
+        rows: number of examples.
+    """
+
+    likelihood: Any
+    members: Outputs
+    values: tf.Tensor
+    weights: tf.Tensor
+    rows: tf.Tensor
+
+
+def learn_noise(model: Any, y: Any, outputs: Any, sample_weight: Any) -> dict[int, tf.Tensor]:
+    """Move every learned noise variance towards the squared residuals of a batch.
 
     Args:
         model: a `BayesianModel` with an optimizer.
-        noise: what `noise_in_closed_form` returned.
-        y: targets `[B]` or `[B, targets]`.
-        outputs: raw outputs of the batch, `[B, K, D]`.
-        sample_weight: optional, `[B]`, or one weight per target, `[B, D]`.
+        y: targets `[B]` or `[B, targets]`, by output.
+        outputs: raw outputs of the batch, `[B, K, D]`, by output.
+        sample_weight: optional, `[B]`, or one weight per target, `[B, D]`, or either by output.
 
     Returns:
-        The tempered variance w for the loss of this batch, `[D]`.
+        The tempered variance w for the loss of this batch, `[D]`, by the id of the likelihood.
     """
-    members, values, weights = _observations(model, y, outputs, sample_weight)
-    model.likelihood.distribution(members.values)  # refuses a scale of another model
+    by_likelihood = ((id(v), _noise_in_closed_form(model, v)) for v in model.likelihoods)
+    noises = {key: noise for key, noise in by_likelihood if noise is not None}
+    found = _observed(model, set(noises), y, outputs, sample_weight)
+    return {id(v.likelihood): _learn(model, noises[id(v.likelihood)], v) for v in found}
+
+
+def _learn(model: Any, noise: ClosedFormNoise, found: _Observations) -> tf.Tensor:
+    """Move the noise variance of one output, and return the tempered one, `[D]`."""
+    likelihood, members, values, weights, rows = found
+    likelihood.distribution(members.values)  # refuses a scale of another model
     residuals = noise.residuals(values, members.values)
     squares = members.average(tf.square(residuals))
-    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
     positions = tf.math.divide_no_nan(tf.cast(tf.shape(squares)[0], tf.float32), rows)
     spread = _squares_around_mean(members.average(residuals + members.values), weights)
     total, draws = (tf.reduce_sum(weights * v, axis=0) for v in (squares, _spread_of(members)))
@@ -118,7 +152,7 @@ def learn_noise(
     accept = tf.reduce_all(tf.math.is_finite(variance))
     for variable in noise.variables:
         keep(variable, noise.raw(variance), accept)
-    for variable in model.state_beside_weights:
+    for variable in _tempering_of(model, likelihood):
         rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float32)
         logarithm = tf.math.log(variance)
         slowly = tf.maximum(logarithm, variable - _FALL * rate)
@@ -128,17 +162,25 @@ def learn_noise(
     return variance
 
 
-def _observations(
-    model: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
-) -> tuple[Outputs, tf.Tensor, tf.Tensor]:
-    """Raw outputs, targets and the weights of targets; every position is one observation.
+def _observed(
+    model: Any, wanted: set[int], y: Any, outputs: Any, sample_weight: Any
+) -> Iterator[_Observations]:
+    """What the outputs with the likelihoods `wanted`, by id, say of their noise."""
+    if not wanted:
+        return
+    own = model.likelihood
+    y, weights = heads.matched("y", own, y), heads.for_each("sample_weight", own, sample_weight)
+    columns = (heads.parts(own, v) for v in (own, y, outputs, weights))
+    for name, likelihood, *of_output in zip(heads.names_of(own), *columns, strict=True):
+        if id(likelihood) in wanted:
+            yield _observations(model, name, likelihood, *of_output)
 
-    Returns:
-        Outputs `[R, K, D]` without a gradient, targets that broadcast over the members, and weights
-        `[R, D]`. R is the number of examples times that of their positions.
-    """
-    members = members_of(model, tf.stop_gradient(tf.cast(outputs, tf.float32)))
-    likelihood = model.likelihood
+
+def _observations(
+    model: Any, name: str, likelihood: Any, y: Any, outputs: tf.Tensor, sample_weight: Any
+) -> _Observations:
+    members = members_of(model, tf.stop_gradient(tf.cast(outputs, tf.float32)), name)
+    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
     prepared = likelihood.prepare_targets(y, members.num_outputs, members.num_position_axes)
     targets, observed = likelihood.filled(prepared)
     mask = position_mask(outputs, model.has_members)
@@ -147,7 +189,7 @@ def _observations(
     weights = weights_by_target(sample_weight, observed)
     members = members.flatten_positions()
     targets, weights = (tf.reshape(v, [-1, v.shape[-1]]) for v in (targets, weights))
-    return members, members.for_all_samples(targets), weights
+    return _Observations(likelihood, members, members.for_all_samples(targets), weights, rows)
 
 
 def _spread_of(members: Outputs) -> tf.Tensor:
@@ -176,32 +218,53 @@ def _without_excess(mean: tf.Tensor, spread: tf.Tensor, share: tf.Tensor) -> tf.
 
 
 def add_tempering(model: Any) -> None:
-    """Give a model its variable log w, unless it has one, or none is to be learned."""
-    noise = model.likelihood.closed_form_noise
-    if not model.tempers_noise or model.state_beside_weights or noise is None:
+    """Give a model a variable log w for every learned noise, unless it has them."""
+    if not model.tempers_noise or model.state_beside_weights:
         return
-    for variable in noise.variables:  # none before the likelihood is built
-        logarithm = keras.Variable(
-            "zeros", shape=variable.shape, dtype="float32", trainable=False, name=_TEMPERING
-        )
-        model.state_beside_weights.append(logarithm)
+    for likelihood in model.likelihoods:
+        noise = likelihood.closed_form_noise
+        for variable in [] if noise is None else noise.variables:  # none before it is built
+            logarithm = keras.Variable(
+                "zeros",
+                shape=variable.shape,
+                dtype="float32",
+                trainable=False,
+                name=_tempering_name(model, likelihood),
+            )
+            model.state_beside_weights.append(logarithm)
 
 
-def start_scale(
-    model: Any, is_first: tf.Tensor, y: Any, outputs: tf.Tensor, sample_weight: Any
-) -> None:
-    """Set a scale of the likelihood from the residuals of the first batch, if it has one to set.
+def _tempering_of(model: Any, likelihood: Any) -> list[keras.Variable]:
+    """The variable log w of a likelihood's noise, if there is one."""
+    name = _tempering_name(model, likelihood)
+    return [v for v in model.state_beside_weights if v.name == name]
+
+
+def _tempering_name(model: Any, likelihood: Any) -> str:
+    own = model.likelihood
+    pairs = zip(heads.names_of(own), model.likelihoods, strict=True)
+    output = next(name for name, other in pairs if other is likelihood)
+    return f"{_TEMPERING}_{output}" if output else _TEMPERING
+
+
+def start_scales(model: Any, is_first: tf.Tensor, y: Any, outputs: Any, sample_weight: Any) -> None:
+    """Set the scales of likelihoods from the residuals of the first batch, if there are any to set.
 
     Args:
         model: a `BayesianModel`.
         is_first: whether this is the first step of training, boolean scalar.
-        y: targets `[B]` or `[B, targets]`.
-        outputs: raw outputs of the batch, `[B, K, D]` or `[B, D]`.
-        sample_weight: optional, `[B]` or `[B, targets]`.
+        y: targets `[B]` or `[B, targets]`, by output.
+        outputs: raw outputs of the batch, `[B, K, D]` or `[B, D]`, by output.
+        sample_weight: optional, `[B]` or `[B, targets]`, or either by output.
     """
-    likelihood = model.likelihood
-    start = likelihood.scale_at_start
-    members, values, weights = _observations(model, y, outputs, sample_weight)
+    wanted = {id(v) for v in model.likelihoods if _starts_a_scale(model, v)}
+    for found in _observed(model, wanted, y, outputs, sample_weight):
+        _start(found, is_first)
+
+
+def _start(found: _Observations, is_first: tf.Tensor) -> None:
+    _, members, values, weights, _ = found
+    start = found.likelihood.scale_at_start
     squares = members.average(tf.square(start.standardized(values, members.values)))
     total, count = sum_over_replicas(
         (tf.reduce_sum(weights * squares, axis=0), tf.reduce_sum(weights, axis=0))
@@ -209,10 +272,9 @@ def start_scale(
     keep(start.variable, start.started(tf.math.divide_no_nan(total, count)), is_first)
 
 
-def starts_a_scale(model: Any) -> bool:
-    """Whether `start_scale` has a scale to set: under a loss of Keras there is none."""
-    is_nll = isinstance(model.loss, NegativeLogLikelihood)
-    return is_nll and model.likelihood.scale_at_start is not None
+def _starts_a_scale(model: Any, likelihood: Any) -> bool:
+    """Whether a first batch has a scale to set: under a loss of Keras there is none."""
+    return isinstance(model.loss, NegativeLogLikelihood) and likelihood.scale_at_start is not None
 
 
 def _squares_around_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -223,7 +285,7 @@ def _squares_around_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 def without_noise(model: Any) -> list[keras.Variable]:
-    """The trainable variables of a model but for a noise that is learned in closed form."""
-    noise = noise_in_closed_form(model)
-    learned = {id(v) for v in noise.variables} if noise is not None else set()
+    """The trainable variables of a model but for noises that are learned in closed form."""
+    noises = [_noise_in_closed_form(model, likelihood) for likelihood in model.likelihoods]
+    learned = {id(v) for noise in noises if noise is not None for v in noise.variables}
     return [v for v in model.trainable_variables if id(v) not in learned]

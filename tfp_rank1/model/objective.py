@@ -14,12 +14,17 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.divergence import KLOwner
 from tfp_rank1.keras_internals import added_loss, compiled_loss, layers_of
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.model.all_or_nothing import sum_over_replicas
-from tfp_rank1.model.graph import check_members_agree, members_of
+from tfp_rank1.model.graph import (
+    check_members_agree,
+    common_members,
+    members_of,
+    output_shapes,
+)
 from tfp_rank1.model.kernel_prior import kernel_penalty, precision_in_graph
 from tfp_rank1.model.options import PER_EXAMPLE
 from tfp_rank1.model.roles import has_kl
@@ -41,7 +46,8 @@ __all__ = [
 class Objective(NamedTuple):
     """The loss and its parts, scalars; `loss = nll + kl_weight * kl + penalties`.
 
-    `rows` is the number of examples per replica, averaged over the replicas.
+    `rows` is the number of examples per replica, averaged over the replicas. `by_output` are the
+    NLLs of several outputs, in the order of `heads.names_of`; `nll` is their weighted sum.
     """
 
     loss: tf.Tensor
@@ -49,6 +55,7 @@ class Objective(NamedTuple):
     kl: tf.Tensor
     kl_weight: tf.Tensor
     rows: tf.Tensor
+    by_output: tuple[tf.Tensor, ...] = ()
 
 
 def training_outputs(model: Any, x: Any) -> tf.Tensor:
@@ -59,7 +66,8 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
         x: one batch of inputs, `[B, ...]`.
 
     Returns:
-        `[B, S K, ..., D]` for S samples of tiled batches, `[B, 1, ..., D]` for split batches.
+        `[B, S K, ..., D]` for S samples of tiled batches, `[B, 1, ..., D]` for split batches; of
+        several outputs a list or dict.
 
     Raises:
         ValueError: for S above 1 with layers that draw once per member and call, or with layers
@@ -80,7 +88,9 @@ def training_outputs(model: Any, x: Any) -> tf.Tensor:
     if samples == 1:
         return outputs
     _check_members(model, outputs)  # while the outputs still have the K members of the layers
-    return join_copies(outputs, samples, model.has_members)
+    return keras.tree.map_structure(
+        lambda values: join_copies(values, samples, model.has_members), outputs
+    )
 
 
 def evidence_bound(
@@ -90,8 +100,22 @@ def evidence_bound(
     # Outputs of a batch that is spread have other members than the model's layers.
     if not (training and model._options.spreads_batches):
         _check_members(model, outputs)
-    _check_batch(model, y, outputs.shape)
-    evaluation = model._options.evaluation_loss
+    own, evaluation = model.likelihood, model._options.evaluation_loss
+    _check_batch(model, y, [v.shape for v in heads.parts(own, outputs)])
+    if heads.are_several(own):
+        losses = model._options.training_loss if training else evaluation
+        members = heads.packed(
+            own,
+            [
+                members_of(model, values, name).values
+                for name, values in zip(heads.names_of(own), heads.parts(own, outputs), strict=True)
+            ],
+        )
+        weights = heads.for_each("sample_weight", own, sample_weight)
+        nlls = heads.map_heads(
+            lambda _, loss, *batch: loss(*batch), own, losses, y, members, weights
+        )
+        return _joined(model, losses, nlls, _mean_rows(outputs), outputs, training)
     is_compiled = training or evaluation is None
     loss_of: Any = compiled_loss(model) if is_compiled else evaluation
     if evaluation is not None:  # losses of Keras see raw outputs, which have no members
@@ -111,12 +135,20 @@ def evaluation_bound(
 
     Args:
         model: a compiled `BayesianModel`.
-        y: targets `[B]` or `[B, targets]`.
-        mixture: the predictive distribution of the batch.
-        sample_weight: optional, `[B]` or `[B, targets]`.
+        y: targets `[B]` or `[B, targets]`, by output.
+        mixture: the predictive distribution of the batch, by output.
+        sample_weight: optional, `[B]` or `[B, targets]`, for all outputs or by output.
     """
-    _check_batch(model, y, getattr(model, "output_shape", (None, None)))
+    own = model.likelihood
+    _check_batch(model, y, output_shapes(model) or [(None, None)])
     loss = model._options.evaluation_loss
+    if heads.are_several(own):
+        weights = heads.for_each("sample_weight", own, sample_weight)
+        nlls = heads.map_heads(
+            lambda _, reduce, *batch: reduce.reduce(*batch), own, loss, y, mixture, weights
+        )
+        outputs = heads.map_heads(lambda _, m: m.outputs, own, mixture)
+        return _joined(model, loss, nlls, _mean_rows(outputs), outputs, False)
     if loss is not None:
         nll = loss.reduce(y, mixture, sample_weight)
     else:
@@ -130,6 +162,31 @@ def evaluation_bound(
         )
     rows = _mean_rows(mixture.outputs)
     return model.with_penalties(_by_examples(nll, loss, mixture.outputs, rows), rows, False)
+
+
+def _joined(
+    model: Any, losses: Any, nlls: Any, rows: tf.Tensor, outputs: Any, training: bool
+) -> Objective:
+    """The loss of several outputs: `nll = sum_o loss_weight_o nll_o`.
+
+    Args:
+        model: a `BayesianModel` with several outputs.
+        losses: the losses that gave the NLLs, by output.
+        nlls: NLL of this replica's batch, by output.
+        rows: number of examples per replica, averaged over the replicas.
+        outputs: raw outputs, by output.
+        training: whether the KL is annealed.
+    """
+    own = model.likelihood
+    scaled = heads.map_heads(
+        lambda _, nll, loss, values: _by_examples(nll, loss, values, rows),
+        own, nlls, losses, outputs,
+    )  # fmt: skip
+    given = model._options.loss_weights
+    weights = heads.parts(own, heads.in_each(own, 1.0) if given is None else given)
+    by_output = tuple(heads.parts(own, scaled))
+    nll = tf.add_n([weight * nll for weight, nll in zip(weights, by_output, strict=True)])
+    return model.with_penalties(nll, rows, training)._replace(by_output=by_output)
 
 
 def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) -> Objective:
@@ -155,15 +212,16 @@ def with_penalties(model: Any, nll: tf.Tensor, rows: tf.Tensor, training: bool) 
     return Objective(tf.add_n(loss_and_penalties), nll, owner.total, owner.weight, rows)
 
 
-def _check_batch(model: Any, y: Any, output_shape: Any) -> None:
+def _check_batch(model: Any, y: Any, output_shapes: list[Any]) -> None:
     """Refuse a batch whose loss cannot be computed."""
-    _check_loss(model, output_shape)
+    _check_loss(model, output_shapes)
     if y is None:
         raise ValueError(
             "The loss needs targets: give arrays as (x, y), a dataset of pairs (x, y). "
             "Received: batches without targets"
         )
-    if not model.likelihood.built:
+    heads.matched("y", model.likelihood, y)
+    if not all(likelihood.built for likelihood in model.likelihoods):
         raise ValueError(
             "A subclassed BayesianModel must end `call` with `return self.likelihood(outputs)`"
             f". Received: {type(model).__name__}.call returns raw outputs"
@@ -247,18 +305,18 @@ def _step(model: Any) -> tf.Tensor:
 
 def _mean_rows(outputs: tf.Tensor) -> tf.Tensor:
     """Number of examples per replica, averaged over the replicas, float32 scalar."""
-    rows = tf.cast(tf.shape(outputs)[0], tf.float32)
+    rows = tf.cast(tf.shape(keras.tree.flatten(outputs)[0])[0], tf.float32)
     return sum_over_replicas(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def _check_loss(model: Any, output_shape: Any) -> None:
+def _check_loss(model: Any, output_shapes: list[Any]) -> None:
     """Refuse a missing loss, and one of Keras, which broadcasts the targets over the members."""
     if compiled_loss(model) is None:
         raise ValueError(
             "The model has no loss. Call compile(loss='average_nll') or compile(loss="
             "'mixture_nll') first. Received: loss=None"
         )
-    has_several = num_members(output_shape, model.has_members) > 1
+    has_several = num_members(output_shapes[0], model.has_members) > 1
     if model._options.stock_loss is not None and has_several:
         raise ValueError(
             "Losses of Keras know no members and cannot be used for outputs [batch, members, "
@@ -280,5 +338,6 @@ def _check_samples_differ(model: Any) -> None:
 
 def _check_members(model: Any, outputs: tf.Tensor) -> None:
     """Refuse layers that fold another number of members: they would mix examples."""
-    members = num_members(outputs.shape, model.has_members)
+    shapes = [values.shape for values in keras.tree.flatten(outputs)]
+    members = common_members(shapes, model.has_members)
     check_members_agree(layers_of(model, include_self=False), members)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_rank1 import heads
 from tfp_rank1.checks import choice, not_negative, positive, whole
 from tfp_rank1.layers import TileMembers
 from tfp_rank1.layers.folding import split_message
@@ -27,6 +28,7 @@ __all__ = [
     "check_multiplier",
     "check_split_batches",
     "known_loss",
+    "loss_weights_of",
     "own_metrics",
 ]
 
@@ -45,7 +47,11 @@ class Options:
         num_train_samples: samples per member and example in training.
         loss_name: name under which a saved model finds its loss; None for a loss of Keras or one
             with arguments of its own.
-        evaluation_loss: the loss that evaluation reports; None where that is a loss of Keras.
+        evaluation_loss: the loss that evaluation reports; None where that is a loss of Keras. For
+            several outputs one for each.
+        training_loss: for several outputs the loss of each; None for a single one, whose loss Keras
+            holds.
+        loss_weights: for several outputs the number by which the loss of each counts; None for 1.
         stock_loss: name of the compiled loss if it is one of Keras, which knows no members.
         evaluation_samples: samples of the predictive distribution in `evaluate`, validation and
             `predict`.
@@ -60,12 +66,14 @@ class Options:
     member_batches: str = "tiled"
     num_train_samples: int = 1
     loss_name: str | None = None
-    evaluation_loss: MixtureNLL | None = None
+    evaluation_loss: Any = None
     stock_loss: str | None = None
     annealing: Annealing | None = None
     evaluation_samples: int = 8
     kernel_precision: float | None = None
     evaluation_method: str | None = None
+    training_loss: Any = None
+    loss_weights: Any = None
 
     @classmethod
     def check(
@@ -121,32 +129,46 @@ class Options:
         """Whether training outputs have other members than the model's layers."""
         return self.member_batches == "split" or self.num_train_samples > 1
 
-    def bound_to(self, likelihood: Likelihood, loss: Any, metrics: list[Any]) -> Options:
+    def bound_to(
+        self, likelihood: Any, loss: Any, metrics: list[Any], loss_weights: Any = None
+    ) -> Options:
         """Give loss and metrics the model's likelihood, and note what follows from them.
 
         Args:
-            likelihood: the model's likelihood.
+            likelihood: the model's likelihood; for several outputs one for each.
             loss: what `known_loss` returned.
-            metrics: flat list of what `own_metrics` returned.
+            metrics: what `own_metrics` returned, for `metrics` and `weighted_metrics`.
+            loss_weights: what `loss_weights_of` returned. Defaults to None.
 
         Returns:
-            These options with `loss_name`, `evaluation_loss` and `stock_loss` set.
+            These options with all that follows from the loss.
         """
-        name, evaluation, stock = None, None, None
+        name, evaluation, training, stock = None, None, None, None
         if isinstance(loss, NegativeLogLikelihood):
-            # The model's own object, no copy: it holds the weights of a learned noise scale.
-            loss.likelihood = likelihood
             # A name stands for a loss with default arguments; any other is saved as an object.
             is_default = loss.reduction == PER_EXAMPLE
             name = loss.name if is_default and type(loss) is LOSS_NAMES.get(loss.name) else None
-            evaluation = MixtureNLL(likelihood, reduction=loss.reduction)
+
+            def bound(kind: Any) -> Any:
+                # The model's own objects, no copies: they hold the weights of learned noise scales.
+                return heads.map_heads(lambda v: kind(v, reduction=loss.reduction), likelihood)
+
+            evaluation = bound(MixtureNLL)
+            if heads.are_several(likelihood):
+                training = bound(type(loss))
+            else:
+                loss.likelihood = likelihood
         elif loss is not None:
             stock = str(getattr(loss, "name", getattr(loss, "__name__", loss)))
-        for metric in metrics:
-            if metric is not None:
-                metric.bind(likelihood)
+        for given in metrics:
+            _bind_metrics(given, likelihood)
         return dataclasses.replace(
-            self, loss_name=name, evaluation_loss=evaluation, stock_loss=stock
+            self,
+            loss_name=name,
+            evaluation_loss=evaluation,
+            training_loss=training,
+            stock_loss=stock,
+            loss_weights=loss_weights,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -163,20 +185,88 @@ class Options:
             "evaluation_method",
             "kernel_precision",
         )
+        if self.loss_weights is not None:
+            config["loss_weights"] = self.loss_weights
         return config | {name: getattr(self, name) for name in names}
 
 
-def known_loss(loss: Any, likelihood: Likelihood) -> Any:
+def _bind_metrics(metrics: Any, likelihood: Any) -> None:
+    """Give metrics the likelihood of the output that they look at.
+
+    Raises:
+        ValueError: for metrics of several outputs that do not say of which.
+    """
+    if not heads.are_several(likelihood):
+        for metric in keras.tree.flatten(metrics):
+            if metric is not None:
+                metric.bind(likelihood)
+        return
+    if metrics is None:
+        return
+    if isinstance(metrics, dict) and isinstance(likelihood, dict):
+        metrics = {name: metrics.get(name) for name in likelihood} | metrics  # some have none
+    matched = heads.matched("metrics", likelihood, metrics)
+    pairs = zip(heads.parts(likelihood, likelihood), heads.parts(likelihood, matched), strict=True)
+    for own, given in pairs:
+        _bind_metrics(given, own)
+
+
+def _loss_of_several(loss: Any, likelihood: Any) -> NegativeLogLikelihood | None:
+    """The loss of every one of several outputs: they are parts of one bound, of one kind.
+
+    Raises:
+        ValueError: for losses of Keras, losses of several kinds, or losses with a likelihood.
+    """
+    given = loss
+    if heads.are_several(loss):
+        given = heads.parts(likelihood, heads.matched("loss", likelihood, loss))
+    found = [LOSS_NAMES[v]() if v in LOSS_NAMES else v for v in keras.tree.flatten(given)]
+    if found == [None]:
+        return None
+    is_known = all(isinstance(v, NegativeLogLikelihood) for v in found)
+    if not is_known or len({(type(v), v.reduction) for v in found}) > 1:
+        raise ValueError(
+            "The losses of several outputs add up to one bound: loss='average_nll' or "
+            f"'mixture_nll', the same for all. `loss_weights` weighs them. Received: loss={loss!r}"
+        )
+    if any(v.likelihood is not None for v in found):
+        raise ValueError(
+            "Every output has the likelihood of the model: pass the losses without one. "
+            f"Received: loss={loss!r}"
+        )
+    return found[0]
+
+
+def loss_weights_of(loss_weights: Any, likelihood: Any) -> Any:
+    """The weight of every output's loss, above 0; None for 1.
+
+    Args:
+        loss_weights: a structure of numbers like the outputs, or None.
+        likelihood: one for each of several outputs.
+
+    Raises:
+        ValueError: for another structure, or a number that is not above 0.
+    """
+    if loss_weights is None:
+        return None
+    matched = heads.matched("loss_weights", likelihood, loss_weights)
+    return heads.map_heads(lambda _, w: positive("loss_weights", w), likelihood, matched)
+
+
+def known_loss(loss: Any, likelihood: Any) -> Any:
     """The loss to compile: an object for a name of this package, else the loss that is given.
 
     Args:
-        loss: a name, a loss of either kind, or None.
-        likelihood: the model's likelihood.
+        loss: a name, a loss of either kind, or None; for several outputs a likelihood's loss, or a
+            structure of losses of one kind.
+        likelihood: the model's likelihood; for several outputs one for each.
 
     Raises:
         ValueError: for an unknown name, a loss with another likelihood than the model's, or a loss
             of Keras that takes raw outputs for probabilities.
     """
+    if heads.are_several(likelihood):
+        return _loss_of_several(loss, likelihood)
     if isinstance(loss, str) and loss in LOSS_NAMES:
         return LOSS_NAMES[loss]()
     _check_takes_raw_outputs(_loss_of_keras(loss) if isinstance(loss, str) else loss, likelihood)

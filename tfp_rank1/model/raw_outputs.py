@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from tfp_rank1 import heads
 from tfp_rank1.keras_internals import calls_of, nodes_of, producer_of
 from tfp_rank1.layers import SplitMembers
 from tfp_rank1.likelihoods import Likelihood
@@ -77,12 +78,14 @@ class End:
         start: its first column among the D outputs.
         stop: the column after its last.
         is_free: whether its results become outputs and nothing else.
+        output: place of the output in `heads.names_of`; 0 for a single one.
     """
 
     operation: Any
     start: int
     stop: int
     is_free: bool
+    output: int = 0
 
     @property
     def function(self) -> str:
@@ -196,23 +199,34 @@ def check_raw_outputs(tensor: Any, likelihood: Likelihood) -> None:
             )
 
 
-def ends_to_drop(model: Any, likelihood: Likelihood) -> list[End]:
+def ends_to_drop(model: Any, likelihood: Any) -> list[End]:
     """The ends of a net whose function a converted net leaves to the likelihood.
 
     Args:
-        model: a Functional or Sequential model with one output.
-        likelihood: of the converted model.
+        model: a Functional or Sequential model.
+        likelihood: of the converted model; for several outputs one for each.
 
     Raises:
         ValueError: for outputs that are not raw, by another function than the likelihood's or by
             one that cannot be dropped.
     """
-    ends = list(_ends_of(model.outputs[0], _uses_in(model)))
+    uses, dropped = _uses_in(model), []
+    tensors = heads.parts(likelihood, model.output) if len(model.outputs) > 1 else model.outputs
+    columns = zip(tensors, heads.parts(likelihood, likelihood), strict=True)
+    for place, (tensor, own) in enumerate(columns):
+        for end in _ends_of_output(tensor, own, uses):
+            dropped.append(dataclasses.replace(end, output=place))
+    return dropped
+
+
+def _ends_of_output(tensor: Any, likelihood: Likelihood, uses: Counter[int]) -> list[End]:
+    """As `ends_to_drop`, of one output."""
+    ends = list(_ends_of(tensor, uses))
     dropped = []
     for end in ends:
         if end.function not in _refused_at(end, ends, likelihood):
             continue
-        reason = _reason_to_keep(end, ends, likelihood, model.outputs[0].shape[-1])
+        reason = _reason_to_keep(end, ends, likelihood, tensor.shape[-1])
         if reason:
             own = (*likelihood.link_names, *likelihood.scale_link_names)[0]
             raise ValueError(

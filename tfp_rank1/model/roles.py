@@ -62,7 +62,7 @@ def slow_parts(model: Any) -> list[Any]:
             "The model has no factors that could be trained alone. Unfreeze its rank-1 layers "
             f"first. Received: {len(factors)} variables of factors, all frozen"
         )
-    noise = {id(v) for v in model.likelihood.variables}
+    noise = {id(v) for likelihood in model.likelihoods for v in likelihood.variables}
     weights = [v for v in slow_weights(model) if id(v) not in noise]
     # Normalizations as layers, since only a frozen layer uses its moving statistics in training.
     return [v for v in [*normalizations(model), *weights] if v.trainable]

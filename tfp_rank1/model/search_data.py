@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -22,21 +23,20 @@ class Examples(NamedTuple):
 
     Attributes:
         x: inputs, an array or a structure of arrays.
-        y: targets.
-        weights: sample weights, `[n]` or `[n, T]`; None for 1.
+        y: targets, an array or, of several outputs, a structure of arrays.
+        weights: sample weights, `[n]` or `[n, T]`, or a structure of these; None for 1.
     """
 
     x: Any
-    y: np.ndarray
-    weights: np.ndarray | None
+    y: Any
+    weights: Any
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(keras.tree.flatten(self.y)[0])
 
     def take(self, rows: np.ndarray) -> Examples:
         """The examples of the given rows, in their order."""
-        weights = None if self.weights is None else self.weights[rows]
-        return Examples(keras.tree.map_structure(lambda a: a[rows], self.x), self.y[rows], weights)
+        return Examples(*(_mapped(lambda a: a[rows], part) for part in self))
 
     def first(self, count: int) -> Examples:
         """The first examples."""
@@ -69,7 +69,7 @@ def in_memory(arguments: dict[str, Any], count: int) -> Examples | None:
     x, y = arguments.get("x"), arguments.get("y")
     if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
         return _from_batches(x, count)
-    leaves = [*keras.tree.flatten(x), y]
+    leaves = keras.tree.flatten((x, y))
     if any(not isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
         return None
     rows = np.random.default_rng(0).permutation(count)[: _limit(leaves)]
@@ -78,9 +78,15 @@ def in_memory(arguments: dict[str, Any], count: int) -> Examples | None:
     def chosen(array: Any) -> np.ndarray:
         return array[rows] if isinstance(array, np.ndarray) else tf.gather(array, rows).numpy()
 
-    return Examples(
-        keras.tree.map_structure(chosen, x), chosen(y), None if weights is None else weights[rows]
-    )
+    weights = _mapped(lambda a: a[rows], weights)
+    return Examples(_mapped(chosen, x), _mapped(chosen, y), weights)
+
+
+def _mapped(function: Callable[..., Any], *structures: Any) -> Any:
+    """`function` of every array in structures that are alike; None stays None."""
+    if structures[0] is None:
+        return None
+    return keras.tree.map_structure(function, *structures)
 
 
 def _limit(leaves: list[Any]) -> int:
@@ -89,11 +95,13 @@ def _limit(leaves: list[Any]) -> int:
     return max(1, min(_MOST_EXAMPLES, _MOST_BYTES // max(bytes_each, 1)))
 
 
-def _weights(arguments: dict[str, Any], count: int) -> np.ndarray | None:
+def _weights(arguments: dict[str, Any], count: int) -> Any:
     """Sample weights times class weights, as Keras multiplies them, `[count]` or `[count, T]`."""
     given, by_class = arguments.get("sample_weight"), arguments.get("class_weight")
     if given is None and by_class is None:
         return None
+    if keras.tree.is_nested(given):  # Keras takes class weights of a single output only
+        return keras.tree.map_structure(lambda a: np.asarray(a, "float32")[:count], given)
     weights = np.ones(count, "float32") if given is None else np.asarray(given, "float32")[:count]
     if by_class is not None:
         found = weights_by_class(arguments["y"], by_class)[:count]
@@ -119,14 +127,16 @@ def _from_batches(batches: Any, count: int) -> Examples | None:
         if y is None or any(not isinstance(v, np.ndarray | tf.Tensor) for v in leaves):
             return None  # sparse or ragged
         limit = min(count, _limit(leaves))
-        weights = None if weights is None else np.asarray(weights)
-        parts.append(Examples(keras.tree.map_structure(np.asarray, x), np.asarray(y), weights))
+        parts.append(Examples(*(_mapped(np.asarray, part) for part in (x, y, weights))))
         found += len(parts[-1])
         if found >= limit:
             break
     if not parts:
         return None
-    weights = None if parts[0].weights is None else np.concatenate([p.weights for p in parts])
-    x = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *(p.x for p in parts))
-    joined = Examples(x, np.concatenate([p.y for p in parts]), weights)
+    joined = Examples(
+        *(
+            _mapped(lambda *arrays: np.concatenate(arrays), *part)
+            for part in zip(*parts, strict=True)
+        )
+    )
     return joined.take(np.random.default_rng(0).permutation(found)[:limit])

@@ -8,15 +8,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.keras_internals import compiled_metrics, input_structure, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
 from tfp_rank1.model.graph import members_of
 from tfp_rank1.model.noise import (
     learn_noise,
-    noise_in_closed_form,
-    start_scale,
-    starts_a_scale,
+    learned_variables,
+    start_scales,
 )
 from tfp_rank1.model.objective import Objective, evaluation_bound
 from tfp_rank1.predictive import PredictiveMixture, evaluated
@@ -46,21 +45,15 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     x = with_static_shapes(model, x)
     make_variables(model, x)  # first: a snapshot holds only variables that exist
-    noise = noise_in_closed_form(model)
-    learned = [] if noise is None else noise.variables
-    if starts_a_scale(model):
-        learned = [model.likelihood.scale_at_start.variable]
+    learned = learned_variables(model)
     before = Snapshot([*state_variables(model), *learned, *model.state_beside_weights])
     tempered = None
     with tf.GradientTape() as tape:
         outputs = model.training_outputs(x)
-        if y is not None and model.likelihood.built:  # before the loss
-            if noise is not None:
-                tempered = learn_noise(model, noise, y, outputs, sample_weight)
-            if starts_a_scale(model):
-                inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-                is_first = tf.equal(inner.iterations, 0)
-                start_scale(model, is_first, y, outputs, sample_weight)
+        if y is not None and all(v.built for v in model.likelihoods):  # before the loss
+            tempered = learn_noise(model, y, outputs, sample_weight)
+            inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            start_scales(model, tf.equal(inner.iterations, 0), y, outputs, sample_weight)
         with scopes.tempered_variance.set(tempered):
             objective = model.objective(y, outputs, sample_weight, training=True)
         loss = model.optimizer.scale_loss(objective.loss)
@@ -77,10 +70,7 @@ def evaluate_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     x = with_static_shapes(model, x)
     mixture = evaluated(model, x)
     objective = evaluation_bound(model, y, mixture, sample_weight)
-    # Raw outputs say it all, but where the last layer is integrated out or positions are padding.
-    is_raw = mixture.output_variance is None and mixture.mask is None
-    outputs = mixture.outputs if is_raw else mixture
-    return track(model, objective, (x, y, outputs, sample_weight))
+    return track(model, objective, (x, y, mixture, sample_weight))
 
 
 def with_static_shapes(model: Any, x: Any) -> Any:
@@ -194,8 +184,19 @@ def track(
         The logs by name.
     """
     x, y, outputs, sample_weight = batch
-    if not isinstance(outputs, PredictiveMixture) and model._options.evaluation_loss is not None:
-        outputs = members_of(model, outputs).values
+    own = model.likelihood
+    if model._options.evaluation_loss is not None:
+        names = heads.packed(own, heads.names_of(own))
+        outputs = heads.map_heads(
+            lambda _, v, name: (
+                v if isinstance(v, PredictiveMixture) else members_of(model, v, name).values
+            ),
+            own, outputs, names,
+        )  # fmt: skip
+    if heads.are_several(own):
+        sample_weight = heads.for_each("sample_weight", own, sample_weight)
+        if all(v is None for v in heads.parts(own, sample_weight)):
+            sample_weight = None
     before = None if accepted is None else Snapshot(_metric_variables(model, y, outputs))
     model.track_objective(objective)
     logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)

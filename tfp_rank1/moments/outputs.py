@@ -15,7 +15,6 @@ from tfp_rank1.keras_internals import (
 )
 from tfp_rank1.layers import SplitMembers
 from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.registry import WAY_OUT, drawn, exact, has_rule, is_noisy, propagate
 
 __all__ = [
@@ -27,8 +26,10 @@ __all__ = [
 ]
 
 
-def output_moments(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Moments:
+def output_moments(model: Any, x: Any, sampled: frozenset[int] = frozenset()) -> Any:
     """Moments of a model's raw outputs, `[B, K, ..., D]`, or `[B, ..., D]` without members.
+
+    Of several outputs a list or dict of `Moments`.
 
     Args:
         model: a Functional or Sequential model.
@@ -45,8 +46,8 @@ def output_moments(model: Any, x: Any, sampled: frozenset[int] = frozenset()) ->
         return functools.partial(drawn if id(operation) in sampled else propagate, operation)
 
     inputs = [exact(value) for value in standardized_inputs(model, x)]
-    (found,) = keras.tree.flatten(run_graph(model, inputs, of))
-    return found
+    found = run_graph(model, inputs, of)
+    return found[0] if isinstance(found, (list, tuple)) and len(found) == 1 else found
 
 
 def check_graph(model: Any) -> None:

@@ -108,14 +108,22 @@ def _labelled(x: Any, y: Any, sample_weight: Any, batch_size: int) -> Iterator[L
     start = 0
     for inputs in batches_of(x, batch_size)[0]:
         stop = start + keras.tree.flatten(inputs)[0].shape[0]
-        yield inputs, y[start:stop], None if sample_weight is None else sample_weight[start:stop]
+        # Several outputs have a structure of targets.
+        rows = [_rows_of(value, slice(start, stop)) for value in (y, sample_weight)]
+        yield inputs, rows[0], rows[1]
         start = stop
-    for name, value in (("y", y), ("sample_weight", sample_weight)):
-        if value is not None and len(value) != start:
-            raise ValueError(
-                f"Arguments `x` and `{name}` must have as many rows. "
-                f"Received: {start} rows of x and {len(value)} of {name}"
-            )
+    for name, given in (("y", y), ("sample_weight", sample_weight)):
+        for value in keras.tree.flatten(given):
+            if value is not None and len(value) != start:
+                raise ValueError(
+                    f"Arguments `x` and `{name}` must have as many rows. "
+                    f"Received: {start} rows of x and {len(value)} of {name}"
+                )
+
+
+def _rows_of(arrays: Any, rows: slice) -> Any:
+    """Some rows of every array in a structure; None stays None."""
+    return keras.tree.map_structure(lambda a: None if a is None else a[rows], arrays)
 
 
 def _require_targets(y: Any) -> None:

@@ -68,7 +68,7 @@ def groups_by_position(groups: Any, mixture: PredictiveMixture) -> np.ndarray:
     if not mixture.positions:
         return given
     if given.ndim == 1:
-        given = np.repeat(given, np.prod(mixture.positions, dtype=int))
+        given = np.repeat(given, math.prod(int(n or 1) for n in mixture.positions))
     return np.ravel(given)
 
 

@@ -8,11 +8,12 @@ two are the same.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.outputs import as_members, position_mask
@@ -43,7 +44,7 @@ class Evaluable(Sampleable, Protocol):
         """Have evaluation take samples from now on; False if the user asked for moments."""
 
 
-def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
+def evaluated(model: Evaluable, x: Any) -> Any:
     """The predictive distribution of one batch, from samples or in one pass of moments.
 
     Inside `posterior_mean()`, and for a model that draws nothing, one pass gives all members. A
@@ -54,7 +55,8 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
         x: one batch of inputs.
 
     Returns:
-        The mixture, in the layout `[B, S, ..., D]` of the metrics.
+        The `PredictiveMixture`, in the layout `[B, S, ..., D]` of the metrics; of several outputs a
+        list or dict.
 
     Raises:
         ValueError: for moments of a model without a graph, or of a layer without a rule.
@@ -64,9 +66,8 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
     seed = make_seed(_SEED)
     if is_single:
         with seed_scope(seed), scopes.shared_draws.set(SharedDraws(seed, 0, 1)):
-            outputs = as_members(model(x, training=False), model.has_members).values
-        mask = position_mask(outputs, has_members=True)
-        return PredictiveMixture(model.likelihood, outputs, axis=1, mask=mask)
+            outputs = model(x, training=False)
+        return heads.map_heads(functools.partial(_of_one_pass, model), model.likelihood, outputs)
     found = _in_one_pass(model, x) if model.evaluation_method == "moments" else None
     count, variance, mask = model.evaluation_samples, None, mask_of_positions(model, x)
     if found is not None:
@@ -75,10 +76,20 @@ def evaluated(model: Evaluable, x: Any) -> PredictiveMixture:
         outputs, variance = sample_marginals(model, x, count, seed, shared=True)
     else:
         outputs = sample_outputs(model, x, count, seed, shared=True)
-    return PredictiveMixture(model.likelihood, outputs, 0, variance, mask).by_example()
+    return heads.map_heads(_of_samples, model.likelihood, outputs, variance, mask)
 
 
-def _in_one_pass(model: Evaluable, x: Any) -> tuple[tf.Tensor, tf.Tensor | None] | None:
+def _of_one_pass(model: Evaluable, likelihood: Any, outputs: tf.Tensor) -> PredictiveMixture:
+    members = as_members(outputs, model.has_members).values
+    mask = position_mask(members, has_members=True)
+    return PredictiveMixture(likelihood, members, axis=1, mask=mask)
+
+
+def _of_samples(likelihood: Any, outputs: tf.Tensor, variance: Any, mask: Any) -> PredictiveMixture:
+    return PredictiveMixture(likelihood, outputs, 0, variance, mask).by_example()
+
+
+def _in_one_pass(model: Evaluable, x: Any) -> tuple[Any, Any] | None:
     """Answers of one pass; None where a rule refuses, and samples were as welcome."""
     try:
         return moment_outputs(model, x, integrates=model.integrates_in_evaluation)

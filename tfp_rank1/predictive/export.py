@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import input_structure
 from tfp_rank1.predictive.conformal import Conformal
@@ -43,16 +43,18 @@ def export_predictive(
     The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
     have the names of their `keras.Input`, in lower case and with `_` in place of all but letters
     and digits; equal names get a number: `A` and `a` become `a` and `a_1`.
-        serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
-            `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
-            `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
-            Every call draws new samples; with `method="moments"` none, and equal inputs have
-            answers that are equal to the bit. After `conformalize` also `prediction_set` `[B, C]`,
-            boolean, or `prediction_interval_low` and `prediction_interval_high` `[B, targets]`.
+        serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli: `probs`
+            `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others: `mean`,
+            `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`. Every call
+            draws new samples; with `method="moments"` none, and equal inputs have answers that are
+            equal to the bit. After `conformalize` also `prediction_set` `[B, C]`, boolean, or
+            `prediction_interval_low` and `prediction_interval_high` `[B, targets]`. With several
+            outputs every name begins with that of its output, such as `price_mean` or, in a list,
+            `output_0_mean`.
         samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
-            rounded up to a multiple of the members. `num_samples` is an int32 scalar, `seed` an
-            int32 `[2]`: the same seed repeats the same samples; without a seed every call draws
-            new samples.
+            rounded up to a multiple of the members; a dict by output of several. `num_samples` is
+            an int32 scalar, `seed` an int32 `[2]`: the same seed repeats the same samples; without
+            a seed every call draws new samples.
 
     No endpoint reads or writes random state, so calls may run concurrently. ONNX and LiteRT files
     have what `serve` has, in float32, and no samples.
@@ -111,9 +113,14 @@ def export_predictive(
             outputs, variance = moment_outputs(
                 model, x, num_samples, num_passes=num_passes, unrolls=unrolls
             )
-        mixture = PredictiveMixture(model.likelihood, outputs, 0, variance)
-        draws = format == "tf_saved_model"
-        return _answers(mixture, draws) | _conformal_answers(conformal, mixture, coverage)
+        draws, own = format == "tf_saved_model", model.likelihood
+
+        def answers(*of_output: Any) -> dict[str, tf.Tensor]:
+            likelihood, values, variances, scores = of_output
+            mixture = PredictiveMixture(likelihood, values, 0, variances)
+            return _answers(mixture, draws) | _conformal_answers(scores, mixture, coverage)
+
+        return _flat(own, heads.map_heads(answers, own, outputs, variance, conformal))
 
     if format == "tf_saved_model":
         _write_saved_model(model, path, serve, signature)
@@ -123,9 +130,12 @@ def export_predictive(
 
 def _write_saved_model(model: Sampleable, path: str, serve: Any, signature: Any) -> None:
     @tf.function(autograph=False)
-    def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
-        seed = entropy_seed() if seed is None else seed
-        return sample_outputs(model, x, tf.maximum(num_samples, 1), seed)
+    def samples(x: Any, num_samples: tf.Tensor, seed: tf.Tensor | None = None) -> Any:
+        seed, own = entropy_seed() if seed is None else seed, model.likelihood
+        found = sample_outputs(model, x, tf.maximum(num_samples, 1), seed)
+        if not heads.are_several(own):
+            return found
+        return dict(zip(heads.names_of(own), heads.parts(own, found), strict=True))
 
     # Traced here, with and without a seed: `add_endpoint` itself takes a single signature.
     count, seed = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
@@ -166,22 +176,38 @@ def check_exportable(format: str) -> None:
         )
 
 
-def _exportable_scores(model: Sampleable, coverage: float | None) -> Conformal | None:
-    """The conformal scores that endpoints can use."""
-    conformal = model.conformal
+def _flat(own: Any, answers: Any) -> dict[str, tf.Tensor]:
+    """Answers of all outputs by name, which begins with that of one of several outputs."""
+    if not heads.are_several(own):
+        return answers
+    columns = zip(heads.names_of(own), heads.parts(own, answers), strict=True)
+    return {f"{name}_{key}": value for name, found in columns for key, value in found.items()}
+
+
+def _exportable_scores(model: Sampleable, coverage: float | None) -> Any:
+    """The conformal scores that endpoints can use, by output."""
+    given = (
+        heads.parts(model.likelihood, model.conformal) if model.conformal is not None else [None]
+    )
+    if coverage is not None and all(scores is None for scores in given):
+        raise ValueError(
+            "Argument `coverage` is for a model with scores of held-out examples: call "
+            f"model.conformalize(x_val, y_val) first. Received: coverage={coverage}"
+        )
+    return heads.map_heads(
+        lambda _, scores: _exportable(scores, coverage), model.likelihood, model.conformal
+    )
+
+
+def _exportable(conformal: Conformal | None, coverage: float | None) -> Conformal | None:
     if conformal is None:
-        if coverage is not None:
-            raise ValueError(
-                "Argument `coverage` is for a model with scores of held-out examples: call "
-                f"model.conformalize(x_val, y_val) first. Received: coverage={coverage}"
-            )
         return None
     conformal.coverage(coverage)  # refuses a bad one before anything is written
     if conformal.has_given_groups:
         warnings.warn(
             "The endpoints do not know the groups of examples, so prediction sets and intervals "
             "are left out. Conformalize without groups to export them",
-            stacklevel=4,
+            stacklevel=6,
         )
         return None
     return conformal

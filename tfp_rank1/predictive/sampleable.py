@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import keras
-import tensorflow as tf
-
-from tfp_rank1.likelihoods import Likelihood
-from tfp_rank1.predictive.conformal import Conformal
 
 __all__ = ["Sampleable"]
 
@@ -16,21 +12,21 @@ __all__ = ["Sampleable"]
 class Sampleable(Protocol):
     """What answers need of a model; a protocol, as the model imports the rooms of answers."""
 
-    likelihood: Likelihood
+    likelihood: Any
     seed_generator: keras.random.SeedGenerator
     _samplers: Any
-    output_shape: Any
+    output: Any
     has_members: bool | None
-    conformal: Conformal | None
+    conformal: Any
     calibration: Any
 
-    def __call__(self, x: Any, training: bool = False) -> tf.Tensor:
+    def __call__(self, x: Any, training: bool = False) -> Any:
         """Raw outputs of one pass."""
 
     def check_answerable(self) -> None:
         """Raise if the model has nothing to answer with yet."""
 
-    def marginal_outputs(self, x: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def marginal_outputs(self, x: Any) -> tuple[Any, Any]:
         """Raw outputs of one pass, and their variance where the model knows it, else None."""
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:

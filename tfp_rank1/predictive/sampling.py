@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfp_rank1 import scopes
+from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import choice, whole
-from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.keras_internals import layers_of, nodes_of
+from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.moments.registry import version
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, position_mask
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
@@ -49,7 +50,7 @@ def posterior_predictive(
     verbose: int = 0,
     method: str = "samples",
     num_passes: int | None = None,
-) -> PosteriorPredictive | PredictiveMoments:
+) -> Any:
     """Sample the posterior predictive distribution of a model.
 
     Arguments, result and errors are those of `BayesianModel.posterior_predictive`.
@@ -82,30 +83,55 @@ def posterior_predictive(
         sample = model._samplers.get(model, batch, num_samples, method, num_passes)
         found = sample(batch, fold_in(base, index))
         if reduce is not None:
-            outputs, variance, _ = found
-            found = PosteriorPredictive(outputs, model.likelihood, variance).moments()
+            found = heads.map_heads(_moments_of, model.likelihood, *found[:2])
         parts.append(found)
         if progress is not None:
             progress.update(index + 1, finalize=index + 1 == count)
     if not parts:
         raise ValueError("Argument `x` holds no examples. Received: an empty input")
     if reduce is not None:
-        return PredictiveMoments(*_concatenate([vars(p).values() for p in parts], axis=0))
-    outputs, variance = _concatenate([part[:2] for part in parts], axis=1)
-    (mask,) = _concatenate([part[2:] for part in parts], axis=0)
-    return PosteriorPredictive(outputs, model.likelihood, variance, model.conformal, mask)
+        return heads.map_heads(lambda _, *found: _joined_moments(found), model.likelihood, *parts)
+    columns = [
+        heads.map_heads(lambda _, *v: v, model.likelihood, *c) for c in zip(*parts, strict=True)
+    ]
+    return heads.map_heads(_joined_samples, model.likelihood, *columns, model.conformal)
+
+
+def _moments_of(
+    likelihood: Likelihood, outputs: tf.Tensor, variance: tf.Tensor | None
+) -> PredictiveMoments:
+    return PosteriorPredictive(outputs, likelihood, variance).moments()
+
+
+def _joined_moments(parts: Sequence[PredictiveMoments]) -> PredictiveMoments:
+    """The moments of all batches."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return PredictiveMoments(*(_concatenated(column, axis=0) for column in columns))
+
+
+def _joined_samples(
+    likelihood: Likelihood,
+    outputs: Sequence[Any],
+    variances: Sequence[Any],
+    masks: Sequence[Any],
+    conformal: Any,
+) -> PosteriorPredictive:
+    """The samples of all batches."""
+    samples, variance = _concatenated(outputs, axis=1), _concatenated(variances, axis=1)
+    mask = _concatenated(masks, axis=0)
+    return PosteriorPredictive(samples, likelihood, variance, conformal, mask)
 
 
 def sample_outputs(
     model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool = False
-) -> tf.Tensor:
+) -> Any:
     """Raw outputs `[S, B, D]` of enough passes for `num_samples`, a pure function of `seed`.
 
     One pass gives K samples, with the same matrix products for all members. The passes are
     iterations of a graph loop.
 
     Args:
-        model: maps x to `[B, K, D]` or `[B, D]`.
+        model: maps x to `[B, K, D]` or `[B, D]`, or to a list or dict of these, as the result is.
         x: one batch of inputs.
         num_samples: an integer, or an int32 scalar tensor in an exported graph. S is this number
             rounded up to a multiple of K.
@@ -116,7 +142,7 @@ def sample_outputs(
         ValueError: for stateful layers, or outputs of another shape.
     """
 
-    def one() -> tuple[tf.Tensor, None]:
+    def one() -> tuple[Any, None]:
         return model(x, training=False), None
 
     return _passes(model, one, x, num_samples, seed, shared)[0]
@@ -124,55 +150,68 @@ def sample_outputs(
 
 def sample_marginals(
     model: Sampleable, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool = False
-) -> tuple[tf.Tensor, tf.Tensor | None]:
+) -> tuple[Any, Any]:
     """Samples as `sample_outputs` gives them, with the last layer integrated out if possible.
 
     Returns:
-        Raw outputs `[S, B, D]` and None; or means and variances of the raw outputs.
+        Raw outputs `[S, B, D]` and None; or means and variances of the raw outputs. Of several
+        outputs two lists or dicts.
     """
     return _passes(model, lambda: model.marginal_outputs(x), x, num_samples, seed, shared)
 
 
 def _passes(
     model: Sampleable, one: Any, x: Any, num_samples: Any, seed: tf.Tensor, shared: bool
-) -> tuple[tf.Tensor, tf.Tensor | None]:
+) -> tuple[Any, Any]:
     """Join the passes `one() -> (outputs, variance or None)` into samples `[S, B, D]`."""
     _check_stateless(model)
-    shape = check_output_shape(_shape_of_outputs(model, x), model.has_members)
-    members = int(shape[1])
+    own = model.likelihood
+    shapes = [check_output_shape(s, model.has_members) for s in _shapes_of_outputs(model, x)]
+    members = int(shapes[0][1])
     passes = -(-num_samples // members)  # rounded up, so that every member counts alike
     seeds = tf.map_fn(lambda i: fold_in(seed, i), tf.range(passes))
-    has_variance = False
+    has_variance: list[bool] = []
 
-    def one_pass(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def one_pass(numbered: tuple[tf.Tensor, tf.Tensor]) -> list[tf.Tensor]:
         nonlocal has_variance
         pass_seed, index = numbered
         draws = SharedDraws(seed, index, passes) if shared else None
         with seed_scope(pass_seed), scopes.shared_draws.set(draws):
             outputs, variance = one()
-        has_variance = variance is not None  # known once `map_fn` has traced the first pass
-        parts = [tf.cast(v, tf.float32) for v in (outputs, variance) if v is not None]
-        return as_members(tf.concat(parts, axis=-1), model.has_members).values
+        pairs = heads.parts(own, heads.map_heads(lambda _, *pair: pair, own, outputs, variance))
+        has_variance = [v is not None for _, v in pairs]  # known once the first pass is traced
+        return [_as_columns(pair, model.has_members) for pair in pairs]
 
-    positions = shape[2:-1].as_list()
     # The last size is None: when the loop is declared, it is open whether variances come along.
-    signature = tf.TensorSpec([None, members, *positions, None], tf.float32)
-    values = tf.map_fn(one_pass, (seeds, tf.range(passes)), fn_output_signature=signature)
-    samples = join_passes(values, passes, [*positions, shape[-1] * (1 + has_variance)])
-    if not has_variance:
-        return samples, None
-    outputs, variance = tf.split(samples, 2, axis=-1)
-    return outputs, variance
+    signature = [
+        tf.TensorSpec([None, members, *shape[2:-1].as_list(), None], tf.float32) for shape in shapes
+    ]
+    found = tf.map_fn(one_pass, (seeds, tf.range(passes)), fn_output_signature=signature)
+    pairs = []
+    for values, shape, varies in zip(found, shapes, has_variance, strict=True):
+        sizes = [*shape[2:-1].as_list(), shape[-1] * (1 + varies)]
+        samples = join_passes(values, passes, sizes)
+        pairs.append(tf.split(samples, 2, axis=-1) if varies else [samples, None])
+    outputs, variances = zip(*pairs, strict=True)
+    return heads.packed(own, outputs), heads.packed(own, variances)
 
 
-def mask_of_positions(model: Sampleable, x: Any) -> tf.Tensor | None:
+def _as_columns(pair: tuple[Any, Any], has_members: bool | None) -> tf.Tensor:
+    """Outputs `[B, K, ..., D]`, or outputs and variances, `[B, K, ..., 2 D]`."""
+    present = [tf.cast(v, tf.float32) for v in pair if v is not None]
+    return as_members(tf.concat(present, axis=-1), has_members).values
+
+
+def mask_of_positions(model: Sampleable, x: Any) -> Any:
     """Which positions of a batch are no padding, boolean `[B, ...]`; None where there is no mask.
 
     In a graph, which drops what nobody reads, it costs no pass.
     """
+    own = model.likelihood
     if not any(getattr(v, "mask_zero", False) or isinstance(v, _MASKING) for v in layers_of(model)):
-        return None
-    return position_mask(model(x, training=False), model.has_members)
+        return heads.in_each(own, None)
+    outputs = model(x, training=False)
+    return heads.map_heads(lambda _, values: position_mask(values, model.has_members), own, outputs)
 
 
 def stateful_layers(layers: Iterable[Any]) -> list[str]:
@@ -191,10 +230,10 @@ def _check_stateless(model: Sampleable) -> None:
         )
 
 
-def _shape_of_outputs(model: Sampleable, x: Any) -> Any:
-    if hasattr(model, "output_shape"):
-        return model.output_shape
-    return keras.tree.flatten(model.compute_output_spec(x))[0].shape
+def _shapes_of_outputs(model: Sampleable, x: Any) -> list[Any]:
+    has_graph = bool(nodes_of(model))
+    found: Any = model.output if has_graph else model.compute_output_spec(x)
+    return [tensor.shape for tensor in heads.parts(model.likelihood, found)]
 
 
 class Samplers:
@@ -252,7 +291,7 @@ def _compiled_sampler(
     signature = [specs, tf.TensorSpec([2], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
-    def sample(x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+    def sample(x: Any, seed: tf.Tensor) -> tuple[Any, Any, Any]:
         mask = mask_of_positions(model, x)
         if method == "moments":
             return *moment_outputs(model, x, num_samples, num_passes=num_passes), mask
@@ -261,7 +300,6 @@ def _compiled_sampler(
     return sample
 
 
-def _concatenate(parts: list[Any], axis: int) -> list[tf.Tensor | None]:
-    """Join the tensors of several tuples place by place; a place that holds None stays None."""
-    columns = zip(*parts, strict=True)
-    return [None if c[0] is None else tf.concat(c, axis=axis) for c in columns]
+def _concatenated(parts: Sequence[Any], axis: int) -> tf.Tensor | None:
+    """The tensors of all batches as one; None where there are none."""
+    return None if parts[0] is None else tf.concat(parts, axis=axis)
