@@ -1,6 +1,6 @@
 """Twelve hours of two series ahead, with intervals: stock net, rank-1 and BALI.
 
-    python -m examples.positions.forecast [--epochs 30] [--out forecast_output]
+    python -m examples.outputs.forecast [--epochs 30] [--out forecast_output]
 
 An encoder reads 48 hours, a decoder writes the next 12. Prints the CRPS and, by hour and series,
 how often intervals of 90 % hold what came; writes `forecast.png`.

@@ -1,6 +1,6 @@
 """A small U-Net that knows which pixels it is unsure of: stock, rank-1 and BALI.
 
-    python -m examples.positions.segmentation [--epochs 20] [--out segmentation_output]
+    python -m examples.outputs.segmentation [--epochs 20] [--out segmentation_output]
 
 Prints accuracy and NLL per pixel, and the mutual information of wrong and of right pixels; writes
 `segmentation.png` with scenes, answers and the mutual information of every pixel.

@@ -1,1 +1,0 @@
-"""Nets whose outputs have positions: pixels, tokens and time steps."""
