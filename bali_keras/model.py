@@ -205,8 +205,8 @@ class BaliModel(BayesianModel):
                 example is taken for a negative log-likelihood in nats, and F is the empirical
                 Fisher information, from the data's labels; with `"average_nll"` F is the true one.
             forgetting: rho in (0, 1], or a `bali_keras.schedules` object. Defaults to
-                None: `PerFit()` for classes and counts, `PerFit(290, 4.2)` for continuous targets,
-                which fall over each `fit` in units of its length.
+                None: `PerFit()` for classes and counts and for the nets of `bali_keras.convert`,
+                else `PerFit(290, 4.2)`; both fall over each `fit` in units of its length.
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
                 F is the Fisher information of all rows of an example together, see
                 `bali_keras.inference.posterior`. Defaults to None: found from the data for
@@ -260,7 +260,8 @@ class BaliModel(BayesianModel):
             ValueError: for a value out of range.
         """
         if forgetting is None:
-            forgetting = default_for(self.is_discrete)
+            is_converted = any(layer.prior_at_mean for layer in self.bali_layers)
+            forgetting = default_for(is_converted or self.is_discrete)
         settings = Settings.of(
             forgetting=forgetting,
             damping=damping,

@@ -201,14 +201,14 @@ def _on_line(start: Any, end: Any, done: tf.Tensor, length: tf.Tensor) -> tf.Ten
     return start + (end - start) * tf.clip_by_value(fraction, 0.0, 1.0)
 
 
-def default_for(discrete: bool) -> PerFit:
+def default_for(is_slow: bool) -> PerFit:
     """The schedule of a model that is given none.
 
     Args:
-        discrete: whether targets are classes or counts. Continuous targets ask for higher rates:
-            their nets end at larger errors without them.
+        is_slow: whether targets are classes or counts, or the net was trained before. Fresh nets of
+            continuous targets ask for higher rates: they end at larger errors without them.
     """
-    return PerFit() if discrete else PerFit(290.0, 4.2)
+    return PerFit() if is_slow else PerFit(290.0, 4.2)
 
 
 def get(forgetting: Any) -> Schedule:

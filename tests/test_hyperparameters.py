@@ -306,7 +306,7 @@ def test_rates_in_units_of_the_fit():
     assert rate(1000, 1000) == pytest.approx(0.0015, rel=1e-5)
     assert rate(500, 999) == pytest.approx(0.5 * 101.5 / 999)
     assert rate(1, 100) == 0.25
-    assert bk.schedules.default_for(discrete=False).get_config()["start"] == 290.0
+    assert bk.schedules.default_for(is_slow=False).get_config()["start"] == 290.0
     copy = bk.schedules.get(keras.saving.serialize_keras_object(schedule))
     assert copy.get_config() == schedule.get_config()
     with pytest.raises(ValueError, match="`end` must not exceed"):
