@@ -36,32 +36,31 @@ def load_houses(train: int = 1200, test: int = 600, seed: int = 0) -> tuple[Hous
         seed: of all houses.
     """
     rng = np.random.default_rng(seed)
-    ordinary = _houses(rng, train + test // 2, (60.0, 160.0))
-    large = _houses(rng, test - test // 2, (200.0, 260.0))
-    parts = [(a[:train], np.concatenate([a[train:], b])) for a, b in zip(ordinary, large, strict=True)]
-    features, price, asked, sold = parts
-    shift, scale = features[0].mean(0), features[0].std(0)
-    return tuple(
-        Houses(
-            ((features[i] - shift) / scale).astype("float32"),
-            {
-                "price": np.where(sold[i] > 0, price[i], np.nan).astype("float32"),
-                "sold": sold[i].astype("float32"),
-            },
-            price[i],
-        )
-        for i in (0, 1)
-    )  # type: ignore[return-value]
+    ordinary = _houses(rng, train + test // 2, 60.0, 160.0)
+    large = _houses(rng, test - test // 2, 200.0, 260.0)
+    shift, scale = ordinary[0][:train].mean(axis=0), ordinary[0][:train].std(axis=0)
+
+    def of(rows: slice, more: tuple[np.ndarray, ...] | None = None) -> Houses:
+        found = [column[rows] for column in ordinary]
+        if more is not None:
+            found = [np.concatenate(pair) for pair in zip(found, more, strict=True)]
+        features, price, sold = found
+        known = np.where(sold, price, np.nan).astype("float32")
+        x = ((features - shift) / scale).astype("float32")
+        return Houses(x, {"price": known, "sold": sold.astype("float32")}, price)
+
+    return of(slice(train)), of(slice(train, None), large)
 
 
 def _houses(
-    rng: np.random.Generator, count: int, sizes: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    size, age = rng.uniform(*sizes, count), rng.gamma(2.0, 15.0, count)
+    rng: np.random.Generator, count: int, smallest: float, largest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features as they are, the price that a sale would fetch, and which houses are sold."""
+    size, age = rng.uniform(smallest, largest, count), rng.gamma(2.0, 15.0, count)
     distance = rng.gamma(2.0, 4.0, count)
     worth = 0.02 * size * (1.0 + np.exp(-distance / 6.0)) - 0.006 * age + 0.4
     price = worth * np.exp(0.08 * rng.normal(size=count))
     asked = worth * np.exp(0.15 * rng.normal(size=count))
-    chance = 1.0 / (1.0 + np.exp(8.0 * np.log(asked / worth)))
+    chance = 1.0 / (1.0 + (asked / worth) ** 8)
     sold = rng.uniform(size=count) < chance
-    return np.stack([size, age, distance, asked], axis=1), price, asked, sold
+    return np.stack([size, age, distance, asked], axis=1), price, sold

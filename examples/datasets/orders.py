@@ -15,8 +15,30 @@ LENGTH = 14
 _VERBS = "send", "ship", "bring", "deliver", "post"
 _AMOUNTS = "one", "two", "three", "four", "ten", "twenty", "some", "many"
 # Words of two meanings stand in two lists: only their neighbours tell which one is meant.
-_GOODS = "tea", "coffee", "china", "turkey", "jersey", "apples", "paper", "bread", "cologne", "dates"
-_PLACES = "oslo", "lima", "china", "turkey", "jersey", "cairo", "cologne", "quito", "perth", "bergen"
+_GOODS = (
+    "tea",
+    "coffee",
+    "china",
+    "turkey",
+    "jersey",
+    "apples",
+    "paper",
+    "bread",
+    "cologne",
+    "dates",
+)
+_PLACES = (
+    "oslo",
+    "lima",
+    "china",
+    "turkey",
+    "jersey",
+    "cairo",
+    "cologne",
+    "quito",
+    "perth",
+    "bergen",
+)
 _TIMES = "monday", "may", "march", "june", "noon", "august", "friday", "today"
 _FILLERS = "please", "we", "may", "need", "march", "quickly", "also", "then"
 # Goods and places of test orders that no training order has: the net sees them as unknown words.

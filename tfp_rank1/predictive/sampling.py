@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ DEFAULT_BATCH_SIZE = 128
 # A pass of moments holds no samples of hidden layers, so more rows fit.
 MOMENTS_BATCH_SIZE = 1024
 DEFAULT_SAMPLES = 32
+# Numbers in the raw outputs of one batch, 64 MiB: images with many pixels come a few at a time.
+_MOST_NUMBERS = 2**24
 METHODS = "samples", "moments"
 # Layers that make a mask, beside embeddings with `mask_zero`.
 _MASKING = keras.layers.Masking
@@ -66,7 +69,8 @@ def posterior_predictive(
         num_samples = DEFAULT_SAMPLES if is_sampled else DEFAULT_NODES
     num_samples = whole("num_samples", num_samples)
     if batch_size is None:
-        batch_size = DEFAULT_BATCH_SIZE if is_sampled else MOMENTS_BATCH_SIZE
+        most = DEFAULT_BATCH_SIZE if is_sampled else MOMENTS_BATCH_SIZE
+        batch_size = _batch_size_for(model, x, num_samples, most)
     batch_size = whole("batch_size", batch_size)
     if reduce not in (None, "moments"):
         raise ValueError(
@@ -90,11 +94,28 @@ def posterior_predictive(
     if not parts:
         raise ValueError("Argument `x` holds no examples. Received: an empty input")
     if reduce is not None:
-        return heads.map_heads(lambda _, *found: _joined_moments(found), model.likelihood, *parts)
+        fields = heads.map_heads(lambda _, *found: _fields(found), model.likelihood, *parts)
+        parts.clear()  # so that memory holds what is joined once and not twice
+        return heads.map_heads(lambda _, given: _joined_moments(given), model.likelihood, fields)
     columns = [
         heads.map_heads(lambda _, *v: v, model.likelihood, *c) for c in zip(*parts, strict=True)
     ]
     return heads.map_heads(_joined_samples, model.likelihood, *columns, model.conformal)
+
+
+def _batch_size_for(model: Sampleable, x: Any, num_samples: int, most: int) -> int:
+    """Examples per batch, so that the raw outputs of all samples stay below `_MOST_NUMBERS`."""
+    arrays = keras.tree.flatten(x)
+    if not nodes_of(model) or not all(len(getattr(a, "shape", ())) for a in arrays):
+        return most
+    shapes = _shapes_of_outputs(model, x)
+    if any(None in shape[1:] for shape in shapes):  # sizes of positions that the inputs tell
+        given = [keras.KerasTensor((1, *a.shape[1:]), "float32") for a in arrays]
+        found = model.compute_output_spec(keras.tree.pack_sequence_as(x, given))
+        shapes = [v.shape for v in heads.parts(model.likelihood, found)]
+    of_members = [check_output_shape(shape, model.has_members) for shape in shapes]
+    numbers = sum(math.prod(int(n or 1) for n in shape[2:]) for shape in of_members)
+    return max(1, min(most, _MOST_NUMBERS // (numbers * num_samples)))
 
 
 def _moments_of(
@@ -103,10 +124,17 @@ def _moments_of(
     return PosteriorPredictive(outputs, likelihood, variance).moments()
 
 
-def _joined_moments(parts: Sequence[PredictiveMoments]) -> PredictiveMoments:
-    """The moments of all batches."""
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return PredictiveMoments(*(_concatenated(column, axis=0) for column in columns))
+def _fields(parts: Sequence[PredictiveMoments]) -> list[list[Any]]:
+    """Every field of the moments of all batches."""
+    return [list(field) for field in zip(*(vars(part).values() for part in parts), strict=True)]
+
+
+def _joined_moments(fields: list[list[Any]]) -> PredictiveMoments:
+    """The moments of all batches; the fields are let go one by one."""
+    joined = []
+    while fields:
+        joined.append(_concatenated(fields.pop(0), axis=0))
+    return PredictiveMoments(*joined)
 
 
 def _joined_samples(

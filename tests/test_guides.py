@@ -1,0 +1,64 @@
+"""The guides of outputs with positions and of several outputs, on a few examples."""
+
+import keras
+import numpy as np
+import pytest
+
+from examples.datasets.houses import load_houses
+from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, words_of
+from examples.outputs import forecast, segmentation, tagging, two_heads
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_orders_have_words_of_two_meanings_and_new_words():
+    data = load_orders(200, 60)
+    assert data.x_train.shape == (200, 14) and UNKNOWN not in data.x_train
+    assert ((data.x_test == UNKNOWN).sum(axis=1) > 0).sum() == pytest.approx(20, abs=12)
+    tags = {}
+    for numbers, row in zip(data.x_train, data.y_train, strict=True):
+        for word, tag in zip(words_of(numbers), row, strict=False):
+            tags.setdefault(word, set()).add(TAGS[tag])
+    assert tags["china"] == {"goods", "place"} and tags["may"] == {"other", "time"}
+    assert (data.y_train[data.x_train == PADDING] == 0).all()
+
+
+def test_only_sold_houses_have_a_price():
+    houses, test = load_houses(300, 100)
+    assert (np.isnan(houses.y["price"]) == (houses.y["sold"] == 0)).all()
+    assert np.isfinite(test.price).all() and test.x[50:, 0].min() > houses.x[:, 0].max()
+
+
+def test_tagging(tmp_path, capsys):
+    tagging.main(["--epochs", "1", "--orders", "48", "--out", str(tmp_path)])
+    assert (tmp_path / "tagging.png").stat().st_size > 1000
+    assert "BALI" in capsys.readouterr().out
+
+
+def test_two_heads(tmp_path, capsys):
+    two_heads.main(["--epochs", "2", "--houses", "64", "--out", str(tmp_path)])
+    assert (tmp_path / "two_heads.png").stat().st_size > 1000
+    assert "larger" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_segmentation(tmp_path):
+    segmentation.main(["--epochs", "2", "--scenes", "32", "--out", str(tmp_path)])
+    assert (tmp_path / "segmentation.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_forecast(tmp_path):
+    forecast.main(["--epochs", "1", "--windows", "130", "--out", str(tmp_path)])
+    assert (tmp_path / "forecast.png").stat().st_size > 1000
+
+
+def test_the_unet_keeps_the_size_of_the_scene():
+    net = segmentation.unet(2)
+    assert isinstance(net, keras.Model) and net.output_shape == (None, 32, 32, 4)
