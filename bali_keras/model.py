@@ -93,9 +93,10 @@ class BaliModel(BayesianModel):
 
     Args:
         *args, **kwargs: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or
-            a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs `[B, D]`.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. The scale of `Normal()` is
-            learned in closed form.
+            a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs
+            `[B, D]`, `[B, ..., D]` with positions (pixels, time steps), or a list or dict of these.
+        likelihood: a `tfp_rank1.likelihoods` object or its name; for several outputs one for each.
+            The scale of `Normal()` is learned in closed form.
         num_train_examples: N. Defaults to None: every `fit` counts its own examples, each by its
             `sample_weight` and `class_weight`. Give N for a stream that comes in several fits.
 

@@ -566,7 +566,7 @@ def _first_row(rows: tf.Tensor) -> tf.Tensor:
 def _check_outputs_rank(outputs: tf.Tensor) -> None:
     if not tf.is_tensor(outputs) or outputs.shape.rank is None or outputs.shape.rank < 2:
         raise ValueError(
-            "A BaliModel has one output [batch, ..., outputs]; its samples take the place of "
+            "The outputs of a BaliModel are [batch, ..., outputs]; its samples take the place of "
             "members. "
             f"Received: outputs of shape {getattr(outputs, 'shape', None)}"
         )

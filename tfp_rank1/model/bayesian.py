@@ -106,14 +106,18 @@ class BayesianModel(Replicas):
         kl_weight   anneal / N
         refused     fraction of the epoch's batches whose loss or gradients were not finite; such
                     a batch leaves weights, optimizer and metrics as they were
+        NAME_loss   the NLL of each of several outputs, of which `nll` is the sum, weighted by
+                    `loss_weights`
 
     Args:
         *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
-            `[B, K, D]` (`[B, D]` for a net without members), or a built Sequential or Functional
+            `[B, K, D]` (`[B, D]` for a net without members), `[B, K, ..., D]` with positions
+            (pixels, time steps), or a list or dict of these; or a built Sequential or Functional
             model in place of the two. A subclass that defines `call` passes neither, and ends
             `call` with `return self.likelihood(outputs)`.
-        likelihood: a `tfp_rank1.likelihoods` object or its name. In a Functional model the
-            likelihood becomes the last operation, so that clones and saved models keep it.
+        likelihood: a `tfp_rank1.likelihoods` object or its name; for several outputs a list or dict
+            like them, with one for each. In a Functional model the likelihood becomes the last
+            operation, so that clones and saved models keep it.
         num_train_examples: N. Defaults to None: every `fit` counts the arrays or the finite
             dataset that it is given (a dataset that repeats its examples counts every repetition).
 
@@ -261,10 +265,11 @@ class BayesianModel(Replicas):
         Args:
             optimizer: as in Keras.
             loss: `"average_nll"` (default), `"mixture_nll"`, an object of either class, or, for
-                a net without members, any Keras loss.
+                a net without members and with one output, any Keras loss.
             metrics: metrics of `tfp_rank1`, which get the model's likelihood unless they have
                 one; `"accuracy"` is `metrics.Accuracy`. Metrics of Keras, their names and functions
-                see the predictive mean, see `metrics.OfPredictiveMean`.
+                see the predictive mean, see `metrics.OfPredictiveMean`. For several outputs a list
+                or dict like them; a dict may leave some out.
             factor_learning_rate_multiplier: number by which every step of a factor is multiplied,
                 above 0, for any optimizer without `use_ema`. Defaults to 1.
             member_batches: `"tiled"` (default): every member trains on the whole batch;
@@ -293,7 +298,8 @@ class BayesianModel(Replicas):
                 steps or with `EarlyStopping`, data that can be read only once, losses of Keras and
                 several replicas it is 0.01.
                 `model.kernel_precision` is the value in use, which is saved with the model.
-            **kwargs: as in Keras.
+            **kwargs: as in Keras. `loss_weights` of several outputs is a list or dict of numbers
+                above 0.
 
         Raises:
             ValueError: for values out of range, arguments that exclude each other, or a loss with
@@ -831,7 +837,7 @@ class BayesianModel(Replicas):
                 of K so that every member counts alike. For moments the number of points, of which
                 every member has an even number. Defaults to None: 32 samples, or 64 points.
             batch_size: examples per pass, for arrays. Defaults to None: 128 for samples, 1,024 for
-                moments.
+                moments, fewer where the outputs of all samples would take more than 64 MiB.
             seed: integer for reproducible samples. Defaults to None: new samples on each call.
                 Moments draw nothing and ignore it.
             reduce: None (default) keeps the samples; `"moments"` keeps mean, variances and
@@ -843,7 +849,8 @@ class BayesianModel(Replicas):
                 in which positions count as independent. Defaults to None: 8.
 
         Returns:
-            `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`.
+            `PosteriorPredictive` with samples `[S, N, D]`, or `PredictiveMoments`; of several
+            outputs a list or dict of these.
 
         Raises:
             ValueError: for inputs that are not finite, that are neither arrays nor batches, or
