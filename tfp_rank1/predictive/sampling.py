@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_rank1 import heads, scopes
@@ -80,6 +81,8 @@ def posterior_predictive(
     batches, count = batches_of(x, batch_size)
     progress = keras.utils.Progbar(count, verbose=verbose) if verbose else None
     parts: list[Any] = []
+    rows = _num_rows(x)
+    streams = heads.map_heads(lambda _: _Stream(rows), model.likelihood)
     first_row = 0
     for index, batch in enumerate(batches):
         # Rows that are not finite would give NaN as answers, in silence.
@@ -87,16 +90,16 @@ def posterior_predictive(
         sample = model._samplers.get(model, batch, num_samples, method, num_passes)
         found = sample(batch, fold_in(base, index))
         if reduce is not None:
-            found = heads.map_heads(_moments_of, model.likelihood, *found[:2])
+            moments = heads.map_heads(_moments_of, model.likelihood, *found[:2])
+            heads.map_heads(lambda _, s, part: s.add(part), model.likelihood, streams, moments)
+            found = ()  # let go
         parts.append(found)
         if progress is not None:
             progress.update(index + 1, finalize=index + 1 == count)
     if not parts:
         raise ValueError("Argument `x` holds no examples. Received: an empty input")
     if reduce is not None:
-        fields = heads.map_heads(lambda _, *found: _fields(found), model.likelihood, *parts)
-        parts.clear()  # so that memory holds what is joined once and not twice
-        return heads.map_heads(lambda _, given: _joined_moments(given), model.likelihood, fields)
+        return heads.map_heads(lambda _, found: found.joined(), model.likelihood, streams)
     columns = [
         heads.map_heads(lambda _, *v: v, model.likelihood, *c) for c in zip(*parts, strict=True)
     ]
@@ -124,17 +127,47 @@ def _moments_of(
     return PosteriorPredictive(outputs, likelihood, variance).moments()
 
 
-def _fields(parts: Sequence[PredictiveMoments]) -> list[list[Any]]:
-    """Every field of the moments of all batches."""
-    return [list(field) for field in zip(*(vars(part).values() for part in parts), strict=True)]
+def _num_rows(x: Any) -> int | None:
+    """The number of examples in arrays; None for batches, whose number of rows is open."""
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
+        return None
+    return int(keras.tree.flatten(x)[0].shape[0])
 
 
-def _joined_moments(fields: list[list[Any]]) -> PredictiveMoments:
-    """The moments of all batches; the fields are let go one by one."""
-    joined = []
-    while fields:
-        joined.append(_concatenated(fields.pop(0), axis=0))
-    return PredictiveMoments(*joined)
+class _Stream:
+    """The moments of all batches, written to one place where the number of rows is known.
+
+    Parts that are joined at the end would take the memory twice.
+
+    Args:
+        rows: the number of examples, or None.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self._rows, self._filled = rows, 0
+        self._fields: list[Any] = []
+
+    def add(self, part: PredictiveMoments) -> None:
+        """Take in the moments of the next batch."""
+        values = [None if v is None else np.asarray(v) for v in vars(part).values()]
+        stop = self._filled + int(part.mean().shape[0])
+        if not self._fields:
+            self._fields = [None if v is None else self._empty(v) for v in values]
+        for field, value in zip(self._fields, values, strict=True):
+            if isinstance(field, list):
+                field.append(value)
+            elif field is not None:
+                field[self._filled : stop] = value
+        self._filled = stop
+
+    def _empty(self, value: np.ndarray) -> Any:
+        return [] if self._rows is None else np.empty((self._rows, *value.shape[1:]), value.dtype)
+
+    def joined(self) -> PredictiveMoments:
+        """The moments of all examples."""
+        return PredictiveMoments(
+            *(np.concatenate(v) if isinstance(v, list) else v for v in self._fields)
+        )
 
 
 def _joined_samples(
