@@ -250,10 +250,11 @@ class BaliModel(BayesianModel):
         left out, before the fit to all of them begins. The search takes a few times as long as a
         fit to some hundred examples; for regressions of less than three layers, which are searched
         by longer fits unless the fit has some thousand steps, up to 12 times as long. It is left
-        out where it would take longer than it is worth: for fits below 100 steps, and from some ten
-        thousand examples on. It is left out as well for data that can be read only once, losses of
-        Keras, and converted nets, whose weights know the examples already. The defaults are then p
-        = 0.02 for discrete targets (classes, counts) and 0.06 for continuous ones, and c = 1.
+        out where it would take longer than it is worth: for fits below 100 steps, and for many
+        examples and few epochs. It is left out as well for data that can be read only once (a
+        generator), losses of Keras, and converted nets, whose weights know the examples already.
+        The defaults are then p = 0.02 for discrete targets (classes, counts) and 0.06 for
+        continuous ones, and c = 1.
         `model.prior_precision`, `model.damping` and `model.covariance_scale` are the values in use,
         which are saved with the model.
 
@@ -336,6 +337,20 @@ class BaliModel(BayesianModel):
         _check_callbacks(own_list, self.optimizer)
         del arguments["self"]
         return super().fit(**arguments)
+
+    @property
+    def steps_taken(self) -> int:
+        """Number of training steps over the life of the model."""
+        return int(self._counters.updates.numpy())
+
+    def keep_precision(self, options: Any) -> None:
+        """Go on with the numbers that a trained net was given, where it is given none now."""
+        before = {"damping": (self._options.damping or (None,))[0]}
+        before |= {n: getattr(self._options, n) for n in ("prior_precision", "covariance_scale")}
+        given = {name: value for name, value in before.items() if value is not None}
+        self.hyperparameters.assign(
+            **{name: value for name, value in given.items() if getattr(options, name) is None}
+        )
 
     def prepare_fit(self, arguments: dict[str, Any]) -> None:
         """Search for the hyperparameters that `compile` left open; see `bali_keras.search`."""
@@ -601,7 +616,7 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
     defaults = {"member_batches": "tiled", "num_train_samples": 1, "kernel_precision": 0.0}
     for name, default in defaults.items():
         found = arguments.pop(name, default)
-        if found != default:
+        if found not in (default, None):
             raise ValueError(
                 f"Argument `{name}` is for nets with members; a BaliModel samples once per "
                 f"example and step. Received: {name}={found!r}"

@@ -397,7 +397,9 @@ def regressor():
 
 def test_a_model_keeps_its_scores(regressor, tmp_path):
     model, x, y = regressor
-    scores = model.conformalize(x[:40], y[:40], groups=np.repeat(["a", "b"], 20), seed=0)
+    scores = model.conformalize(
+        x[:40], y[:40], groups=np.repeat(["a", "b"], 20), num_samples=4, seed=0
+    )
     assert model.conformal is scores
     assert repr(scores) == "Conformal(Normalized(): 40 examples in 2 groups)"
     wanted = {"coverage": 0.8, "groups": np.repeat(["b", "a"], [10, 30])}
@@ -424,14 +426,14 @@ def test_a_model_keeps_its_scores(regressor, tmp_path):
 def test_exported_intervals(regressor, tmp_path):
     """The net is integrated out in closed form, so every call answers alike."""
     model, x, y = regressor
-    model.conformalize(x[:40], y[:40], seed=0)
+    model.conformalize(x[:40], y[:40], num_samples=2, seed=0)
     model.export_predictive(str(tmp_path / "served"), num_samples=2, coverage=0.8)
     loaded = tf.saved_model.load(str(tmp_path / "served"))
     served = loaded.serve(x[40:])
     low, high = model.posterior_predictive(x[40:], 2).prediction_interval(0.8)
     np.testing.assert_allclose(served["prediction_interval_low"], low, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(served["prediction_interval_high"], high, rtol=1e-5, atol=1e-5)
-    model.conformalize(x[:40], y[:40], "cqr", coverage=0.8)
+    model.conformalize(x[:40], y[:40], "cqr", coverage=0.8, num_samples=2)
     with pytest.raises(ValueError, match="ask for that one"):
         model.export_predictive(str(tmp_path / "other"), coverage=0.9)
 
@@ -533,3 +535,58 @@ def test_wrong_questions():
         conformalized(two, np.zeros((3, 2)))
     with pytest.raises(AttributeError, match="`prediction_set` needs the samples"):
         p.moments().prediction_set()
+
+
+def test_fewer_samples_than_were_scored_are_warned_of(tmp_path):
+    """Predictions by fewer samples are noisier than the held-out ones: coverage would be missed."""
+    x, y = linear_data(rows=80, outputs=1)
+    model = net(outputs=1)
+    model.compile()
+    model.fit(x, y, epochs=2, verbose=0)
+    model.conformalize(x, y, num_samples=32)
+    assert model.conformal.num_samples == 32
+    model.posterior_predictive(x).prediction_interval()
+    model.posterior_predictive(x, method="moments").prediction_interval()
+    few = model.posterior_predictive(x, num_samples=4)
+    few.mean()
+    with pytest.warns(UserWarning, match="num_samples=32"):
+        few.prediction_interval()
+    with pytest.warns(UserWarning, match="num_samples=32"):
+        model.export_predictive(str(tmp_path / "served"), num_samples=4)
+
+
+@pytest.mark.parametrize("kind", ["datetime64[M]", "S4"])
+def test_groups_that_no_file_can_hold_are_refused(kind):
+    p, labels = classes(20, 0)
+    groups = np.array(["2020", "2021"], dtype=kind)[np.arange(20) % 2]
+    with pytest.raises(ValueError, match="numbers or texts"):
+        conformalized(p, labels, groups=groups)
+
+
+def test_a_column_of_texts_is_a_group():
+    p, labels = classes(20, 0)
+    groups = np.array(["a", "b"], dtype=object)[np.arange(20) % 2]
+    assert conformalized(p, labels, groups=groups).labels == ("a", "b")
+
+
+def test_examples_of_weight_0_are_left_out():
+    x, y = linear_data(rows=80, outputs=1)
+    y[40:] += 100.0
+    model = net(outputs=1)
+    model.compile()
+    model.fit(x[:40], y[:40], epochs=2, verbose=0)
+    weights = (np.arange(80) < 40).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(16)
+    found = model.conformalize(batches)
+    assert len(found.scores[0][0]) == 40
+    uneven = tf.data.Dataset.from_tensor_slices((x, y, weights + weights * np.arange(80))).batch(16)
+    with pytest.raises(ValueError, match="0, which leaves an example out, or one number"):
+        model.conformalize(uneven)
+
+
+def test_intervals_of_counts_end_at_0():
+    outputs = np.zeros((3, 50, 1), "float32")
+    p = PosteriorPredictive(outputs, r1.likelihoods.Poisson())
+    y = np.random.default_rng(0).poisson(3.0, size=50).astype("float32")
+    low, high = asked(p, conformalized(p, y)).prediction_interval(0.9)
+    assert (low == 0.0).all() and (high > 1.0).all()

@@ -1,5 +1,7 @@
 """The precision of the kernels' prior, found by cross-validation inside of the training data."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tfp_rank1 as r1
 from tfp_rank1.model import kernel_search
 from tfp_rank1.model.kernel_prior import DEFAULT_KERNEL_PRECISION
 from tfp_rank1.model.kernel_search import folds_for
+from tfp_rank1.model.search_data import in_memory
 
 
 def table(has_signal=True, rows=60):
@@ -144,3 +147,63 @@ def test_batches_of_a_dataset_and_weights_are_searched(searches):
     model.fit(data, epochs=20, verbose=0)
     (examples,) = searches
     assert sorted(examples.weights) == sorted(weights)
+
+
+# Keras warns of every compiled model that is saved before its first step.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+@pytest.mark.filterwarnings("ignore:A total of 1 objects could not be loaded:UserWarning")
+@pytest.mark.parametrize("way", ["pickle", "file", "compile_from_config"])
+def test_a_net_that_is_copied_before_its_first_fit_is_searched(way, searches, tmp_path):
+    x, y = table()
+    model = classifier()
+    model.compile("adam")
+    if way == "pickle":
+        copy = pickle.loads(pickle.dumps(model))
+    elif way == "file":
+        model.save(tmp_path / "model.keras")
+        copy = keras.models.load_model(tmp_path / "model.keras")
+    else:
+        copy = keras.models.clone_model(model)
+        copy.compile_from_config(model.get_compile_config())
+    copy.fit(x, y, epochs=60, verbose=0)
+    assert len(searches) == 1 and copy.kernel_precision == 0.5
+    clone = keras.models.clone_model(copy)
+    clone.compile_from_config(copy.get_compile_config())
+    assert clone.kernel_precision == DEFAULT_KERNEL_PRECISION  # to be searched by its own fit
+
+
+def test_a_clone_with_trained_weights_is_not_searched(searches):
+    x, y = table()
+    model = classifier()
+    model.compile("adam")
+    model.fit(x, y, epochs=60, verbose=0)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    clone.compile("adam")
+    clone.fit(x, y, epochs=60, verbose=0)
+    assert len(searches) == 1
+
+
+def test_a_precision_that_was_given_stays_for_a_trained_net():
+    x, y = table()
+    model = classifier()
+    model.compile("adam", kernel_precision=0.5)
+    model.fit(x, y, epochs=2, verbose=0)
+    model.compile("adam")
+    assert model.kernel_precision == 0.5
+
+
+def test_rows_that_are_repeated_come_into_one_fold():
+    """Oversampled rows must not be held out and trained on at once."""
+    x, y = table(rows=40)
+    x, y = np.tile(x, (4, 1)), np.tile(y, 4)
+    examples = in_memory({"x": x, "y": y}, len(y))
+    places = [np.flatnonzero((examples.x == row).all(axis=1)) for row in x[:40]]
+    assert all(np.ptp(p) == 3 for p in places)
+
+
+def test_class_weights_of_a_dataset_are_searched_with():
+    x, y = table()
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    examples = in_memory({"x": batches, "class_weight": {0: 5.0}}, len(y))
+    np.testing.assert_array_equal(examples.weights, np.where(examples.y == 0, 5.0, 1.0))

@@ -149,3 +149,25 @@ def test_float64_statistics_under_any_policy(policy, tmp_path):
 def test_other_dtypes_are_named():
     with pytest.raises(ValueError, match="statistics_dtype"):
         bk.layers.DenseBali(2, statistics_dtype="float16")
+
+
+@pytest.mark.parametrize("optimizer", ["policy", "given"])
+def test_an_optimizer_that_scales_the_loss(optimizer):
+    """mixed_float16 wraps every optimizer in one; it steps only inside of a replica."""
+    if optimizer == "policy":
+        keras.config.set_dtype_policy("mixed_float16")
+    inputs = keras.Input((3,))
+    with r1.members(2):
+        h = r1.layers.DenseRank1(4, activation="relu")(r1.layers.TileMembers()(inputs))
+        h = r1.layers.SplitMembers()(r1.layers.DenseRank1(2)(h))
+    model = r1.BayesianModel(inputs, h, likelihood="categorical")
+    adam = keras.optimizers.Adam(0.01)
+    scaled = adam if optimizer == "policy" else keras.optimizers.LossScaleOptimizer(adam)
+    model.compile(scaled, auto_scale_loss=True)
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    before = [v.numpy() for v in model.trainable_variables]
+    logs = model.fit(x, (x[:, 0] > 0).astype("int32"), epochs=3, verbose=0).history
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert np.isfinite(logs["loss"]).all()
+    pairs = zip(model.trainable_variables, before, strict=True)
+    assert any((v.numpy() != old).any() for v, old in pairs)

@@ -41,6 +41,7 @@ class Likelihood(keras.layers.Layer):
         link_names: names of the function that the likelihood applies to raw outputs, such as
             `"softmax"`, so that a net must not end in it.
         scale_link_names: the same for the last part of the raw outputs, where this is a scale.
+        least: the lower end of the support of targets.
         placeholder: a value inside the support, which stands in for a missing target: log-densities
             are computed for all targets, and those of missing ones are left out.
 
@@ -62,6 +63,7 @@ class Likelihood(keras.layers.Layer):
     has_closed_form_marginal: ClassVar[bool] = False
     link_names: ClassVar[tuple[str, ...]] = ()
     scale_link_names: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[float] = -float("inf")
     placeholder: ClassVar[float] = 1.0
 
     def __init__(self, **kwargs: Any) -> None:

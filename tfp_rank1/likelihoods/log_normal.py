@@ -36,6 +36,7 @@ class LogNormal(GaussianNoiseLikelihood):
     ```
     """
 
+    least: ClassVar[float] = 0.0
     link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:

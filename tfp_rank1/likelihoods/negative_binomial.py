@@ -34,6 +34,7 @@ class NegativeBinomial(ScaledLikelihood):
     Source: Hilbe (2011), "Negative Binomial Regression".
     """
 
+    least: ClassVar[float] = 0.0
     discrete: ClassVar[bool] = True
     link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
     scale_name: ClassVar[str] = "dispersion"

@@ -31,6 +31,7 @@ class Poisson(Likelihood):
     ```
     """
 
+    least: ClassVar[float] = 0.0
     discrete: ClassVar[bool] = True
     link_names: ClassVar[tuple[str, ...]] = ("exponential", "exp")
 

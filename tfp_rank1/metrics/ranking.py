@@ -86,6 +86,7 @@ def ranked(
     Raises:
         ValueError: for scores of another shape, NaN scores, or without any example that counts.
     """
+    _check_prediction(p, y, sample_weight)
     y, mixture, sample_weight = p.at_positions(y, sample_weight)
     chosen = loss or default_loss(mixture.likelihood)
     found = losses_by_example(y, mixture, chosen, sample_weight)
@@ -98,6 +99,27 @@ def ranked(
             f"Received: {len(losses)} examples"
         )
     return Ranking.of(scores[counted], losses[counted], weights[counted])
+
+
+def _check_prediction(p: Any, y: Any, sample_weight: Any) -> None:
+    """Refuse a prediction without samples, another number of targets, and odd weights."""
+    if not isinstance(p, PredictiveMixture):
+        raise ValueError(
+            "Argument `p` must be a prediction with its samples: posterior_predictive(x), with "
+            f"reduce=None. Received: a {type(p).__name__}"
+        )
+    examples, targets = int(p.outputs.shape[0]), np.shape(y)
+    if not targets or targets[0] != examples:
+        raise ValueError(
+            f"Argument `y` must have a target for each of the {examples} examples of `p`. "
+            f"Received: y of shape {targets}"
+        )
+    weights = np.zeros(0) if sample_weight is None else np.asarray(sample_weight, "float64")
+    if not np.isfinite(weights).all() or (weights < 0.0).any():
+        raise ValueError(
+            "Argument `sample_weight` must be finite and at least 0. Received: "
+            f"min={weights.min()}, max={weights.max()}"
+        )
 
 
 def _scores(mixture: PredictiveMixture, score: Any, num_examples: int) -> np.ndarray:

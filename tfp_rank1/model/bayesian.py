@@ -73,6 +73,7 @@ from tfp_rank1.predictive import (
     conformalized,
     evaluated,
     export_predictive,
+    joined_weights,
     labelled_batches,
     posterior_predictive,
 )
@@ -352,10 +353,22 @@ class BayesianModel(Replicas):
         except Exception:
             restore_compile_state(self, before)
             raise
+        if self.has_seen_data:
+            self.keep_precision(options)
         # Last, as all lines above may refuse: a refused `compile` leaves the options in place.
         self._options = options.bound_to(self.likelihood, loss, [metrics, weighted], loss_weights)
         set_loss_tracker(self, MeanOrNaN(name="loss"))
         add_tempering(self)
+
+    def keep_precision(self, options: Options) -> None:
+        """Go on with the precision that a trained net was given, where it is given none now.
+
+        Args:
+            options: the new options, which are not in place yet.
+        """
+        given = self._options.kernel_precision
+        if options.kernel_precision is None and given is not None:
+            self.found_kernel_precision.assign(given)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """The arguments of `compile`, and which normalizations `freeze_slow_weights` froze."""
@@ -363,7 +376,8 @@ class BayesianModel(Replicas):
         if not config:
             return None
         config |= self._options.get_config()
-        config["kernel_precision"] = self.kernel_precision
+        if self.default_kernel_precision != type(self).default_kernel_precision:
+            config["default_kernel_precision"] = self.default_kernel_precision
         if self._frozen:
             config["frozen_normalizations"] = roles.places_of(self, self._frozen)
         return config
@@ -371,6 +385,8 @@ class BayesianModel(Replicas):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Freeze and compile as the saved model was; Keras loads the optimizer's state after."""
         config = dict(config)
+        if "default_kernel_precision" in config:
+            self.default_kernel_precision = config.pop("default_kernel_precision")
         places = config.pop("frozen_normalizations", None)
         if places is not None:
             # These normalizations were saved as frozen. `freeze_slow_weights` notes only what it
@@ -596,19 +612,32 @@ class BayesianModel(Replicas):
         self._follow_targets("train", x, y)
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
+        answers, steps = (self._calibration, self._conformal), self.steps_taken
         answer_state.forget_calibration(self)
         annealing = self._options.annealing
-        self.prepare_fit(arguments)
-        self.has_seen_data = True
         try:
+            self.prepare_fit(arguments)
+            self.has_seen_data = True
             history = super().fit(x, y, *args, **kwargs)
             self.warn_of_refused(history.history.get("refused", []))
             return history
+        except BaseException:
+            if self.steps_taken == steps:  # nothing was trained, such as for inputs of another size
+                answer_state.set_calibration(self, answers[0])
+                answer_state.set_conformal(self, answers[1])
+            raise
         finally:
             # After an interrupt, too: Keras then tells no callback that training has ended.
             set_initial_epoch(self, None)  # which a restored checkpoint may have set
             if self._options.annealing is not annealing:
                 self.set_annealing(annealing)
+
+    @property
+    def steps_taken(self) -> int:
+        """Number of training steps over the life of the model, by which a fit tells whether it
+        trained anything.
+        """
+        return 0 if self.optimizer is None else int(self.optimizer.iterations.numpy())
 
     def prepare_fit(self, arguments: dict[str, Any]) -> None:
         """Find hyperparameters that `compile` left open, after the arguments passed all checks.
@@ -881,9 +910,11 @@ class BayesianModel(Replicas):
             w_s = m + sqrt(c) (draw_s - m),     p(y | x) = 1/S sum_s p(y | tempered(f(x, w_s), tau))
 
         c, the `posterior_scale`, multiplies the variances of all posteriors around their means m
-        (of positive families those of the logarithms). tau, the `temperature`, divides the logits
-        of Categorical and Bernoulli likelihoods, and multiplies a noise that is learned or
-        predicted; a noise that the user fixed, `Normal(scale=0.5)`, and a Poisson have none. Both
+        (of positive families those of the logarithms). It is at most 10: what asks for more is
+        noise that the likelihood lacks, as of counts that vary more than a Poisson's. tau, the
+        `temperature`, divides the logits of Categorical and Bernoulli likelihoods, and multiplies a
+        noise that is learned or predicted; a noise that the user fixed, `Normal(scale=0.5)`, and a
+        Poisson have none. Both
         minimise the NLL of the predictive distribution, under a weak prior (standard deviations of
         log 10 and log 2 for log c and log tau), so that few examples do not lead far. A number is
         changed only if that falls by more than three nats, summed over all examples; else the old
@@ -900,7 +931,8 @@ class BayesianModel(Replicas):
                 are kept in memory with their raw outputs for all samples.
             y: targets, for arrays; missing ones are left out. Defaults to None, for batches of
                 pairs.
-            sample_weight: weights of the NLL, as in `evaluate`. Defaults to None: 1.
+            sample_weight: weights of the NLL, as in `evaluate`; they count by their ratio to their
+                mean, so that a gain is counted in examples. Defaults to None: 1.
             batch_size: examples per pass, for arrays. Defaults to None: 128.
             num_samples: S, as in `posterior_predictive`; the same random numbers for every c.
                 Defaults to 32.
@@ -955,12 +987,13 @@ class BayesianModel(Replicas):
         Afterwards `posterior_predictive(x).prediction_set(coverage)` or `prediction_interval` hold
         the target with a probability of at least `coverage`, whatever the model and the data, if
         new examples are like these: exchangeable, not trained or calibrated on, and asked with the
-        same `num_samples`. Files and clones keep the scores; `fit` and `calibrate` drop them.
+        same `num_samples`, or more: of fewer a warning tells. Files and clones keep the scores;
+        `fit` and `calibrate` drop them.
 
         Args:
             x: inputs: an array, a structure of arrays, or batches.
             y: targets, for arrays; missing ones are left out. Defaults to None, for batches of
-                pairs.
+                pairs, whose weights, if there are any, must be 0 or one number: 0 leaves out.
             method: for classes `"lac"` (default), `"aps"` or `"raps"`, for numbers `"normalized"`
                 (default) or `"cqr"`; see `tfp_rank1.predictive.conformal_scores`.
             groups: `"class"` for the coverage within every class, or an array `[N]` of labels of
@@ -999,11 +1032,12 @@ class BayesianModel(Replicas):
         inputs, targets = iter([batch[0] for batch in batches]), [batch[1] for batch in batches]
         predictive = self.posterior_predictive(inputs, num_samples, seed=seed)
         joined = keras.tree.map_structure(lambda *parts: tf.concat(parts, axis=0), *targets)
+        weights = heads.for_each("sample_weight", own, joined_weights([b[2] for b in batches]))
         found = heads.map_heads(
-            lambda _, p, y, name, labels: conformalized(
-                p, y, name, labels, coverage, penalty, free_classes
+            lambda _, p, y, name, labels, w: conformalized(
+                p, y, name, labels, coverage, penalty, free_classes, w
             ),
-            own, predictive, heads.matched("y", own, joined), *given,
+            own, predictive, heads.matched("y", own, joined), *given, weights,
         )  # fmt: skip
         answer_state.set_conformal(self, found)
         return found
@@ -1078,6 +1112,11 @@ class BayesianModel(Replicas):
         answer_state.restore_from_config(model, answers)
         return model
 
+    def set_weights(self, weights: Any) -> None:
+        """As in Keras. The weights may have seen data, so the next `fit` searches for nothing."""
+        super().set_weights(weights)
+        self.has_seen_data = True
+
     def save_own_variables(self, store: Any) -> None:
         """Save the state of the model's random generator, N, and what answers are made of."""
         super().save_own_variables(store)
@@ -1086,6 +1125,10 @@ class BayesianModel(Replicas):
             store[variable.name] = variable
         if self.found_kernel_precision.value is not None:
             store["found_kernel_precision"] = np.float64(self.found_kernel_precision.value)
+        if self.default_kernel_precision != type(self).default_kernel_precision:
+            store["default_kernel_precision"] = np.float64(self.default_kernel_precision)
+        if not self.has_seen_data:
+            store["is_untrained"] = np.float64(1.0)
         store["num_train_examples"] = np.float64(self.num_train_examples or 0)
         answer_state.save(self, store)
 
@@ -1098,7 +1141,9 @@ class BayesianModel(Replicas):
                 variable.assign(arrays.pop(variable.name))
         if "found_kernel_precision" in arrays:
             self.found_kernel_precision.assign(float(arrays.pop("found_kernel_precision")))
-        self.has_seen_data = True
+        if "default_kernel_precision" in arrays:
+            self.default_kernel_precision = float(arrays.pop("default_kernel_precision"))
+        self.has_seen_data = arrays.pop("is_untrained", None) is None
         answer_state.load(self, arrays)
         count = float(np.asarray(arrays.pop("num_train_examples", 0)))
         if count and self._count is None:  # an N that was given or just counted wins

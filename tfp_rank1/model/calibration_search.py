@@ -23,17 +23,17 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import whole
-from tfp_rank1.keras_internals import layers_of
-from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.metrics import ExpectedCalibrationError, IntervalCoverage, PredictiveNLL
 from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.model.line_search import minimum
 from tfp_rank1.predictive import PredictiveMixture, labelled_batches, sample_marginals
+from tfp_rank1.predictive.sampling import draws
 from tfp_rank1.random import fold_in, make_seed
 from tfp_rank1.target_weights import split_weights
 
@@ -42,8 +42,12 @@ __all__ = ["CalibrationReport", "calibrate"]
 _SEED = 0
 # Steps of the walk in log c and log tau, how far it goes, and how exactly the minimum is found. A
 # c that is off by 5 % costs a hundredth of what an overlooked factor of 2 costs.
-_SCALE_STEP, _SCALE_BOUND, _SCALE_TOLERANCE = math.log(4.0), math.log(1000.0), 0.05
-_TEMPERATURE_STEP, _TEMPERATURE_BOUND, _TEMPERATURE_TOLERANCE = math.log(1.5), math.log(50.0), 0.002
+_SCALE_STEP, _SCALE_TOLERANCE = math.log(4.0), 0.05
+# Not far upwards: what asks for more variance than that is noise which the likelihood lacks, and
+# behind an exponential (counts) it would move the mean.
+_SCALE_BOUNDS = math.log(0.001), math.log(10.0)
+_TEMPERATURE_STEP, _TEMPERATURE_TOLERANCE = math.log(1.5), 0.002
+_TEMPERATURE_BOUNDS = math.log(0.02), math.log(50.0)
 # Nats by which L must fall for every number that is changed.
 _LEAST_GAIN = 3.0
 # Standard deviations of log c and log tau a priori.
@@ -114,10 +118,10 @@ def calibrate(
     model.check_answerable()
     num_samples = whole("num_samples", num_samples)
     batch_size = 128 if batch_size is None else whole("batch_size", batch_size)
-    batches = labelled_batches(x, y, sample_weight, batch_size)
+    batches = _of_mean_weight(labelled_batches(x, y, sample_weight, batch_size))
     held_out = _HeldOut(model, batches, num_samples)
     before = model.calibration
-    after = _best(held_out, before, varies=_varies(model))
+    after = _best(held_out, before, varies=draws(model))
     scores = [held_out.scores(calibration) for calibration in (before, after)]
     report = CalibrationReport(
         after.posterior_scale,
@@ -131,9 +135,21 @@ def calibrate(
     return report
 
 
-def _varies(model: Any) -> bool:
-    """Whether answers depend on c: not those of points, or inside `posterior_mean()`."""
-    return not scopes.mean_mode.value and is_random(layers_of(model))
+def _of_mean_weight(batches: list[tuple[Any, Any, Any]]) -> list[tuple[Any, Any, Any]]:
+    """Batches whose positive weights have the mean 1: gains are counted in examples.
+
+    Weights that add up to 1 would make every gain smaller than chance.
+    """
+    given = [np.ravel(v) for _, _, w in batches for v in keras.tree.flatten(w) if v is not None]
+    weights = np.concatenate(given) if given else np.zeros(0)
+    total, count = float(weights.sum()), int((weights > 0.0).sum())
+    if not count:
+        return batches
+
+    def scaled(weight: Any) -> Any:
+        return None if weight is None else np.asarray(weight, "float32") * (count / total)
+
+    return [(x, y, keras.tree.map_structure(scaled, w)) for x, y, w in batches]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +174,7 @@ def _best(held_out: _HeldOut, before: Calibration, varies: bool) -> Calibration:
         def loss(log_scale: float) -> float:
             return loss_of(at(log_scale))
 
-        return minimum(loss, start, _SCALE_STEP, _SCALE_BOUND, _SCALE_TOLERANCE)
+        return minimum(loss, start, _SCALE_STEP, _SCALE_BOUNDS, _SCALE_TOLERANCE)
 
     start = math.log(before.posterior_scale)
     options = [(at(start).loss, before)]
@@ -275,7 +291,7 @@ class _HeldOutOutput:
         old = loss(start), loss(start), self._before
         if not self.has_temperature:
             return old
-        found = minimum(loss, start, _TEMPERATURE_STEP, _TEMPERATURE_BOUND, _TEMPERATURE_TOLERANCE)
+        found = minimum(loss, start, _TEMPERATURE_STEP, _TEMPERATURE_BOUNDS, _TEMPERATURE_TOLERANCE)
         new = old[0], loss(found) + _LEAST_GAIN, math.exp(found)
         return min(old, new, key=lambda option: option[1])
 

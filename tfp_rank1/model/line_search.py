@@ -15,7 +15,7 @@ def minimum(
     function: Callable[[float], float],
     start: float,
     step: float,
-    bound: float,
+    bounds: tuple[float, float],
     tolerance: float,
 ) -> float:
     """Walk downhill from `start` by steps, then search the bracket by golden section.
@@ -24,7 +24,7 @@ def minimum(
         function: should have one minimum near the start; it may be NaN or infinite far off.
         start: where to begin.
         step: length of a step of the walk.
-        bound: largest magnitude of a point of the walk; the result is at most a step beyond.
+        bounds: the least and the largest result.
         tolerance: length of the bracket at which the search ends.
 
     Returns:
@@ -38,8 +38,8 @@ def minimum(
             found[x] = y if math.isfinite(y) else math.inf
         return found[x]
 
-    best = _walk(value, start, step, bound)
-    low, high = best - step, best + step
+    best = _walk(value, start, step, bounds)
+    low, high = max(best - step, bounds[0]), min(best + step, bounds[1])
     while high - low > tolerance:
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         if value(left) <= value(right):
@@ -50,11 +50,15 @@ def minimum(
     return min(found, key=lambda x: (found[x], abs(x - start)))
 
 
-def _walk(value: Callable[[float], float], start: float, step: float, bound: float) -> float:
+def _walk(
+    value: Callable[[float], float], start: float, step: float, bounds: tuple[float, float]
+) -> float:
     """The last point of a walk downhill."""
     best = start
     for direction in (-step, step):
-        while abs(best + direction) <= bound and value(best + direction) < value(best):
+        while bounds[0] <= best + direction <= bounds[1]:
+            if value(best + direction) >= value(best):
+                break
             best += direction
         if best != start:
             break

@@ -68,7 +68,7 @@ def in_memory(arguments: dict[str, Any], count: int) -> Examples | None:
     """
     x, y = arguments.get("x"), arguments.get("y")
     if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
-        return _from_batches(x, count)
+        return _from_batches(x, count, arguments.get("class_weight"))
     leaves = keras.tree.flatten((x, y))
     if any(not isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
         return None
@@ -79,7 +79,20 @@ def in_memory(arguments: dict[str, Any], count: int) -> Examples | None:
         return array[rows] if isinstance(array, np.ndarray) else tf.gather(array, rows).numpy()
 
     weights = _mapped(lambda a: a[rows], weights)
-    return Examples(_mapped(chosen, x), _mapped(chosen, y), weights)
+    return _with_repeated_together(Examples(_mapped(chosen, x), _mapped(chosen, y), weights))
+
+
+def _with_repeated_together(examples: Examples) -> Examples:
+    """The examples with equal inputs next to each other, so that they come into one fold.
+
+    A row that is held out and trained on as well, such as one of a class that was oversampled,
+    would praise whatever learns it by heart.
+    """
+    flat = [np.asarray(v).reshape(len(examples), -1) for v in keras.tree.flatten(examples.x)]
+    keys = [b"".join(v[i].tobytes() for v in flat) for i in range(len(examples))]
+    first: dict[bytes, int] = {}
+    places = np.array([first.setdefault(key, i) for i, key in enumerate(keys)])
+    return examples if len(first) == len(keys) else examples.take(np.argsort(places, kind="stable"))
 
 
 def _mapped(function: Callable[..., Any], *structures: Any) -> Any:
@@ -109,11 +122,11 @@ def _weights(arguments: dict[str, Any], count: int) -> Any:
     return weights
 
 
-def _from_batches(batches: Any, count: int) -> Examples | None:
+def _from_batches(batches: Any, count: int, class_weight: Any) -> Examples | None:
     """The first examples of a dataset that can be read again, at most `count`.
 
     An endless dataset repeats its examples: beyond the first N, one would be held out and trained
-    on at once.
+    on at once. Class weights are multiplied in, as Keras does.
     """
     if isinstance(batches, tf.data.Dataset):
         iterator = iter(batches)
@@ -126,6 +139,9 @@ def _from_batches(batches: Any, count: int) -> Examples | None:
         leaves = keras.tree.flatten((x, y))
         if y is None or any(not isinstance(v, np.ndarray | tf.Tensor) for v in leaves):
             return None  # sparse or ragged
+        if class_weight is not None:
+            by_class = weights_by_class(y, class_weight).astype("float32")
+            weights = by_class if weights is None else np.asarray(weights) * by_class
         limit = min(count, _limit(leaves))
         parts.append(Examples(*(_mapped(np.asarray, part) for part in (x, y, weights))))
         found += len(parts[-1])
@@ -139,4 +155,5 @@ def _from_batches(batches: Any, count: int) -> Examples | None:
             for part in zip(*parts, strict=True)
         )
     )
-    return joined.take(np.random.default_rng(0).permutation(found)[:limit])
+    shuffled = joined.take(np.random.default_rng(0).permutation(found)[:limit])
+    return _with_repeated_together(shuffled)

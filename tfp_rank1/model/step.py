@@ -159,7 +159,9 @@ def _apply_once(
     sum under a name of its own, for ever, and the graph of the step with it.
     """
     replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync > 1:
+    # One that scales the loss refuses to be applied outside of a replica.
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if replica is None or replica.num_replicas_in_sync > 1 or is_scaled:
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return
 

@@ -3,7 +3,7 @@
 from tfp_rank1.predictive.answers import PosteriorPredictive, PredictiveMoments
 from tfp_rank1.predictive.batches import labelled_batches
 from tfp_rank1.predictive.conformal import Conformal
-from tfp_rank1.predictive.conformalization import conformalized
+from tfp_rank1.predictive.conformalization import conformalized, joined_weights
 from tfp_rank1.predictive.evaluation import evaluated
 from tfp_rank1.predictive.export import check_exportable, export_predictive
 from tfp_rank1.predictive.mixture import PredictiveMixture
@@ -24,6 +24,7 @@ __all__ = [
     "conformalized",
     "evaluated",
     "export_predictive",
+    "joined_weights",
     "labelled_batches",
     "posterior_predictive",
     "sample_marginals",

@@ -64,6 +64,8 @@ class PosteriorPredictive(PredictiveMixture):
             model gives its own, see `BayesianModel.conformalize`. Defaults to None.
         mask: which positions are no padding, boolean `[N, ...]`; targets at others count as
             missing. Defaults to None: all are.
+        is_sampled: whether the samples were drawn, so that fewer of them are noisier. Defaults to
+            True; False for points of moments.
 
     Example:
     ```python
@@ -80,9 +82,10 @@ class PosteriorPredictive(PredictiveMixture):
         output_variance: tf.Tensor | None = None,
         conformal: Conformal | None = None,
         mask: tf.Tensor | None = None,
+        is_sampled: bool = True,
     ) -> None:
         super().__init__(likelihood, samples, 0, output_variance, mask)
-        self._conformal = conformal
+        self._conformal, self._is_sampled = conformal, is_sampled
 
     def __repr__(self) -> str:
         samples, examples, *_, outputs = self.samples.shape
@@ -167,6 +170,8 @@ class PosteriorPredictive(PredictiveMixture):
                 "y_val) before posterior_predictive, and after fit and calibrate, which drop them. "
                 "Received: a model without scores"
             )
+        if self._is_sampled:
+            self._conformal.warn_of_fewer(self.num_samples)
         return self._conformal
 
     def distribution(self) -> tfd.MixtureSameFamily:

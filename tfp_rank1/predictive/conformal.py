@@ -82,12 +82,14 @@ class Conformal:
             are the classes 0 to C - 1.
         by_class: whether a group is a class, to which a new example may or may not belong.
         scores: for every group the sorted scores of every target, float32.
+        num_samples: samples of the predictions that were scored; None where it is not known.
     """
 
     score: Any
     labels: tuple[Any, ...]
     by_class: bool
     scores: tuple[tuple[np.ndarray, ...], ...]
+    num_samples: int | None = None
 
     def __repr__(self) -> str:
         counts = [len(by_target[0]) for by_target in self.scores]
@@ -98,6 +100,16 @@ class Conformal:
     def has_given_groups(self) -> bool:
         """Whether the groups of new examples have to be given as well."""
         return self.labels != (None,) and not self.by_class
+
+    def warn_of_fewer(self, num_samples: int) -> None:
+        """Warn of predictions by fewer samples than those that were scored: they are noisier."""
+        if self.num_samples is not None and num_samples < self.num_samples:
+            warnings.warn(
+                "Sets and intervals hold the target as often as promised if new examples are "
+                f"predicted like the held-out ones: ask with num_samples={self.num_samples}. "
+                f"Received: num_samples={num_samples}",
+                stacklevel=4,
+            )
 
     def coverage(self, coverage: float | None) -> float:
         """A coverage that can be asked for, strictly between 0 and 1.
@@ -154,6 +166,7 @@ class Conformal:
         found = self.thresholds(self.coverage(coverage))
         thresholds = tf.constant(found[self._rows(groups, mixture)])
         low, high = self.score.interval(mixture.by_position(), thresholds)
+        low = tf.maximum(low, mixture.likelihood.least)  # where targets end, coverage loses nothing
         return mixture.by_example_again(low), mixture.by_example_again(high)
 
     def thresholds(self, coverage: float) -> np.ndarray:
@@ -214,6 +227,7 @@ class Conformal:
             "parameters": dataclasses.asdict(self.score),
             "labels": list(self.labels),
             "by_class": self.by_class,
+            "num_samples": self.num_samples,
             "scores": [[s.tolist() for s in by_target] for by_target in self.scores],
         }
 
@@ -222,7 +236,8 @@ class Conformal:
         """The object that gave `get_config()`."""
         score = {**CLASSES, **NUMBERS}[config["method"]](**config["parameters"])
         arrays = [[np.array(s, "float32") for s in by_target] for by_target in config["scores"]]
-        return cls(score, tuple(config["labels"]), config["by_class"], grouped(arrays))
+        labels, by_class = tuple(config["labels"]), config["by_class"]
+        return cls(score, labels, by_class, grouped(arrays), config.get("num_samples"))
 
 
 def grouped(arrays: Sequence[Sequence[np.ndarray]]) -> tuple[tuple[np.ndarray, ...], ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -21,7 +23,7 @@ from tfp_rank1.predictive.conformal import (
 from tfp_rank1.predictive.conformal_scores import CLASSES, NUMBERS, RAPS
 from tfp_rank1.predictive.mixture import PredictiveMixture
 
-__all__ = ["choose_raps", "conformalized"]
+__all__ = ["choose_raps", "conformalized", "joined_weights"]
 
 # Penalties that RAPS chooses from, those of the paper, and the share of examples to choose by.
 _PENALTIES = (0.001, 0.01, 0.1, 0.2, 0.5)
@@ -36,6 +38,7 @@ def conformalized(
     coverage: float | None = None,
     penalty: float | None = None,
     free_classes: int | None = None,
+    weights: np.ndarray | None = None,
 ) -> Conformal:
     """Scores of held-out examples; errors are those of `BayesianModel.conformalize`.
 
@@ -47,7 +50,9 @@ def conformalized(
         coverage: of "cqr", and for the choice of "raps".
         penalty: of "raps".
         free_classes: of "raps".
+        weights: as in `joined_weights`, of examples or of targets; those of weight 0 are left out.
     """
+    num_samples = mixture.num_samples
     of_classes = mixture.likelihood.predicts_probabilities
     known = CLASSES if of_classes else NUMBERS
     method = checks.choice("method", next(iter(known)) if method is None else method, (*known,))
@@ -57,9 +62,12 @@ def conformalized(
     if groups is not None and not isinstance(groups, str):
         groups = groups_by_position(groups, mixture)
     # Every position is an example of its own: the coverage is that of all positions together.
-    y, mixture, _ = mixture.at_positions(y)
+    y, mixture, weights = mixture.at_positions(y, weights)
     targets = mixture.prepare_targets(y)
     observed = mixture.observed(targets).numpy()
+    if weights is not None:
+        kept = np.asarray(weights) > 0.0
+        observed &= kept if kept.ndim > 1 else kept[:, np.newaxis]
     if not observed.any():
         raise ValueError(
             "Conformal prediction needs held-out examples with targets. "
@@ -68,7 +76,8 @@ def conformalized(
     score = _score(method, coverage, penalty, free_classes)
     if of_classes:
         level = DEFAULT_COVERAGE if coverage is None else coverage
-        return _of_classes(mixture, targets, observed[:, 0], score, groups, level)
+        found = _of_classes(mixture, targets, observed[:, 0], score, groups, level)
+        return dataclasses.replace(found, num_samples=num_samples)
     values = np.where(observed, score.of_targets(mixture, targets).numpy(), np.nan)
     if isinstance(groups, str) and groups == BY_CLASS:
         raise ValueError(
@@ -80,7 +89,29 @@ def conformalized(
         [column[(codes == i) & ~np.isnan(column)] for column in values.T]
         for i in range(len(labels))
     ]
-    return Conformal(score, labels, False, grouped(arrays))
+    return Conformal(score, labels, False, grouped(arrays), num_samples)
+
+
+def joined_weights(parts: list[Any]) -> Any:
+    """The sample weights of all batches, refused unless examples count alike or not at all.
+
+    Args:
+        parts: weights of every batch, a structure of arrays, or None.
+
+    Raises:
+        ValueError: for weights of several sizes.
+    """
+    if all(part is None for part in parts):
+        return None
+    joined = keras.tree.map_structure(lambda *v: np.concatenate(list(map(np.asarray, v))), *parts)
+    sizes = np.unique(np.concatenate([np.ravel(v) for v in keras.tree.flatten(joined)]))
+    if len(sizes[sizes != 0.0]) > 1 or (sizes < 0.0).any():
+        raise ValueError(
+            "Conformal scores are order statistics, in which examples count alike: weights must be "
+            f"0, which leaves an example out, or one number. Received: weights from {sizes.min()} "
+            f"to {sizes.max()}"
+        )
+    return joined
 
 
 def _of_classes(
@@ -201,7 +232,9 @@ def _groups(groups: Any, examples: int) -> tuple[tuple[Any, ...], np.ndarray]:
     if groups is None:
         return (None,), np.zeros(examples, int)
     given = np.asarray(groups)
-    if isinstance(groups, str) or given.shape != (examples,) or given.dtype.kind == "O":
+    if given.dtype.kind == "O" and all(isinstance(v, str) for v in np.ravel(given)):
+        given = given.astype(str)  # as a column of a table comes
+    if isinstance(groups, str) or given.shape != (examples,) or given.dtype.kind not in "biufU":
         raise ValueError(
             f"Argument `groups` must be None, 'class', or an array [{examples}] of numbers or "
             f"texts. Received: groups of shape {given.shape} and dtype {given.dtype}"

@@ -20,6 +20,7 @@ from tfp_rank1.predictive.sampleable import Sampleable
 from tfp_rank1.predictive.sampling import (
     DEFAULT_SAMPLES,
     METHODS,
+    draws,
     sample_marginals,
     sample_outputs,
 )
@@ -103,7 +104,9 @@ def export_predictive(
         input_signature = input_signature[0]  # `keras.Model.export` takes this form
     signature = _signature_of(model) if input_signature is None else input_signature
 
-    conformal = _exportable_scores(model, coverage)
+    conformal = _exportable_scores(
+        model, coverage, num_samples if is_sampled and draws(model) else None
+    )
 
     def serve(x: Any) -> dict[str, tf.Tensor]:
         if is_sampled:
@@ -113,12 +116,12 @@ def export_predictive(
             outputs, variance = moment_outputs(
                 model, x, num_samples, num_passes=num_passes, unrolls=unrolls
             )
-        draws, own = format == "tf_saved_model", model.likelihood
+        may_draw, own = format == "tf_saved_model", model.likelihood
 
         def answers(*of_output: Any) -> dict[str, tf.Tensor]:
             likelihood, values, variances, scores = of_output
             mixture = PredictiveMixture(likelihood, values, 0, variances)
-            return _answers(mixture, draws) | _conformal_answers(scores, mixture, coverage)
+            return _answers(mixture, may_draw) | _conformal_answers(scores, mixture, coverage)
 
         return _flat(own, heads.map_heads(answers, own, outputs, variance, conformal))
 
@@ -184,8 +187,14 @@ def _flat(own: Any, answers: Any) -> dict[str, tf.Tensor]:
     return {f"{name}_{key}": value for name, found in columns for key, value in found.items()}
 
 
-def _exportable_scores(model: Sampleable, coverage: float | None) -> Any:
-    """The conformal scores that endpoints can use, by output."""
+def _exportable_scores(model: Sampleable, coverage: float | None, num_samples: int | None) -> Any:
+    """The conformal scores that endpoints can use, by output.
+
+    Args:
+        model: the model.
+        coverage: that was asked for.
+        num_samples: of `serve`; None for moments, and for a model that draws nothing.
+    """
     given = (
         heads.parts(model.likelihood, model.conformal) if model.conformal is not None else [None]
     )
@@ -195,14 +204,20 @@ def _exportable_scores(model: Sampleable, coverage: float | None) -> Any:
             f"model.conformalize(x_val, y_val) first. Received: coverage={coverage}"
         )
     return heads.map_heads(
-        lambda _, scores: _exportable(scores, coverage), model.likelihood, model.conformal
+        lambda _, scores: _exportable(scores, coverage, num_samples),
+        model.likelihood,
+        model.conformal,
     )
 
 
-def _exportable(conformal: Conformal | None, coverage: float | None) -> Conformal | None:
+def _exportable(
+    conformal: Conformal | None, coverage: float | None, num_samples: int | None
+) -> Conformal | None:
     if conformal is None:
         return None
     conformal.coverage(coverage)  # refuses a bad one before anything is written
+    if num_samples is not None:
+        conformal.warn_of_fewer(num_samples)
     if conformal.has_given_groups:
         warnings.warn(
             "The endpoints do not know the groups of examples, so prediction sets and intervals "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import choice, whole
 from tfp_rank1.keras_internals import layers_of, nodes_of
+from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.moments.registry import version
 from tfp_rank1.outputs import as_members, check_output_shape, join_passes, position_mask
@@ -27,6 +29,7 @@ __all__ = [
     "DEFAULT_BATCH_SIZE",
     "METHODS",
     "Samplers",
+    "draws",
     "posterior_predictive",
     "sample_marginals",
     "sample_outputs",
@@ -103,7 +106,13 @@ def posterior_predictive(
     columns = [
         heads.map_heads(lambda _, *v: v, model.likelihood, *c) for c in zip(*parts, strict=True)
     ]
-    return heads.map_heads(_joined_samples, model.likelihood, *columns, model.conformal)
+    joined = functools.partial(_joined_samples, is_sampled and draws(model))
+    return heads.map_heads(joined, model.likelihood, *columns, model.conformal)
+
+
+def draws(model: Sampleable) -> bool:
+    """Whether samples of a model differ: not those of points, or inside `posterior_mean()`."""
+    return not scopes.mean_mode.value and is_random(layers_of(model))
 
 
 def _batch_size_for(model: Sampleable, x: Any, num_samples: int, most: int) -> int:
@@ -171,6 +180,7 @@ class _Stream:
 
 
 def _joined_samples(
+    is_sampled: bool,
     likelihood: Likelihood,
     outputs: Sequence[Any],
     variances: Sequence[Any],
@@ -180,7 +190,7 @@ def _joined_samples(
     """The samples of all batches."""
     samples, variance = _concatenated(outputs, axis=1), _concatenated(variances, axis=1)
     mask = _concatenated(masks, axis=0)
-    return PosteriorPredictive(samples, likelihood, variance, conformal, mask)
+    return PosteriorPredictive(samples, likelihood, variance, conformal, mask, is_sampled)
 
 
 def sample_outputs(
