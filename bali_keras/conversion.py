@@ -16,7 +16,6 @@ from bali_keras.layers import (
     EinsumDenseBali,
 )
 from bali_keras.model import BaliModel
-from tfp_rank1 import heads
 from tfp_rank1.conversion import (
     Converted,
     Rows,
@@ -35,6 +34,7 @@ from tfp_rank1.conversion import (
     without_function,
     without_likelihood,
 )
+from tfp_rank1.heads import are_several
 from tfp_rank1.keras_internals import input_structure
 
 __all__ = ["convert"]
@@ -128,7 +128,7 @@ def convert(
         )
     built = BaliModel(
         input_structure(net),  # as they were given: a dict stays a dict
-        net.output if heads.are_several(likelihood) else net.outputs,
+        net.output if are_several(likelihood) else net.outputs,
         likelihood=likelihood,
         num_train_examples=num_train_examples,
     )

@@ -28,7 +28,7 @@ from bali_keras.recording import Recorder
 from bali_keras.schedules import default_for
 from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
-from tfp_rank1 import heads
+from tfp_rank1.heads import are_several, map_heads, names_of, packed
 from tfp_rank1.keras_internals import layers_of, nodes_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
@@ -136,7 +136,7 @@ class BaliModel(BayesianModel):
         # Keras saves layers under the names of attributes, in alphabetical order: in files the
         # output layer stands under this name.
         self._exact_layer: BaliLayer | None = None
-        if heads.are_several(self.likelihood):
+        if are_several(self.likelihood):
             found = [exact_layer_of(self, BaliLayer, v) for v in self.likelihoods]
             object.__setattr__(self, "_exact_layers", found)
         else:
@@ -144,7 +144,7 @@ class BaliModel(BayesianModel):
         self._counters = Counters(self)
         self._noise_weights = [
             Accumulation(self, f"noise_{name}" if name else "noise")
-            for name in heads.names_of(self.likelihood)
+            for name in names_of(self.likelihood)
         ]
         # Keras must not track these variables: they are no weights of the model.
         object.__setattr__(self, "hyperparameters", Hyperparameters())
@@ -168,7 +168,7 @@ class BaliModel(BayesianModel):
     @property
     def exact_layers(self) -> list[BaliLayer | None]:
         """`exact_layer` of every output, in the order of `likelihoods`."""
-        several = heads.are_several(self.likelihood)
+        several = are_several(self.likelihood)
         return self._exact_layers if several else [self._exact_layer]
 
     @property
@@ -515,7 +515,7 @@ class BaliModel(BayesianModel):
                     self._samplers.clear()  # graphs traced before still sample this layer
 
     def _set_exact_layer(self, place: int, layer: BaliLayer) -> None:
-        if heads.are_several(self.likelihood):
+        if are_several(self.likelihood):
             self._exact_layers[place] = layer
         else:
             self._exact_layer = layer
@@ -562,12 +562,12 @@ class BaliModel(BayesianModel):
         with Marginal(*layers) as marginal:
             outputs = self(x, training=False)
         variances = {id(layer): value for layer, value in marginal.variances.items()}
-        found = heads.map_heads(
+        found = map_heads(
             lambda _, values, layer: (tf.cast(values, tf.float32), _variance(layer, variances)),
-            own, outputs, heads.packed(own, self.exact_layers),
+            own, outputs, packed(own, self.exact_layers),
         )  # fmt: skip
-        mean = heads.map_heads(lambda _, pair: pair[0], own, found)
-        return mean, heads.map_heads(lambda _, pair: pair[1], own, found)
+        mean = map_heads(lambda _, pair: pair[0], own, found)
+        return mean, map_heads(lambda _, pair: pair[1], own, found)
 
 
 def _variance(layer: BaliLayer | None, row_variances: dict[int, tf.Tensor]) -> tf.Tensor | None:

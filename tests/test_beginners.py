@@ -294,20 +294,19 @@ def test_inputs_by_name_stay_so(table, tmp_path):
 # -- shapes and arrays ----------------------------------------------------------------------------
 
 
-def test_time_steps_are_not_taken_for_members():
-    inputs = keras.Input((7, 2))
+@pytest.mark.parametrize("steps", [7, None])
+def test_time_steps_are_not_taken_for_members(steps):
+    """Only `SplitMembers` makes an axis of members: others are positions."""
+    inputs = keras.Input((steps, 2))
     h = keras.layers.LSTM(6, return_sequences=True)(inputs)
-    for make in (
-        lambda: r1.BayesianModel(inputs, keras.layers.Dense(1)(h), likelihood="normal"),
-        lambda: bk.BaliModel(inputs, bk.layers.DenseBali(3)(h), likelihood="categorical"),
-        lambda: bk.convert(keras.Model(inputs, keras.layers.Dense(3)(h)), "categorical"),
+    for model in (
+        r1.BayesianModel(inputs, keras.layers.Dense(1)(h), likelihood="normal"),
+        bk.BaliModel(inputs, bk.layers.DenseBali(3)(h), likelihood="categorical"),
+        r1.convert(keras.Model(inputs, keras.layers.Dense(3)(h)), 1, likelihood="categorical"),
     ):
-        with pytest.raises(ValueError, match=r"taken for members.*Received: an axis of size 7"):
-            make()
-    steps = keras.Input((None, 2))
-    h = keras.layers.LSTM(6, return_sequences=True)(steps)
-    with pytest.raises(ValueError, match=r"known number.*Received: .*\(None, None, 6\)"):
-        r1.BayesianModel(steps, h, likelihood="normal")
+        with r1.posterior_mean():
+            p = model.posterior_predictive(np.zeros((4, 7, 2), "float32"), 2)
+        assert p.samples.shape[1:3] == (4, 7)
 
 
 def test_sparse_and_ragged_inputs_are_answered(table):

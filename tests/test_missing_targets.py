@@ -50,7 +50,7 @@ def test_weights_have_two_forms():
     assert examples.shape == (4,) and targets is None
     examples, targets = split_weights(np.ones((4, 3)), 3)
     assert examples is None and targets.shape == (4, 3)
-    with pytest.raises(ValueError, match=r"or one per target, \[batch, 3\]. Received: shape"):
+    with pytest.raises(ValueError, match=r"""or one per target, \[.batch., 3\]. Received: shape"""):
         split_weights(np.ones((4, 2)), 3)
     observed = tf.constant([[True, False], [True, True]])
     np.testing.assert_allclose(weights_by_target([2.0, 3.0], observed), [[2, 0], [3, 3]])

@@ -213,7 +213,7 @@ ERRORS = {
         lambda: stock(likelihood="gamma"),
         "Unknown likelihood: expected one of .*'categorical'.*'gamma'",
     ),
-    "two outputs": (two_outputs, "has one output tensor"),
+    "two outputs": (two_outputs, "a likelihood for each"),
     "no examples": (
         lambda: stock(likelihood="normal", num_train_examples=0),
         "`num_train_examples` must be a finite number above 0",

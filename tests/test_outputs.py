@@ -109,11 +109,12 @@ def test_copies_of_a_batch_are_members():
 def test_members_of_a_model():
     assert as_members(np.zeros((N, D))).values.shape == (N, 1, D)
     assert num_members((None, D)) == 1 and num_members((None, 4, D)) == 4
-    with pytest.raises(
-        ValueError, match=r"\[batch, members, outputs\].*Received: .*\(2, 1, 1, 1\)"
-    ):
-        as_members(np.zeros((2, 1, 1, 1)))
-    with pytest.raises(ValueError, match="of known size"):
+    # Positions are axes between; a net says whether axis 1 is one of members.
+    assert as_members(np.zeros((N, 4, 5, D)), has_members=True).values.shape == (N, 4, 5, D)
+    assert as_members(np.zeros((N, 4, 5, D)), has_members=False).values.shape == (N, 1, 4, 5, D)
+    with pytest.raises(ValueError, match=r"\[batch, members, ..., outputs\].*Received: .*\(2, 1\)"):
+        as_members(np.zeros(2))
+    with pytest.raises(ValueError, match="known numbers of members"):
         check_output_shape((None, None, D))
 
 

@@ -10,7 +10,6 @@ import tfp_rank1 as r1
 from tfp_rank1.model import noise as noise_module
 from tfp_rank1.model.noise import (
     learn_noise,
-    noise_in_closed_form,
     without_noise,
 )
 
@@ -47,18 +46,18 @@ def mode(y, outputs, weights):
 def test_the_first_batch_sets_the_noise_in_any_unit(unit):
     model = compiled()
     y, outputs, weights = batch(unit)
-    noise = noise_in_closed_form(model)
-    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    noise = model.likelihood.closed_form_noise
+    learn_noise(model, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
     np.testing.assert_allclose(noise.variance(), mode(y, outputs, weights), rtol=2e-3)
 
 
 def test_later_batches_move_the_noise_by_their_share():
     model = compiled()
     y, outputs, weights = batch(1.0)
-    noise = noise_in_closed_form(model)
+    noise = model.likelihood.closed_form_noise
     noise.variables[0].assign(noise.raw(tf.constant([4.0, 4.0])))
     model.optimizer.iterations.assign(99)
-    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    learn_noise(model, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
     share = 32 / ROWS
     expected = 4.0 + share * (mode(y, outputs, weights) - 4.0)
     np.testing.assert_allclose(noise.variance(), expected, rtol=1e-4)
@@ -68,11 +67,12 @@ def test_later_batches_move_the_noise_by_their_share():
 def test_the_noise_of_the_loss_falls_no_faster_than_weights_move(unit):
     model = compiled()
     y, outputs, weights = batch(unit)
-    noise = noise_in_closed_form(model)
+    noise = model.likelihood.closed_form_noise
 
     def learn(outputs):
         values = (tf.constant(v, tf.float32) for v in (y, outputs, weights))
-        return learn_noise(model, noise, *values).numpy()
+        (found,) = learn_noise(model, *values).values()
+        return found.numpy()
 
     before = learn(outputs)
     np.testing.assert_allclose(before, noise.variance(), rtol=1e-4)
@@ -90,7 +90,7 @@ def test_the_loss_has_the_tempered_noise_and_the_answer_its_own():
     y = x[:, :2] + 1e-3
     model.fit(x, y, epochs=30, batch_size=32, verbose=0)
     (logarithm,) = model.state_beside_weights
-    noise = noise_in_closed_form(model).variance()
+    noise = model.likelihood.closed_form_noise.variance()
     assert (np.exp(logarithm.numpy()) > 2.0 * noise.numpy()).all()
     logs = model.evaluate(x, y, return_dict=True, verbose=0)
     answer = -np.mean(model.posterior_predictive(x, 8, seed=0).log_prob(y))
@@ -102,9 +102,9 @@ def test_a_batch_that_is_not_finite_keeps_the_noise():
     model = compiled()
     y, outputs, weights = batch(1.0)
     outputs[3, 1] = np.nan
-    noise = noise_in_closed_form(model)
+    noise = model.likelihood.closed_form_noise
     before = noise.variance().numpy()
-    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    learn_noise(model, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
     np.testing.assert_array_equal(noise.variance(), before)
 
 
@@ -113,8 +113,8 @@ def test_an_exact_fit_leaves_the_noise_that_its_rows_allow():
     model = compiled()
     y, outputs, weights = batch(1.0)
     outputs[:] = y[:, np.newaxis]
-    noise = noise_in_closed_form(model)
-    learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
+    noise = model.likelihood.closed_form_noise
+    learn_noise(model, *(tf.constant(v, tf.float32) for v in (y, outputs, weights)))
     expected = mode(y, outputs, weights)
     assert (expected > 0).all()
     np.testing.assert_allclose(noise.variance(), expected, rtol=1e-3)
@@ -126,7 +126,7 @@ def test_the_optimizer_leaves_a_noise_in_closed_form_alone():
     assert all(v is not rho for v in without_noise(model))
     assert any(v is rho for v in model.trainable_variables)
     student = compiled(likelihood="student_t")
-    assert noise_in_closed_form(student) is None
+    assert student.likelihood.closed_form_noise is None
     assert any(v is student.likelihood.rho for v in without_noise(student))
     model.compile("adam", loss=r1.losses.MixtureNLL())
     assert any(v is model.likelihood.rho for v in without_noise(model))
@@ -226,8 +226,8 @@ def test_width_that_training_left_counts_once():
         u = np.maximum(mean - 2 * np.maximum(0.0, s2 - 2 * random / ROWS * mean), mean / 4)
         strength = noise_module._PRIOR_EXAMPLES
         expected = (strength * y.var(0) + ROWS * u) / (strength + ROWS)
-        noise = noise_in_closed_form(model)
-        learn_noise(model, noise, *(tf.constant(v, tf.float32) for v in (y, z)), None)
+        noise = model.likelihood.closed_form_noise
+        learn_noise(model, *(tf.constant(v, tf.float32) for v in (y, z)), None)
         np.testing.assert_allclose(noise.variance(), expected, rtol=1e-3)
         assert np.all((u < 0.95 * mean) == (spread > 0.1))
 

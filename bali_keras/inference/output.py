@@ -17,7 +17,7 @@ import tensorflow as tf
 from bali_keras.inference.statistics import Accumulation
 from bali_keras.matrix_normal import damp, inverse_factor
 from bali_keras.recording import Record
-from tfp_rank1 import heads
+from tfp_rank1.heads import parts
 from tfp_rank1.keras_internals import calls_of, layers_of, nodes_of, producer_of
 from tfp_rank1.likelihoods import ClosedFormNoise, Likelihood
 from tfp_rank1.model.all_or_nothing import keep
@@ -234,7 +234,7 @@ def outputs_behind(model: Any) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     if not nodes_of(model):
         return found
-    for place, tensor in enumerate(heads.parts(model.likelihood, model.output)):
+    for place, tensor in enumerate(parts(model.likelihood, model.output)):
         waiting, seen = [tensor], set()
         while waiting:
             operation, index, _ = producer_of(waiting.pop())

@@ -34,7 +34,7 @@ from bali_keras.inference.weights import (
 )
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
-from tfp_rank1 import heads
+from tfp_rank1.heads import for_each, in_each, matched, names_of, parts
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import (
@@ -107,7 +107,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         with Recorder(tape, fold_in(seed, 0), first_row) as recorder:
             outputs = model(x, training=True)
         own = model.likelihood
-        of_outputs = heads.parts(own, outputs)
+        of_outputs = parts(own, outputs)
         for values in of_outputs:
             _check_outputs_rank(values)
         # First: a layer that took no part may not be built, and then it has no posterior to read.
@@ -115,7 +115,7 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
         is_first = tf.equal(model._counters.updates, 0)
         start_scales(model, is_first, y, outputs, sample_weight)  # before the loss
         objective = model.objective(y, outputs, sample_weight, training=True)
-        targets = heads.parts(own, heads.matched("y", own, y))
+        targets = parts(own, matched("y", own, y))
         weights = _weights(model, targets, of_outputs, sample_weight)
         shared = of_all_outputs(weights)
         counts = tf.cast(rows, tf.float32) if shared.counts is None else shared.counts
@@ -205,11 +205,11 @@ def _weights(
 ) -> list[BatchWeights]:
     """The weights of the targets of every output, times the output's loss weight."""
     own = model.likelihood
-    given = heads.parts(own, heads.for_each("sample_weight", own, sample_weight))
+    given = parts(own, for_each("sample_weight", own, sample_weight))
     if not is_nll(model):
         return [of_examples(given[0])]
     factors = model._options.loss_weights
-    factors = heads.parts(own, heads.in_each(own, 1.0) if factors is None else factors)
+    factors = parts(own, in_each(own, 1.0) if factors is None else factors)
     found = []
     for likelihood, *of_output, factor in zip(
         model.likelihoods, y, outputs, given, factors, strict=True
@@ -231,7 +231,7 @@ def _sum_of_losses(model: Any, batch: Batch, outputs: list[tf.Tensor]) -> tf.Ten
         (weights,) = batch.weights
         losses = _losses_of_keras(model.loss, batch.y[0], outputs[0])
         return tf.reduce_sum(losses if weights.rows is None else weights.rows * losses)
-    columns = heads.names_of(model.likelihood), model.likelihoods, batch.y, outputs, batch.weights
+    columns = names_of(model.likelihood), model.likelihoods, batch.y, outputs, batch.weights
     return tf.add_n([_sum_of_nlls(model, *column) for column in zip(*columns, strict=True)])
 
 

@@ -205,10 +205,10 @@ class _HeldOut:
         self._own = model.likelihood
         self._batches = batches
         before = heads.parts(self._own, model.calibration.temperatures(self._own))
-        self._outputs = [
+        self._held = [
             _HeldOutOutput(v, tau) for v, tau in zip(model.likelihoods, before, strict=True)
         ]
-        self.has_temperature = any(output.has_temperature for output in self._outputs)
+        self.has_temperature = any(output.has_temperature for output in self._held)
         specs = keras.tree.map_structure(
             lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), batches[0][0]
         )
@@ -228,7 +228,7 @@ class _HeldOut:
         `best_loss` is above L by what every changed temperature must gain.
         """
         of_scale = 0.5 * (math.log(posterior_scale) / _SCALE_PRIOR) ** 2
-        columns = zip(self._outputs, self._pieces(posterior_scale), strict=True)
+        columns = zip(self._held, self._pieces(posterior_scale), strict=True)
         found = [output.best(pieces) for output, pieces in columns]
         loss, best = (
             of_scale + sum(values) for values in zip(*[v[:2] for v in found], strict=True)
@@ -239,7 +239,7 @@ class _HeldOut:
         """NLL, and ECE or coverage, by name; of several outputs a list or dict of numbers."""
         pieces = self._pieces(calibration.posterior_scale)
         temperatures = heads.parts(self._own, calibration.temperatures(self._own))
-        columns = zip(self._outputs, pieces, temperatures, strict=True)
+        columns = zip(self._held, pieces, temperatures, strict=True)
         found = [output.scores(of_output, tau) for output, of_output, tau in columns]
         names = sorted({name for scores in found for name in scores})
         return {
@@ -252,7 +252,7 @@ class _HeldOut:
         Variances and weights, of examples and of targets, are None where there are none.
         """
         scale = tf.constant(posterior_scale, tf.float32)
-        batches: list[list[Any]] = [[] for _ in self._outputs]
+        batches: list[list[Any]] = [[] for _ in self._held]
         for index, (x, y, sample_weight) in enumerate(self._batches):
             outputs, variance = self._sample(x, fold_in(make_seed(_SEED), index), scale)
             targets = heads.matched("y", self._own, y)
@@ -262,7 +262,7 @@ class _HeldOut:
             )
             for found, row in zip(batches, heads.parts(self._own, rows), strict=True):
                 found.append(row)
-        columns = zip(self._outputs, batches, strict=True)
+        columns = zip(self._held, batches, strict=True)
         return [output.pieces(of_output) for output, of_output in columns]
 
 
