@@ -418,7 +418,7 @@ def test_a_model_keeps_its_scores(regressor, tmp_path):
         assert other.conformal.get_config() == scores.get_config()
         np.testing.assert_allclose(intervals(other), expected, rtol=1e-5)
     with pytest.warns(UserWarning, match="do not know the groups"):
-        model.export_predictive(str(tmp_path / "served"), num_samples=2)
+        model.export_predictive(str(tmp_path / "served"), num_samples=4)
     served = tf.saved_model.load(str(tmp_path / "served"))
     assert "prediction_interval_low" not in served.serve(x)
 
