@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.net in SEQUENCES:
             method = dataclasses.replace(method, build=SEQUENCES[options.net])
         model = fit(method, task, data, budget, index, curve=False).model
+        assert isinstance(model, r1.BayesianModel)
         for answers, ask in ways(model).items():
             scores = scored(ask, task, data)
             found.append({"method": name, "split": index, "answers": answers, **scores})

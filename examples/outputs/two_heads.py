@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     houses, test = load_houses(options.houses, max(40, options.houses // 2))
     half = len(test.x) // 2
     table = Table("net", "houses", "NLL, price", "NLL, sold", f"coverage of {LEVEL:.0%}", "width")
-    answers = {}
+    answers: dict[str, Any] = {}  # of every net a dict by output
     for name, model in trained(houses, options.epochs).items():
         answers[name] = model.posterior_predictive(test.x, SAMPLES, seed=0)
         for kind, rows in (("as in training", slice(half)), ("larger", slice(half, None))):
