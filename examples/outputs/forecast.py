@@ -35,7 +35,7 @@ SAMPLES, LEVEL, UNITS = 64, 0.9, 48
 
 
 def stock() -> r1.BayesianModel:
-    """LSTM, repeated for every hour ahead, LSTM, and a dense layer at every hour."""
+    """LSTM, repeated for every hour ahead, LSTM, a dense layer at every hour; one noise for all."""
     layers = keras.layers
     inputs = keras.Input((HISTORY, 2))
     h = layers.RepeatVector(HORIZON)(layers.LSTM(UNITS)(inputs))
@@ -44,23 +44,23 @@ def stock() -> r1.BayesianModel:
 
 
 def rank1() -> r1.BayesianModel:
-    """The same of rank-1 layers with four members."""
+    """The same of rank-1 layers with four members, with a noise for every hour."""
     inputs = keras.Input((HISTORY, 2))
     with r1.members(4):
         h = r1.layers.LSTMRank1(UNITS)(r1.layers.TileMembers()(inputs))
         h = keras.layers.RepeatVector(HORIZON)(h)
         h = r1.layers.LSTMRank1(UNITS, return_sequences=True)(h)
-        h = r1.layers.SplitMembers()(r1.layers.DenseRank1(2)(h))
-    return r1.BayesianModel(inputs, h, likelihood="normal")
+        h = r1.layers.SplitMembers()(r1.layers.DenseRank1(4)(h))
+    return r1.BayesianModel(inputs, h, likelihood="heteroscedastic_normal")
 
 
 def bali() -> bk.BaliModel:
-    """BALI layers on the whole history, and at every hour ahead."""
+    """BALI layers on the whole history, and at every hour ahead, with a noise for every hour."""
     inputs = keras.Input((HISTORY, 2))
     h = bk.layers.DenseBali(2 * UNITS, activation="tanh")(keras.layers.Flatten()(inputs))
     h = bk.layers.DenseBali(HORIZON * 16, activation="tanh")(h)
     h = keras.layers.Reshape((HORIZON, 16))(h)
-    return bk.BaliModel(inputs, bk.layers.DenseBali(2)(h), likelihood="normal")
+    return bk.BaliModel(inputs, bk.layers.DenseBali(4)(h), likelihood="heteroscedastic_normal")
 
 
 def trained(data: Split, epochs: int) -> dict[str, r1.BayesianModel]:
