@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data, method = task.load(index), methods.get(name)
         if options.net in SEQUENCES:
             method = dataclasses.replace(method, build=SEQUENCES[options.net])
-        model = fit(method, task, data, budget, index, curve=False).model
-        assert isinstance(model, r1.BayesianModel)
+        model: Any = fit(method, task, data, budget, index, curve=False).model
         for answers, ask in ways(model).items():
             scores = scored(ask, task, data)
             found.append({"method": name, "split": index, "answers": answers, **scores})
