@@ -34,7 +34,7 @@ from bali_keras.inference.weights import (
 )
 from bali_keras.recording import Recorder
 from bali_keras.schedules import Progress
-from tfp_rank1.heads import for_each, in_each, matched, names_of, parts
+from tfp_rank1.heads import for_each, matched, names_of, parts
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model.all_or_nothing import (
@@ -208,8 +208,7 @@ def _weights(
     given = parts(own, for_each("sample_weight", own, sample_weight))
     if not is_nll(model):
         return [of_examples(given[0])]
-    factors = model._options.loss_weights
-    factors = parts(own, in_each(own, 1.0) if factors is None else factors)
+    factors = model._options.loss_weights_by_output(own)
     found = []
     for likelihood, *of_output, factor in zip(
         model.likelihoods, y, outputs, given, factors, strict=True
@@ -344,7 +343,8 @@ def _sums(
     _check_connected(layers, gradients)
     stale = [i for i, role in enumerate(roles) if not role.is_fresh]
 
-    weights = [_weights_of(model, batch, layer) for layer in layers]
+    behind = outputs_behind(model) if len(batch.weights) > 1 else {}
+    weights = [_weights_of(model, batch, layer, behind.get(id(layer), set())) for layer in layers]
 
     def moments_of(i: int, scores: Any) -> Moments:
         return moments(records[i], scores, weights[i], seed, states[i].rows, states[i].dtype)
@@ -386,15 +386,21 @@ def _sums(
     return sum_over_replicas(sums)
 
 
-def _weights_of(model: Any, batch: Batch, layer: keras.layers.Layer) -> BatchWeights:
-    """The weights of the rows of a layer: of the output that it makes or leads to, or of all."""
+def _weights_of(
+    model: Any, batch: Batch, layer: keras.layers.Layer, behind: set[int]
+) -> BatchWeights:
+    """The weights of the rows of a layer: of the output that it makes or leads to, or of all.
+
+    Args:
+        model: a `BaliModel`.
+        batch: the batch of this replica.
+        layer: one of its layers.
+        behind: places of the outputs that depend on the layer, see `outputs_behind`.
+    """
     place = _place_of(model, layer)
     if place is not None and is_nll(model):
         return batch.weights[place]
-    if len(batch.weights) == 1:
-        return batch.shared
-    behind = outputs_behind(model).get(id(layer), set())
-    return batch.weights[behind.pop()] if len(behind) == 1 else batch.shared
+    return batch.weights[next(iter(behind))] if len(behind) == 1 else batch.shared
 
 
 def _check_connected(layers: list[keras.layers.Layer], gradients: list[list[Any]]) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "has_members",
     "inputs_and_outputs",
     "is_functional_call",
+    "members_by_output",
     "members_of",
     "output_shapes",
     "same_likelihood",
@@ -265,6 +266,22 @@ def members_of(model: Any, outputs: tf.Tensor, name: str = "") -> Outputs:
     if model.has_members is False and outputs.shape.rank - 1 == ranks.get(name):
         return Outputs(outputs, 1)  # copies of the batch became members
     return as_members(outputs, model.has_members)
+
+
+def members_by_output(model: Any, outputs: Any) -> Any:
+    """`members_of` for every output; what is no tensor, such as a prediction, stays as it is.
+
+    Args:
+        model: a `BayesianModel`.
+        outputs: raw outputs, a list or dict of several.
+    """
+    own = model.likelihood
+    return heads.map_heads(
+        lambda _, values, name: (
+            members_of(model, values, name).values if tf.is_tensor(values) else values
+        ),
+        own, outputs, heads.packed(own, heads.names_of(own)),
+    )  # fmt: skip
 
 
 def check_members_are_given(model: Any) -> None:

@@ -22,6 +22,7 @@ from tfp_rank1.model.all_or_nothing import sum_over_replicas
 from tfp_rank1.model.graph import (
     check_members_agree,
     common_members,
+    members_by_output,
     members_of,
     output_shapes,
 )
@@ -104,13 +105,7 @@ def evidence_bound(
     _check_batch(model, y, [v.shape for v in heads.parts(own, outputs)])
     if heads.are_several(own):
         losses = model._options.training_loss if training else evaluation
-        members = heads.packed(
-            own,
-            [
-                members_of(model, values, name).values
-                for name, values in zip(heads.names_of(own), heads.parts(own, outputs), strict=True)
-            ],
-        )
+        members = members_by_output(model, outputs)
         weights = heads.for_each("sample_weight", own, sample_weight)
         nlls = heads.map_heads(
             lambda _, loss, *batch: loss(*batch), own, losses, y, members, weights
@@ -182,8 +177,7 @@ def _joined(
         lambda _, nll, loss, values: _by_examples(nll, loss, values, rows),
         own, nlls, losses, outputs,
     )  # fmt: skip
-    given = model._options.loss_weights
-    weights = heads.parts(own, heads.in_each(own, 1.0) if given is None else given)
+    weights = model._options.loss_weights_by_output(own)
     by_output = tuple(heads.parts(own, scaled))
     nll = tf.add_n([weight * nll for weight, nll in zip(weights, by_output, strict=True)])
     return model.with_penalties(nll, rows, training)._replace(by_output=by_output)

@@ -129,6 +129,11 @@ class Options:
         """Whether training outputs have other members than the model's layers."""
         return self.member_batches == "split" or self.num_train_samples > 1
 
+    def loss_weights_by_output(self, likelihood: Any) -> list[float]:
+        """The number by which the loss of every output counts, in the order of `heads.names_of`."""
+        given = self.loss_weights
+        return heads.parts(likelihood, heads.in_each(likelihood, 1.0) if given is None else given)
+
     def bound_to(
         self, likelihood: Any, loss: Any, metrics: list[Any], loss_weights: Any = None
     ) -> Options:

@@ -11,14 +11,14 @@ import tensorflow as tf
 from tfp_rank1 import heads, scopes
 from tfp_rank1.keras_internals import compiled_metrics, input_structure, layers_of, own_state
 from tfp_rank1.model.all_or_nothing import Snapshot, finite_everywhere
-from tfp_rank1.model.graph import members_of
+from tfp_rank1.model.graph import members_by_output
 from tfp_rank1.model.noise import (
     learn_noise,
     learned_variables,
     start_scales,
 )
 from tfp_rank1.model.objective import Objective, evaluation_bound
-from tfp_rank1.predictive import PredictiveMixture, evaluated
+from tfp_rank1.predictive import evaluated
 
 __all__ = [
     "apply_gradients",
@@ -188,13 +188,7 @@ def track(
     x, y, outputs, sample_weight = batch
     own = model.likelihood
     if model._options.evaluation_loss is not None:
-        names = heads.packed(own, heads.names_of(own))
-        outputs = heads.map_heads(
-            lambda _, v, name: (
-                v if isinstance(v, PredictiveMixture) else members_of(model, v, name).values
-            ),
-            own, outputs, names,
-        )  # fmt: skip
+        outputs = members_by_output(model, outputs)
     if heads.are_several(own):
         sample_weight = heads.for_each("sample_weight", own, sample_weight)
         if all(v is None for v in heads.parts(own, sample_weight)):
