@@ -51,6 +51,14 @@ def check_trained(model, history, x, tmp_path):
         )
 
 
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"wide_resnet"}))
+def test_every_architecture_answers_by_moments(name):
+    model, x = SMALL[name][1](ensemble_size=2, prior_stddev=0.1), inputs(name)
+    moments = model.posterior_predictive(x, method="moments").mean()
+    samples = model.posterior_predictive(x, 300, seed=0).mean()
+    np.testing.assert_allclose(moments, samples, atol=0.02)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_without_members_it_is_the_stock_net(name):
     """Which has the same function as members with factors of exactly 1."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.models.parts import Parts, input_of
+from tfp_rank1.moments import Moments, register
 from tfp_rank1.serialization import registered
 
 __all__ = [
@@ -34,6 +36,11 @@ class AddPositions(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Inputs plus the vector of each position."""
         return inputs + self.positions
+
+
+@register(AddPositions)
+def _positions(layer: AddPositions, x: Moments) -> Moments:
+    return Moments(x.mean + tf.cast(layer.positions, x.mean.dtype), x.variance)
 
 
 def vision_transformer(
