@@ -266,15 +266,20 @@ def precision(factor: tf.Tensor) -> tf.Tensor:
 def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
     """`h' R R' h` of rows h `[..., d]` and R upper triangular, `[...]`.
 
-    The first half of R's columns is 0 in the second half of its rows: this saves a quarter of the
-    matrix product.
+    Columns before `end` are 0 in the rows behind it: with columns in four blocks this saves three
+    eighths of the matrix product.
     """
-    half = row_factor.shape[0] // 2
+    d = row_factor.shape[0]
+    blocks = 4 if d >= 256 else 1
+    ends = [d * (i + 1) // blocks for i in range(blocks)]
     # Not `tf.matmul`, which for rows `[B, 1, n, d]` reads past their end on some CPUs (TensorFlow
     # 2.21): wrong numbers, or a crash. Images of height 1 have such rows.
-    left = ops.matmul(h[..., :half], row_factor[:half, :half])
-    right = ops.matmul(h, row_factor[:, half:])
-    return tf.reduce_sum(tf.square(left), -1) + tf.reduce_sum(tf.square(right), -1)
+    return tf.add_n(
+        [
+            tf.reduce_sum(tf.square(ops.matmul(h[..., :end], row_factor[:end, begin:end])), -1)
+            for begin, end in zip([0, *ends], ends, strict=False)
+        ]
+    )
 
 
 def log_diagonal(factor: tf.Tensor) -> tf.Tensor:
