@@ -32,6 +32,7 @@ __all__ = [
     "product",
     "row_variance",
     "solve",
+    "upper_operator",
     "upper_solve",
 ]
 
@@ -100,8 +101,8 @@ class MatrixNormal(NamedTuple):
         """The same as a TFP distribution, event shape `[d, k]`."""
         return tfd.MatrixNormalLinearOperator(
             loc=self.mean,
-            scale_row=_operator(self.row_factor),
-            scale_column=_operator(self.column_factor),
+            scale_row=upper_operator(self.row_factor),
+            scale_column=upper_operator(self.column_factor),
         )
 
     # -- answers --------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def damp(matrix: tf.Tensor, absolute: float, relative: float) -> tf.Tensor:
 
 
 def add_diagonal(matrix: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """`X + value I`, value a scalar or `[d]`."""
+    """`X + value I` for X `[..., d, d]`, value a scalar or `[..., d]`."""
     diagonal = tf.linalg.diag_part(matrix)
     return tf.linalg.set_diag(matrix, diagonal + tf.cast(value, matrix.dtype))
 
@@ -205,18 +206,19 @@ def inverse_factor(matrix: tf.Tensor) -> tf.Tensor:
     very different scales, such as unscaled features, cost no precision.
 
     Args:
-        matrix: X `[n, n]`, symmetric positive definite, n statically known.
+        matrix: X `[..., n, n]`, symmetric positive definite, n statically known.
 
     Returns:
-        R, `[n, n]`. If X is not positive definite, R is NaN and TensorFlow raises no error.
+        R, `[..., n, n]`. If X is not positive definite, R is NaN and TensorFlow raises no error.
     """
     scale = tf.math.rsqrt(tf.linalg.diag_part(matrix))
-    cholesky = tf.linalg.cholesky(matrix * scale[:, tf.newaxis] * scale)
-    return scale[:, tf.newaxis] * tf.transpose(_lower_inverse(cholesky))
+    rows, columns = scale[..., tf.newaxis], scale[..., tf.newaxis, :]
+    cholesky = tf.linalg.cholesky(matrix * rows * columns)
+    return rows * tf.linalg.matrix_transpose(_lower_inverse(cholesky))
 
 
 def _lower_inverse(lower: tf.Tensor) -> tf.Tensor:
-    """`B^-1` of lower triangular B, by halves: most of the work is then matrix products.
+    """`B^-1` of lower triangular B `[..., n, n]`, by halves: most work is then matrix products.
 
         B = [B1  0]      B^-1 = [      B1^-1            0  ]
             [E  B2]             [-B2^-1 E B1^-1    B2^-1]
@@ -224,32 +226,33 @@ def _lower_inverse(lower: tf.Tensor) -> tf.Tensor:
     The Cholesky factorisation itself does not go by halves: in float32 the Schur complement of an
     ill-conditioned matrix may not be positive definite.
     """
-    size = lower.shape[0]
+    size = lower.shape[-1]
     if size <= SMALL:
-        return tf.linalg.triangular_solve(lower, tf.eye(size, dtype=lower.dtype))
+        eye = tf.eye(size, batch_shape=lower.shape[:-2], dtype=lower.dtype)
+        return tf.linalg.triangular_solve(lower, eye)
     half = size // 2
-    first = _lower_inverse(lower[:half, :half])
-    last = _lower_inverse(lower[half:, half:])
-    corner = -tf.matmul(last, tf.matmul(lower[half:, :half], first))
-    return _blocks(first, tf.zeros([half, size - half], lower.dtype), corner, last)
+    first = _lower_inverse(lower[..., :half, :half])
+    last = _lower_inverse(lower[..., half:, half:])
+    corner = -tf.matmul(last, tf.matmul(lower[..., half:, :half], first))
+    return _blocks(first, tf.zeros_like(lower[..., :half, half:]), corner, last)
 
 
 def covariance(factor: tf.Tensor) -> tf.Tensor:
-    """`R R'` of upper triangular R `[n, n]`, by halves: this saves half of the matrix product."""
-    half = factor.shape[0] // 2
-    upper, corner, last = factor[:half], factor[:half, half:], factor[half:, half:]
-    right = tf.matmul(corner, last, transpose_b=True)
+    """`R R'` of upper triangular R `[..., n, n]`, by halves: half of the product is saved."""
+    half = factor.shape[-1] // 2
+    upper, last = factor[..., :half, :], factor[..., half:, half:]
+    right = tf.matmul(factor[..., :half, half:], last, transpose_b=True)
     return _blocks(
         tf.matmul(upper, upper, transpose_b=True),
         right,
-        tf.transpose(right),
+        tf.linalg.matrix_transpose(right),
         tf.matmul(last, last, transpose_b=True),
     )
 
 
 def _blocks(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
     """`[[a, b], [c, d]]` as one matrix."""
-    return tf.concat([tf.concat([a, b], axis=1), tf.concat([c, d], axis=1)], axis=0)
+    return tf.concat([tf.concat([a, b], axis=-1), tf.concat([c, d], axis=-1)], axis=-2)
 
 
 def solve(factor: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
@@ -293,7 +296,8 @@ def upper_solve(upper: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return tf.linalg.triangular_solve(tf.broadcast_to(upper, shape), right, lower=False)
 
 
-def _operator(upper: tf.Tensor) -> tf.linalg.LinearOperator:
-    """An upper triangular matrix as the adjoint of a lower triangular operator."""
-    lower = tf.linalg.LinearOperatorLowerTriangular(tf.transpose(upper), is_non_singular=True)
+def upper_operator(upper: tf.Tensor) -> tf.linalg.LinearOperator:
+    """An upper triangular matrix `[..., n, n]` as the adjoint of a lower triangular operator."""
+    lower = tf.linalg.matrix_transpose(upper)
+    lower = tf.linalg.LinearOperatorLowerTriangular(lower, is_non_singular=True)
     return lower.adjoint()

@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from bali_keras.layers import BaliLayer
 from tfp_rank1.moments import Moments, activated, register
@@ -34,11 +33,10 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
     mean = tf.cast(tf.convert_to_tensor(state.mean), dtype)
     column = tf.cast(tf.convert_to_tensor(state.column_covariance), dtype)
     scale = _row_variance(layer, h, v, x.shared)
-    # Not `tf.matmul`; see `matrix_normal.row_variance`.
-    z = ops.matmul(h, mean)
+    z = state.rows.product(h, mean)
     variance = scale[..., tf.newaxis] * tf.linalg.diag_part(column)
     if v is not None:
-        variance += ops.matmul(v, tf.square(mean))
+        variance += state.rows.product(v, tf.square(mean))
     # Rows that are outputs as they come, `[B, k]`, have covariances between their entries.
     is_linear = layer.activation in (None, keras.activations.linear)
     if z.shape.rank != 2:
@@ -61,7 +59,7 @@ def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: A
     variance = rows.variance(h)
     if v is not None:
         diagonal = tf.cast(rows.diagonal(), h.dtype)
-        variance += ops.matmul(v, diagonal)
+        variance += rows.product(v, diagonal[:, tf.newaxis])[..., 0]
     if shared is not None and rows.size <= MAX_JOINT + 1:
         factor = tf.cast(rows.dense_factor(), h.dtype)  # L^-1 = R R'
         factor = factor[:-1] if layer.use_bias else factor

@@ -17,7 +17,7 @@ class Record(NamedTuple):
     """One call of one layer on a batch, whose rows may have several axes.
 
     Attributes:
-        inputs: H with its trailing 1, `[B, ..., d]`.
+        inputs: H with its trailing 1, `[B, ..., d]`, or as the layer's `RowCovariance` stores rows.
         mean: `H M`, `[B, ..., k]`.
         outputs: the sampled pre-activations, mean plus noise, `[B, ..., k]`.
         variance: `h' L^-1 h`, `[B, ...]`.

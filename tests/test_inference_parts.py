@@ -9,52 +9,121 @@ import bali_keras as bk
 import tfp_rank1 as r1
 from bali_keras.inference import cadence
 from bali_keras.inference.output import ExactOutput, HiddenLayer, exact_layer_of
-from bali_keras.inference.rows import DenseRows
+from bali_keras.inference.rows import BlockRows, ChannelRows, DenseRows, DiagonalRows, OneHotRows
 from bali_keras.inference.statistics import state_variable
 
 D, K, R = 5, 3, 40
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def rows():
-    """Dense rows in float64 that have seen one batch."""
+def created(found):
+    """A row covariance in float64 with its variables."""
     layer = keras.layers.Layer(dtype="float64")
 
     def add(name, shape):
         return state_variable(layer, name, shape, dtype="float64")
 
-    found = DenseRows(D, "float64")
     found.add_factor(add)
     found.add_covariance(add)
     found.add_average(layer)
     return found
 
 
-def test_rows_are_what_a_dense_inverse_gives(rows):
-    h, weights = RNG.normal(size=(R, D)), RNG.uniform(0.5, 2.0, R)
-    moment = rows.second_moment(tf.constant(h), tf.constant(h * weights[:, None]))
-    np.testing.assert_allclose(moment, (h * weights[:, None]).T @ h)
+@pytest.fixture
+def rows():
+    """Dense rows in float64."""
+    return created(DenseRows(D, "float64"))
+
+
+def plain(rng):
+    h = rng.normal(size=(R, D))
+    return h, h
+
+
+def in_two_blocks(rng):
+    """Rows of which no two blocks of 3 and 2 inputs meet."""
+    h = rng.normal(size=(R, D))
+    h[::2, :3], h[1::2, 3:] = 0.0, 0.0
+    return h, h
+
+
+def by_channel(rng):
+    """The rows of two channels at every position, each with 3 inputs of its own."""
+    h = rng.normal(size=(R // 2, 2, 3))
+    dense = np.zeros((R // 2, 2, 2, 3))
+    dense[:, [0, 1], [0, 1]] = h
+    return h, dense.reshape(R, 6)
+
+
+def one_hot(rng):
+    index = rng.integers(0, D - 1, R)  # the last is never seen
+    return index, np.eye(D)[index]
+
+
+FORMS = {
+    "dense": (lambda: DenseRows(D, "float64"), plain),
+    "blocks": (lambda: BlockRows(D, 3, "float64"), in_two_blocks),
+    "channels": (lambda: ChannelRows(2, 3, "float64"), by_channel),
+    "diagonal": (lambda: DiagonalRows(D, "float64"), lambda rng: (one_hot(rng)[1],) * 2),
+    "one-hot": (lambda: OneHotRows(D, "float64"), one_hot),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_what_a_dense_inverse_gives(form):
+    build, draw = FORMS[form]
+    rows, (h, dense) = created(build()), draw(RNG)
+    d, weights = rows.size, RNG.integers(1, 4, R) / 2.0
+    stored, right = tf.constant(h), RNG.normal(size=(d, K))
+    flat = rows.flat(stored, "float64")
+    np.testing.assert_allclose(rows.product(stored, right).numpy().reshape(R, K), dense @ right)
+    cross = RNG.normal(size=(R, K))
+    np.testing.assert_allclose(rows.cross(flat, tf.constant(cross)), dense.T @ cross, atol=1e-12)
+    moment = rows.second_moment(flat, tf.constant(weights))
+    np.testing.assert_allclose(moment.shape, rows.zeros().shape)
     assert not bool(rows.has_statistics())
     accept, total = tf.constant(True), tf.constant(weights.sum(), tf.float32)
     rows.average.update(moment, total, tf.constant(1.0), accept)
-    prior = RNG.normal(size=(D, D))
-    for l0 in (np.array(0.7), prior @ prior.T + np.eye(D)):
-        matrix = l0 if l0.ndim else l0 * np.eye(D)
-        precision = matrix + 100.0 * np.array(rows.average.value())
-        rows.take(rows.factorised(tf.constant(100.0, tf.float64), tf.constant(l0)), accept)
+    own = np.array(rows.second_moment(flat, None))
+    np.testing.assert_allclose(own, rows.second_moment(flat, tf.ones(R, tf.float64)))
+    data = (dense * weights[:, None]).T @ dense / weights.sum()
+    prior = np.array(rows.of_matrix(0.7 * np.eye(d)))  # in the form of the rows
+    for l0 in (np.array(0.7), 2.0 * prior + own / R):
+        in_use = tf.constant(l0)
+        matrix = np.array(rows.times(in_use, tf.eye(d, dtype=tf.float64)))
+        precision = matrix + 100.0 * data
+        np.testing.assert_allclose(matrix, matrix.T)
+        if l0.ndim:
+            again = rows.times(rows.of_matrix(matrix), tf.eye(d, dtype=tf.float64))
+            np.testing.assert_allclose(again, matrix, atol=1e-15)
+        rows.take(rows.factorised(tf.constant(100.0, tf.float64), in_use), accept)
         inverse = np.linalg.inv(precision)
-        right = RNG.normal(size=(D, K))
-        np.testing.assert_allclose(rows.apply(tf.constant(right)), inverse @ right, rtol=1e-9)
+        applied = rows.apply(tf.constant(right))
+        np.testing.assert_allclose(applied, inverse @ right, rtol=1e-9, atol=1e-12)
         factor = np.array(rows.dense_factor())
-        np.testing.assert_allclose(factor @ factor.T, inverse, rtol=1e-9)
-        expected = np.einsum("rd,de,re->r", h, inverse, h)
-        np.testing.assert_allclose(rows.variance(tf.constant(h)), expected, rtol=1e-9)
+        np.testing.assert_allclose(factor @ factor.T, inverse, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(rows.operator().to_dense(), factor, atol=1e-12)
+        perturbed = rows.perturbation(tf.constant(np.stack([right, right])))
+        np.testing.assert_allclose(perturbed[1], factor @ right, rtol=1e-9)
+        np.testing.assert_allclose(rows.diagonal(), np.diag(inverse), rtol=1e-9)
+        expected = np.einsum("rd,de,re->r", dense, inverse, dense)
+        variance = np.array(rows.variance(stored)).reshape(R)
+        np.testing.assert_allclose(variance, expected, rtol=1e-9)
         np.testing.assert_allclose(rows.log_det(), np.linalg.slogdet(precision)[1], rtol=1e-9)
-        trace = rows.trace_with(lambda b, m=matrix: tf.matmul(tf.constant(m), b))
-        np.testing.assert_allclose(trace, np.trace(matrix @ inverse), rtol=1e-9)
-        assert 1.0 <= float(rows.condition()) <= np.linalg.cond(precision)
+        of_prior = rows.log_det_of(in_use)
+        np.testing.assert_allclose(of_prior, np.linalg.slogdet(matrix)[1], rtol=1e-9)
+        np.testing.assert_allclose(rows.trace_with(in_use), np.trace(matrix @ inverse), rtol=1e-9)
+        assert 1.0 <= float(rows.condition()) <= np.linalg.cond(precision) * (1.0 + 1e-6)
     assert bool(rows.has_statistics())
+
+
+def test_a_prior_that_a_form_cannot_hold_is_refused():
+    full = np.eye(D) + 0.1
+    for rows in (BlockRows(D, 3, "float64"), DiagonalRows(D, "float64")):
+        with pytest.raises(ValueError, match=r"row_covariance='dense'.*other entries"):
+            rows.of_matrix(full)
+        with pytest.raises(ValueError, match=r"must be \[5, 5\].*shape \(4, 4\)"):
+            rows.of_matrix(np.eye(4))
 
 
 def test_a_refused_factor_leaves_no_trace(rows):

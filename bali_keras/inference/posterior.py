@@ -35,18 +35,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.cadence import Cost
 from bali_keras.inference.output import LayerRole
-from bali_keras.inference.rows import RowCovariance, rows_for
+from bali_keras.inference.rows import RowCovariance
 from bali_keras.inference.statistics import (
     Accumulation,
     BatchSums,
     WeightedAverage,
     state_variable,
 )
-from bali_keras.matrix_normal import MatrixNormal, covariance
+from bali_keras.matrix_normal import MatrixNormal, covariance, upper_operator
 from tfp_rank1.model.all_or_nothing import keep
 
 __all__ = ["Factors", "LayerPosterior", "Prior", "Step"]
@@ -58,8 +60,8 @@ class Prior(NamedTuple):
     Attributes:
         weight_precision: precision of one network weight a priori, in units of fan-in; see
             `BaliModel.compile`.
-        row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive L0 from
-            `weight_precision`.
+        row_precision: L0 itself, a number, a matrix `[d, d]`, or a tensor in the form of the
+            layer's `RowCovariance`; None to derive L0 from `weight_precision`.
         damping: absolute and relative part of the damping of F.
         covariance_scale: c of the module's equation.
     """
@@ -87,7 +89,7 @@ class Factors(NamedTuple):
     """New Cholesky factors of a layer; not finite where a factorisation failed.
 
     Attributes:
-        prior_row_precision: l with `L0 = l I`, scalar; 0 if L0 is a matrix.
+        prior_row_precision: l with `L0 = l I`, scalar; 0 if L0 is no number.
         row: R with `L^-1 = R R'`, in the form of the layer's `RowCovariance`.
         column: C with `V = C C'`, `[k, k]`.
         column_precision: `V^-1`, `[k, k]`.
@@ -105,7 +107,8 @@ class LayerPosterior:
     Args:
         layer: the Keras layer that owns the variables.
         initial_mean: initializer of M, `[d, k]`.
-        size: `(d, k)`; d includes the row of the bias.
+        rows: the form of the row covariance; its d includes the row of the bias.
+        columns: k.
         fan_in: number of inputs of one unit, without the bias.
         prior_at_mean: True for a prior centred on a stored M0, False for M0 = 0.
         dtype: dtype of statistics and posterior, `"float32"` (default) or `"float64"`.
@@ -115,13 +118,14 @@ class LayerPosterior:
         self,
         layer: keras.layers.Layer,
         initial_mean: Any,
-        size: tuple[int, int],
+        rows: RowCovariance,
+        columns: int,
         fan_in: int,
         prior_at_mean: bool,
         dtype: str = "float32",
     ) -> None:
-        d, k = size
-        self.size, self.fan_in, self.dtype = size, fan_in, dtype
+        d, k = self.size = rows.size, columns
+        self.rows, self.fan_in, self.dtype = rows, fan_in, dtype
 
         def variable(name: str, shape: tuple[int, ...], start: Any = "zeros") -> keras.Variable:
             return state_variable(layer, name, shape, start, dtype)
@@ -129,7 +133,6 @@ class LayerPosterior:
         # Keras saves variables in the order of their creation: keep it, or old files do not load.
         self.mean = variable("mean", (d, k), initial_mean)
         self.prior_mean = variable("prior_mean", (d, k)) if prior_at_mean else None
-        self.rows: RowCovariance = rows_for(layer, d, dtype)
         self.rows.add_factor(variable)
         self.column_factor = variable("column_factor", (k, k))
         # Products that every step needs and only a factorisation changes; `pull` is
@@ -147,9 +150,19 @@ class LayerPosterior:
     # -- reading --------------------------------------------------------------------------------
 
     def matrix_normal(self) -> MatrixNormal:
-        """The posterior; before the first factorisation both Cholesky factors are 0."""
+        """The posterior with a dense R; before the first factorisation both factors are 0."""
         mean, column = map(tf.convert_to_tensor, (self.mean, self.column_factor))
         return MatrixNormal(mean, self.rows.dense_factor(), column)
+
+    def distribution(self) -> tfd.MatrixNormalLinearOperator:
+        """The posterior as a TFP distribution, event shape `[d, k]`."""
+        mean, column = map(tf.convert_to_tensor, (self.mean, self.column_factor))
+        return tfd.MatrixNormalLinearOperator(mean, self.rows.operator(), upper_operator(column))
+
+    def perturbed(self, noise: tf.Tensor) -> tf.Tensor:
+        """A sample `M + R E C'` for given standard normal E `[d, k]`."""
+        right = tf.matmul(noise, tf.convert_to_tensor(self.column_factor), transpose_b=True)
+        return self.mean + self.rows.perturbation(right)
 
     def has_statistics(self) -> tf.Tensor:
         """Whether the covariance has been computed at least once, boolean scalar."""
@@ -178,14 +191,20 @@ class LayerPosterior:
 
     def prior_times(self, prior: Prior, right: tf.Tensor) -> tf.Tensor:
         """`L0 B`."""
-        if _is_matrix(prior.row_precision):
-            return tf.matmul(self._matrix(prior.row_precision), right)
-        return self.prior_row_precision * right
+        return self.rows.times(self._prior_in_use(prior), right)
 
-    def _log_det_prior(self, prior: Prior) -> tf.Tensor:
-        if _is_matrix(prior.row_precision):
-            return tf.linalg.logdet(self._matrix(prior.row_precision))
-        return self.size[0] * tf.math.log(self.prior_row_precision)
+    def _prior_in_use(self, prior: Prior) -> tf.Tensor:
+        """L0 of the last factorisation."""
+        own = self._given_prior(prior.row_precision)
+        return tf.convert_to_tensor(self.prior_row_precision) if own is None else own
+
+    def _given_prior(self, row_precision: Any) -> tf.Tensor | None:
+        """An L0 that is no number, in the form of the rows; None for a number or none."""
+        if tf.is_tensor(row_precision) and row_precision.shape.rank > 0:
+            return row_precision
+        if isinstance(row_precision, np.ndarray) and row_precision.ndim > 0:
+            return self.rows.of_matrix(row_precision)
+        return None
 
     def effective_parameters(self, prior: Prior) -> tf.Tensor:
         """`tr(F V) (d - tr(L0 (c L)^-1))`: how many weights the data determine, scalar.
@@ -200,7 +219,7 @@ class LayerPosterior:
         is_exact = tf.equal(tf.linalg.trace(fisher), 0.0)
         outputs = tf.reduce_sum(fisher * tf.convert_to_tensor(self.column_covariance))
         outputs = tf.where(is_exact, tf.cast(k, self.dtype), outputs)
-        trace = self.rows.trace_with(lambda right: self.prior_times(prior, right))
+        trace = self.rows.trace_with(self._prior_in_use(prior))
         return outputs * (d - trace / tf.cast(prior.covariance_scale, self.dtype))
 
     # -- updating -------------------------------------------------------------------------------
@@ -229,8 +248,8 @@ class LayerPosterior:
         """
         fisher = self._rows_together() * self.fisher.value()
         column, column_precision = role.column(fisher, prior.damping)
-        number, matrix = self._prior_of(prior, tf.linalg.trace(column_precision))
-        row = self.rows.factorised(tf.cast(num_examples, self.dtype), matrix)
+        number, l0 = self._prior_of(prior, tf.linalg.trace(column_precision))
+        row = self.rows.factorised(tf.cast(num_examples, self.dtype), l0)
         row *= tf.sqrt(tf.cast(prior.covariance_scale, self.dtype))
         return Factors(number, row, column, column_precision)
 
@@ -262,13 +281,14 @@ class LayerPosterior:
         1/2 [ k tr(L0 L^-1) + tr(V^-1 (M - M0)' L0 (M - M0)) - d k + k (log|L| - log|L0|) ]
         """
         d, k = self.size
-        trace = self.rows.trace_with(lambda right: self.prior_times(prior, right))
-        volume = self.rows.log_det() - self._log_det_prior(prior)
+        l0 = self._prior_in_use(prior)
+        trace = self.rows.trace_with(l0)
+        volume = self.rows.log_det() - self.rows.log_det_of(l0)
         shift = tf.reduce_sum(self.offset() * self.pull)
         return 0.5 * (k * trace + shift - d * k + k * volume)
 
     def _prior_of(self, prior: Prior, trace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The number l with `L0 = l I` (0 if L0 is a matrix), and L0.
+        """The number l with `L0 = l I` (0 if L0 is no number), and L0.
 
         A priori a weight in column j has the variance `V_jj / l`. With p the precision that one
         weight shall have, `l = p k / tr(V^-1)`: V is replaced by the harmonic mean of its
@@ -278,8 +298,9 @@ class LayerPosterior:
             prior: prior and damping of the layer.
             trace: `tr(V^-1)`, scalar.
         """
-        if _is_matrix(prior.row_precision):
-            return tf.zeros((), self.dtype), self._matrix(prior.row_precision)
+        own = self._given_prior(prior.row_precision)
+        if own is not None:
+            return tf.zeros((), self.dtype), own
         if prior.row_precision is not None:
             number = tf.constant(float(prior.row_precision), self.dtype)
         else:
@@ -316,16 +337,3 @@ class LayerPosterior:
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """`M <- M + rate move`, if accepted."""
         keep(self.mean, self.mean + tf.cast(rate, self.dtype) * step.move, accept)
-
-    def _matrix(self, row_precision: Any) -> tf.Tensor:
-        d, matrix = self.size[0], tf.convert_to_tensor(row_precision, self.dtype)
-        if matrix.shape != (d, d):
-            raise ValueError(
-                f"A matrix `prior_row_precision` must be [{d}, {d}], one row per input and one "
-                f"for the bias. Received: shape {matrix.shape}"
-            )
-        return matrix
-
-
-def _is_matrix(row_precision: Any) -> bool:
-    return row_precision is not None and len(getattr(row_precision, "shape", ())) == 2

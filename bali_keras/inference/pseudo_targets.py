@@ -31,6 +31,7 @@ def cross_sum(
     weights: BatchWeights,
     role: LayerRole,
     leverage: tf.Tensor | None,
+    rows: RowCovariance,
     dtype: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`BatchSums.cross` and `BatchSums.examples` of one layer, for this replica.
@@ -49,6 +50,7 @@ def cross_sum(
         weights: the weights of the batch.
         role: the role of the layer in the net.
         leverage: `rho N / B`, scalar; None for a layer whose L^-1 holds the batch.
+        rows: the layer's row covariance.
         dtype: dtype of the sums.
     """
     noise = _rows([r.outputs - r.mean for r in records], dtype)
@@ -64,9 +66,9 @@ def cross_sum(
     mask = _row_weights(records, None, dtype)
     if mask is not None:
         cross = cross * mask[:, tf.newaxis]
-    inputs = _rows([r.inputs for r in records], dtype)
     # All calls of a shared layer see the same examples: one call counts them.
-    return tf.matmul(inputs, cross, transpose_a=True), _total(records[0].inputs, weights.counts)
+    examples = _total(records[0].mean, weights.counts)
+    return rows.cross(_inputs(records, rows, dtype), cross), examples
 
 
 def moments(
@@ -87,21 +89,20 @@ def moments(
         rows: the layer's row covariance, which knows the form of `Moments.inputs`.
         dtype: dtype of the sums.
     """
-    inputs = _rows([r.inputs for r in records], dtype)
+    inputs = _inputs(records, rows, dtype)
     weight, mask = (_row_weights(records, w, dtype) for w in (weights.rows, None))
-    weighted = inputs if weight is None else inputs * weight[:, tf.newaxis]
     k = records[0].mean.shape[-1]
     fisher, together, squares = (tf.zeros(shape, dtype) for shape in ((k, k), (), ()))
     if scores is not None:
         scores_rows = _rows(scores, dtype)
         scores_rows = scores_rows if mask is None else scores_rows * mask[:, tf.newaxis]
         fisher = tf.matmul(scores_rows, scores_rows, transpose_a=True)
-        together, squares = _together(records, inputs, weight, scores_rows, seed)
+        together, squares = _together(records, rows, inputs, weight, scores_rows, seed)
     return Moments(
-        inputs=rows.second_moment(inputs, weighted),
+        inputs=rows.second_moment(inputs, weight),
         fisher=fisher,
-        examples=_total(records[0].inputs, weights.counts),
-        rows=_total(inputs, weight),
+        examples=_total(records[0].mean, weights.counts),
+        rows=_total(_rows([r.mean for r in records], dtype), weight),
         together=together,
         squares=squares,
     )
@@ -109,6 +110,7 @@ def moments(
 
 def _together(
     records: list[Record],
+    rows: RowCovariance,
     inputs: tf.Tensor,
     weight: tf.Tensor | None,
     scores: tf.Tensor,
@@ -118,15 +120,15 @@ def _together(
 
     Both are 0 if every example n has one row t: then q is 1.
     """
-    if len(records) == 1 and set(records[0].inputs.shape[1:-1]) <= {1}:
-        return tf.zeros((), inputs.dtype), tf.zeros((), inputs.dtype)
+    if len(records) == 1 and set(records[0].mean.shape[1:-1]) <= {1}:
+        return tf.zeros((), scores.dtype), tf.zeros((), scores.dtype)
     # From row 0 on every replica: their sums are added, so the directions must be the same.
-    directions = normal_rows(0, (inputs.shape[-1], DIRECTIONS), seed)
-    projected = tf.matmul(inputs, tf.cast(directions, inputs.dtype))
+    directions = tf.cast(normal_rows(0, (rows.size, DIRECTIONS), seed), scores.dtype)
+    projected = tf.reshape(rows.product(inputs, directions), [-1, DIRECTIONS])
     squares = tf.reduce_sum(tf.square(projected), axis=-1)
     squares = squares if weight is None else weight * squares
-    sizes = [tf.reduce_prod(tf.shape(r.inputs)[:-1]) for r in records]
-    examples = tf.shape(records[0].inputs)[0]
+    sizes = [tf.reduce_prod(tf.shape(r.mean)[:-1]) for r in records]
+    examples = tf.shape(records[0].mean)[0]
     sums = []
     for some, score in zip(tf.split(projected, sizes), tf.split(scores, sizes), strict=True):
         by_example = tf.reshape(some, [examples, -1, DIRECTIONS])
@@ -155,6 +157,12 @@ def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     return tf.cast(tf.reduce_sum(weights), tf.float32)
 
 
+def _inputs(records: list[Record], rows: RowCovariance, dtype: str) -> tf.Tensor:
+    """The rows h of all calls as one list; see `RowCovariance.flat`."""
+    flat = [rows.flat(r.inputs, dtype) for r in records]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
+
+
 def _rows(tensors: list[tf.Tensor], dtype: str) -> tf.Tensor:
     """Tensors `[B, ..., n]` as the rows of one matrix `[R, n]`."""
     flat = [tf.reshape(tf.cast(t, dtype), [-1, t.shape[-1]]) for t in tensors]
@@ -174,16 +182,16 @@ def _row_weights(records: list[Record], weights: tf.Tensor | None, dtype: str) -
         return None
     per_call = []
     for record in records:
-        spread = tf.ones(tf.shape(record.inputs)[:-1]) if record.mask is None else record.mask
+        spread = tf.ones(tf.shape(record.mean)[:-1]) if record.mask is None else record.mask
         if weights is not None:
-            spread *= _at_rows(weights, record.inputs)
+            spread *= _at_rows(weights, record.mean)
         per_call.append(tf.reshape(spread, [-1]))
     return tf.cast(tf.concat(per_call, axis=0), dtype)
 
 
-def _at_rows(weights: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-    """Weights that broadcast over the rows `[B, ...]` of inputs `[B, ..., d]`."""
-    positions = inputs.shape[1:-1]
+def _at_rows(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Weights that broadcast over the rows `[B, ...]` of values `[B, ..., k]`."""
+    positions = values.shape[1:-1]
     if weights.shape[1:].is_fully_defined() and weights.shape[1:] == positions:
         return weights
     by_example = tf.reduce_max(weights, axis=list(range(1, int(weights.shape.rank))))

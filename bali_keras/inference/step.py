@@ -380,7 +380,8 @@ def _sums(
     sums = []
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
         leverage = None if role.is_fresh else shares[i] * per_example
-        cross = cross_sum(records[i], gradients[i], weights[i], role, leverage, state.dtype)
+        form = state.rows, state.dtype
+        cross = cross_sum(records[i], gradients[i], weights[i], role, leverage, *form)
         sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
     # Outside of the conditional, in which replicas could not meet.
     return sum_over_replicas(sums)

@@ -11,6 +11,7 @@ from keras import ops
 from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.posterior import LayerPosterior
+from bali_keras.inference.rows import RowCovariance, check_row_covariance, rows_for
 from bali_keras.recording import Record, Recorder, current_recorder
 from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
@@ -68,6 +69,10 @@ class BaliLayer(keras.layers.Layer):
             else `"weights"`, because the rows of an example (positions of a convolution) share W.
         prior_at_mean: True for a prior centred on a stored M0, which `bali_keras.convert` sets;
             False for a prior centred on 0. Defaults to False.
+        row_covariance: how `L^-1` is stored: `"dense"`; `"blocks"` of 512 inputs, or of as many as
+            a whole number says; or `"diagonal"`. Blocks leave out what inputs of two blocks have in
+            common, and a step costs less. Defaults to `"auto"`, dense where the layer's matrices
+            stay below 64 MiB, else blocks.
         statistics_dtype: dtype of statistics, factorisations and posterior, `"float32"` or
             `"float64"`. Choose float64 for inputs with huge offsets, or for very many inputs that
             say the same. Defaults to None: float64 in a layer that computes in float64, else
@@ -76,7 +81,7 @@ class BaliLayer(keras.layers.Layer):
         **kwargs: as for `keras.layers.Layer`.
 
     Raises:
-        ValueError: for an unknown `sampling` or `statistics_dtype`.
+        ValueError: for an unknown `sampling`, `row_covariance` or `statistics_dtype`.
 
     Source: Kurle, Klushyn & Herbrich (2024).
     """
@@ -89,6 +94,7 @@ class BaliLayer(keras.layers.Layer):
         bias_initializer: Any = "zeros",
         sampling: str | None = None,
         prior_at_mean: bool = False,
+        row_covariance: str | int = "auto",
         statistics_dtype: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -110,6 +116,7 @@ class BaliLayer(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.sampling = sampling
         self.prior_at_mean = prior_at_mean
+        self.row_covariance = check_row_covariance(row_covariance)
         self.statistics_dtype = statistics_dtype
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -148,10 +155,15 @@ class BaliLayer(keras.layers.Layer):
         dtype = self.statistics_dtype or (
             "float64" if self.compute_dtype == "float64" else "float32"
         )
+        form = self._row_covariance(rows, dtype)
         self.posterior_state = LayerPosterior(
-            self, initial_mean, (rows, units), fan_in, self.prior_at_mean, dtype
+            self, initial_mean, form, units, fan_in, self.prior_at_mean, dtype
         )
         self.built = True
+
+    def _row_covariance(self, size: int, dtype: str) -> RowCovariance:
+        """The form of the row covariance of d = `size` inputs."""
+        return rows_for(self.row_covariance, size, dtype)
 
     # -- calling --------------------------------------------------------------------------------
 
@@ -208,19 +220,21 @@ class BaliLayer(keras.layers.Layer):
         return self._arrange(z)
 
     def _mean(self, h: tf.Tensor) -> tf.Tensor:
-        return ops.matmul(h, ops.cast(self.posterior_state.mean, h.dtype))
+        return self.posterior_state.rows.product(
+            h, ops.cast(self.posterior_state.mean, self.compute_dtype)
+        )
 
     def _record(self, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Pre-activations in training, each row with its own noise; the recorder keeps the call."""
         mean = self._mean(h)
-        variance = tf.zeros(tf.shape(h)[:-1], h.dtype)
+        variance = tf.zeros(tf.shape(mean)[:-1], mean.dtype)
         z = tf.identity(mean)
         if not mean_mode.value:
             variance = self._row_variance(h)
             z = self._add_noise(mean, variance, recorder.noise(_sizes(mean)))
         if self.trainable:  # a frozen layer samples as well, but nothing is inferred from its calls
             recorder.watch(z)
-            recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, h)))
+            recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, mean)))
         return z
 
     def _predict(self, h: tf.Tensor) -> tf.Tensor:
@@ -228,9 +242,10 @@ class BaliLayer(keras.layers.Layer):
         is_marginal = marginal is not None and id(self) in marginal.layers
         is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
-            state = self.posterior_state.matrix_normal()
-            noise = _widened(self._noise(self.posterior_state.size))
-            return ops.matmul(h, ops.cast(state.perturb(tf.cast(noise, state.mean.dtype)), h.dtype))
+            state = self.posterior_state
+            noise = _widened(self._noise(state.size))
+            weights = state.perturbed(tf.cast(noise, state.dtype))
+            return state.rows.product(h, ops.cast(weights, self.compute_dtype))
         with graph_of(h):
             mean = self._mean(h)
             variance = None if is_mean else self._answer_variance(h)
@@ -255,7 +270,8 @@ class BaliLayer(keras.layers.Layer):
     def _row_variance(self, h: tf.Tensor) -> tf.Tensor:
         # No gradient: through the variance it would cost each layer a matrix product, and it
         # changed no result.
-        return tf.stop_gradient(self.posterior_state.rows.variance(h))
+        variance = self.posterior_state.rows.variance(h)
+        return tf.stop_gradient(tf.cast(variance, self.compute_dtype))
 
     def _answer_variance(self, h: tf.Tensor) -> tf.Tensor:
         """`c h' L^-1 h`, where a calibrated model answers with c times its posterior variances."""
@@ -311,7 +327,7 @@ class BaliLayer(keras.layers.Layer):
                 f"Layer {self.name!r} has no posterior yet: it is a point until a BaliModel with "
                 "it has been fitted. Received: no statistics"
             )
-        return self.posterior_state.matrix_normal().distribution()
+        return self.posterior_state.distribution()
 
     # -- persistence ----------------------------------------------------------------------------
 
@@ -324,6 +340,7 @@ class BaliLayer(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "sampling": self.sampling,
             "prior_at_mean": self.prior_at_mean,
+            "row_covariance": self.row_covariance,
             "statistics_dtype": self.statistics_dtype,
             "seed": self.seed,
         }
