@@ -249,9 +249,7 @@ def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
 def _start_at(new: BaliLayer, old: Any) -> None:
     """Set the posterior mean, and a stored prior mean, to the stock layer's kernel and bias."""
     kernel = tf.convert_to_tensor(old.kernel)
-    mean = new.as_matrix(kernel)
-    if new.use_bias:
-        mean = tf.concat([mean, tf.reshape(tf.convert_to_tensor(old.bias), [1, -1])], axis=0)
+    mean = new.as_matrix(kernel, tf.convert_to_tensor(old.bias) if new.use_bias else None)
     new.posterior_state.mean.assign(mean)
     if new.posterior_state.prior_mean is not None:
         new.posterior_state.prior_mean.assign(mean)

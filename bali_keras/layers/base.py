@@ -140,30 +140,44 @@ class BaliLayer(keras.layers.Layer):
             kernel_shape: shape of the kernel, the axes that are summed over first.
             num_inputs: number of axes that are summed over.
         """
-        self.kernel_shape = tuple(kernel_shape)
         fan_in = math.prod(kernel_shape[:num_inputs])
         units = math.prod(kernel_shape[num_inputs:])
-        rows = fan_in + int(self.use_bias)
+        rows = rows_for(self.row_covariance, fan_in + int(self.use_bias), self._dtype_of_state())
+        self._create_posterior(kernel_shape, units, rows, units, fan_in)
+
+    def _create_posterior(
+        self,
+        kernel_shape: tuple[int, ...],
+        bias_size: int,
+        rows: RowCovariance,
+        columns: int,
+        fan_in: int,
+    ) -> None:
+        """Create the posterior with rows in a given form.
+
+        Args:
+            kernel_shape: shape of the kernel.
+            bias_size: number of biases, if there are any.
+            rows: the form of the row covariance.
+            columns: k.
+            fan_in: number of inputs that one unit sums over, without the bias.
+        """
+        self.kernel_shape, self._num_columns = tuple(kernel_shape), columns
 
         def initial_mean(shape: Any, dtype: Any = None) -> tf.Tensor:
             kernel = self.kernel_initializer(self.kernel_shape, dtype=dtype)
-            kernel = ops.reshape(kernel, (fan_in, units))
-            if not self.use_bias:
-                return kernel
-            return ops.concatenate([kernel, self.bias_initializer((1, units), dtype=dtype)], 0)
+            bias = self.bias_initializer((bias_size,), dtype=dtype) if self.use_bias else None
+            return self._matrix(kernel, bias)
 
-        dtype = self.statistics_dtype or (
-            "float64" if self.compute_dtype == "float64" else "float32"
-        )
-        form = self._row_covariance(rows, dtype)
         self.posterior_state = LayerPosterior(
-            self, initial_mean, form, units, fan_in, self.prior_at_mean, dtype
+            self, initial_mean, rows, columns, fan_in, self.prior_at_mean, rows.dtype
         )
         self.built = True
 
-    def _row_covariance(self, size: int, dtype: str) -> RowCovariance:
-        """The form of the row covariance of d = `size` inputs."""
-        return rows_for(self.row_covariance, size, dtype)
+    def _dtype_of_state(self) -> str:
+        """The dtype of statistics and posterior."""
+        is_double = self.compute_dtype == "float64"
+        return self.statistics_dtype or ("float64" if is_double else "float32")
 
     # -- calling --------------------------------------------------------------------------------
 
@@ -302,9 +316,22 @@ class BaliLayer(keras.layers.Layer):
         kernel = mean[:-1] if self.use_bias else mean
         return tf.reshape(kernel, self.kernel_shape)
 
-    def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
-        """A kernel in the stock layer's shape as `[fan_in, k]`."""
-        return tf.reshape(kernel, [self.posterior_state.fan_in, -1])
+    def as_matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+        """W, `[d, k]`, of a kernel and a bias in the stock layer's shapes.
+
+        Args:
+            kernel: in the shape of `kernel`.
+            bias: None for a layer without a bias.
+        """
+        return self._matrix(kernel, bias)
+
+    def _matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """W of a kernel in the shape `kernel_shape`."""
+        columns = self._num_columns
+        matrix = ops.reshape(kernel, (-1, columns))
+        if bias is None:
+            return matrix
+        return ops.concatenate([matrix, ops.reshape(bias, (1, columns))], axis=0)
 
     @property
     def bias(self) -> tf.Tensor | None:

@@ -118,11 +118,11 @@ class EinsumDenseBali(BaliLayer):
         """The posterior mean of the kernel, in the stock layer's order of axes."""
         return tf.transpose(super().kernel, self._order())
 
-    def as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
-        """A kernel in the stock layer's order of axes as `[fan_in, k]`."""
+    def as_matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+        """As `BaliLayer.as_matrix`, of a kernel in the stock layer's order of axes."""
         order = self._order()
         inverse = [order.index(i) for i in range(len(order))]
-        return super().as_matrix(tf.transpose(kernel, inverse))
+        return super().as_matrix(tf.transpose(kernel, inverse), bias)
 
     def _order(self) -> list[int]:
         """For each axis of the stock kernel its place among summed axes, then output axes."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import tensorflow as tf
 
 __all__ = [
     "extract_patches",
     "pad",
+    "spread",
 ]
 
 
@@ -76,3 +78,54 @@ def pad(
     total = max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)
     # Of an odd number of zeros, one more stands after the axis than before it.
     return total // 2, total - total // 2
+
+
+def spread(
+    x: tf.Tensor,
+    kernel_size: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilation_rate: tuple[int, ...],
+    padding: str,
+    outputs: list[int | tf.Tensor],
+) -> tf.Tensor:
+    """Inputs with `stride - 1` zeros between them and a border of zeros, `[B, *wide, C]`.
+
+    The patches of the result, of stride 1 and without padding, are the inputs that reach every
+    output of a transposed convolution.
+
+    Args:
+        x: inputs `[B, *spatial, C]`.
+        kernel_size: size of the kernel along each spatial axis.
+        strides: distance of the inputs along each axis of the outputs.
+        dilation_rate: distance of neighbouring kernel elements along each axis.
+        padding: `"valid"` or `"same"`.
+        outputs: size of every spatial axis of the outputs.
+    """
+    axes = zip(kernel_size, strides, dilation_rate, outputs, strict=True)
+    for axis, (size, stride, dilation, count) in enumerate(axes, start=1):
+        extent = dilation * (size - 1) + 1
+        n = tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+        x = _with_gaps(x, axis, stride)
+        length = (n - 1) * stride + 1
+        # Of what the kernel reaches beyond the outputs, half is cut off before them, rounded down.
+        beyond = length + extent - 1 - count
+        beyond = max(beyond, 0) if isinstance(beyond, int) else tf.maximum(beyond, 0)
+        before = extent - 1 - (0 if padding == "valid" else beyond // 2)
+        after = count + extent - 1 - before - length
+        pads: list[list[Any]] = [[0, 0] for _ in x.shape]
+        pads[axis] = [before, after]
+        x = tf.pad(x, pads)
+    return x
+
+
+def _with_gaps(x: tf.Tensor, axis: int, stride: int) -> tf.Tensor:
+    """`stride - 1` zeros between the entries of an axis."""
+    if stride == 1:
+        return x
+    shape = [tf.shape(x)[i] if n is None else n for i, n in enumerate(x.shape)]
+    pads = [[0, 0] for _ in range(len(shape) + 1)]
+    pads[axis + 1] = [0, stride - 1]
+    wide = tf.pad(tf.expand_dims(x, axis + 1), pads)
+    shape[axis] = shape[axis] * stride
+    inside = [slice(None)] * axis + [slice(0, shape[axis] - stride + 1)]
+    return tf.reshape(wide, shape)[tuple(inside)]

@@ -30,10 +30,12 @@ class RowCovariance(Protocol):
 
     Attributes:
         size: d.
+        dtype: of the statistics, "float32" or "float64".
         average: moving average of `h h'` over examples, in this form.
     """
 
     size: int
+    dtype: str
     average: WeightedAverage
 
     def add_factor(self, add: AddVariable) -> None:

@@ -1,0 +1,95 @@
+"""MultiHeadAttentionBali."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from bali_keras.layers.einsum_dense import EinsumDenseBali
+from tfp_rank1.keras_internals import ATTENTION_PROJECTIONS, attention_value_dim, replace_part
+from tfp_rank1.serialization import registered
+
+__all__ = [
+    "MultiHeadAttentionBali",
+]
+
+# Arguments of `BaliLayer` that hold for every projection, and their defaults.
+ARGUMENTS: dict[str, Any] = {
+    "sampling": None,
+    "prior_at_mean": False,
+    "row_covariance": "auto",
+    "statistics_dtype": None,
+    "seed": None,
+}
+
+
+@registered("bali_keras")
+class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` whose projections are BALI layers.
+
+        y = output( softmax(query(q) key(v)' / sqrt(key_dim)) value(v) )
+
+    Queries, keys, values and outputs (and the gate, if `use_gate`) have an `EinsumDenseBali` each:
+    positions are rows that share its weights. The attention between them is that of the stock
+    layer.
+
+    Args:
+        num_heads: number of heads.
+        key_dim: size of each head's queries and keys.
+        **kwargs: as in the stock layer; and `sampling`, `prior_at_mean`, `row_covariance`,
+            `statistics_dtype` and `seed` as for `BaliLayer`, for every projection.
+
+    Call arguments:
+        query, value, key, ...: as in the stock layer. Positions that a mask leaves out are no data.
+
+    Raises:
+        ValueError: for what the stock layer or `EinsumDenseBali` refuses.
+
+    Example:
+    ```python
+    h = bali_keras.layers.MultiHeadAttentionBali(num_heads=4, key_dim=16)(h, h)
+    ```
+
+    Source: Vaswani et al. (2017), "Attention Is All You Need"; Kurle, Klushyn & Herbrich (2024).
+    """
+
+    def __init__(self, num_heads: int, key_dim: int, **kwargs: Any) -> None:
+        self._bali = {name: kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
+        EinsumDenseBali("ab,bc->ac", 1, **self._bali)  # refuses wrong arguments right away
+        super().__init__(num_heads, key_dim, seed=self._bali["seed"], **kwargs)
+
+    def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:
+        """Create the projections."""
+        # The stock layer takes no class for its projections, so each is replaced after `build`.
+        super().build(query_shape, value_shape, key_shape)
+        key_shape = value_shape if key_shape is None else key_shape
+        query = getattr(self, ATTENTION_PROJECTIONS[0])
+        heads = (*query.compute_output_shape(query_shape)[:-1], attention_value_dim(self))
+        shapes = query_shape, key_shape, value_shape, query_shape, heads
+        for place, (name, shape) in enumerate(zip(ATTENTION_PROJECTIONS, shapes, strict=True)):
+            # Only newer versions of Keras have a gate, and only if `use_gate`.
+            stock = getattr(self, name, None)
+            if stock is not None:
+                replace_part(self, name, self._projection(stock, place, shape))
+
+    def _projection(self, stock: keras.layers.EinsumDense, place: int, shape: Any) -> Any:
+        """The BALI counterpart of a stock projection."""
+        seed = self._bali["seed"]
+        layer = EinsumDenseBali(
+            stock.equation,
+            stock.partial_output_shape,
+            bias_axes=stock.bias_axes,
+            activation=stock.activation,
+            kernel_initializer=stock.kernel_initializer,
+            bias_initializer=stock.bias_initializer,
+            name=stock.name,
+            dtype=stock.dtype_policy,
+            # Projections of one seed would have the same draws.
+            **{**self._bali, "seed": None if seed is None else seed + place},
+        )
+        layer.build(shape)
+        return layer
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._bali}

@@ -1,0 +1,208 @@
+"""Conv1DTransposeBali, Conv2DTransposeBali and Conv3DTransposeBali."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from bali_keras.layers.base import BaliLayer
+from bali_keras.layers.patches import extract_patches, spread
+from tfp_rank1.checks import whole
+from tfp_rank1.serialization import registered
+
+__all__ = [
+    "Conv1DTransposeBali",
+    "Conv2DTransposeBali",
+    "Conv3DTransposeBali",
+]
+
+
+class _ConvTransposeBali(BaliLayer):
+    """Base of the transposed convolutions; a subclass gives the stock layer and its rank.
+
+    A transposed convolution is a plain one, of the inputs with zeros between them and with the
+    kernel turned round: every output position has one row of inputs.
+    """
+
+    spatial_rank: int
+    stock: Any
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        output_padding: Any = None,
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = whole("filters", filters)
+        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
+        self._arguments = {
+            "filters": filters,
+            "kernel_size": kernel_size,
+            "strides": strides,
+            "padding": padding,
+            "output_padding": output_padding,
+            "data_format": data_format,
+            "dilation_rate": dilation_rate,
+        }
+        stock = self._stock()
+        self.kernel_size, self.strides = stock.kernel_size, stock.strides
+        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
+        self.data_format, self.output_padding = stock.data_format, stock.output_padding
+
+    def _stock(self) -> Any:
+        return self.stock(**self._arguments, dtype="float32")
+
+    def build(self, input_shape: Any) -> None:
+        """Create the posterior."""
+        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        if channels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a channel axis of known size. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        # The order of W: kernel elements, inputs, outputs. `kernel` puts outputs before inputs.
+        self._build_posterior((*self.kernel_size, channels, self.filters), self.spatial_rank + 1)
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.data_format == "channels_first":
+            inputs = ops.moveaxis(inputs, 1, -1)
+        sizes = self._output_sizes(inputs)
+        wide = spread(
+            inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding, sizes
+        )
+        ones = (1,) * self.spatial_rank
+        return extract_patches(wide, self.kernel_size, ones, self.dilation_rate, "valid")
+
+    def _output_sizes(self, inputs: tf.Tensor) -> list[Any]:
+        """The size of every spatial axis of the outputs, known or as a tensor."""
+        sizes = list(inputs.shape[1:-1])
+        known = [2**20 if n is None else n for n in sizes]  # sizes are linear in those of inputs
+        shape = (None, *known, inputs.shape[-1])
+        if self.data_format == "channels_first":
+            shape = (None, inputs.shape[-1], *known)
+        found = self._stock().compute_output_shape(shape)
+        found = found[2:] if self.data_format == "channels_first" else found[1:-1]
+        dynamic = tf.unstack(tf.shape(inputs)[1:-1])
+        return [
+            out if n is not None else stride * (now - 2**20) + out
+            for out, n, now, stride in zip(found, sizes, dynamic, self.strides, strict=True)
+        ]
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        """The posterior mean of the kernel, `[*kernel_size, filters, channels]`."""
+        return self._turned(super().kernel)
+
+    def as_matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+        """As `BaliLayer.as_matrix`."""
+        return super().as_matrix(self._turned(kernel), bias)
+
+    def _turned(self, kernel: tf.Tensor) -> tf.Tensor:
+        """A kernel with every spatial axis reversed, and its last two axes exchanged."""
+        kernel = tf.reverse(kernel, list(range(self.spatial_rank)))
+        return ops.swapaxes(kernel, -1, -2)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the stock layer."""
+        return self._stock().compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "output_padding": self.output_padding,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+        }
+
+
+@registered("bali_keras")
+class Conv1DTransposeBali(_ConvTransposeBali):
+    """`keras.layers.Conv1DTranspose` with a matrix-normal posterior over its kernel.
+
+        z_p = [inputs that reach position p, 1]' W,   W ~ MN(M, L^-1, V)
+
+    Every output position is a row with the same W.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, output_padding, data_format, dilation_rate: as in the stock
+            layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, steps, channels]`, or `[B, channels, steps]` if channels come first.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 1
+    stock = keras.layers.Conv1DTranspose
+
+
+@registered("bali_keras")
+class Conv2DTransposeBali(_ConvTransposeBali):
+    """`keras.layers.Conv2DTranspose` with a matrix-normal posterior over its kernel.
+
+        z_p = [inputs that reach position p, 1]' W,   W ~ MN(M, L^-1, V)
+
+    Every output position is a row with the same W.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, output_padding, data_format, dilation_rate: as in the stock
+            layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, height, width, channels]`, or `[B, channels, height, width]`.
+
+    Example:
+    ```python
+    h = bali_keras.layers.Conv2DTransposeBali(16, 3, strides=2, padding="same")(h)
+    ```
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 2
+    stock = keras.layers.Conv2DTranspose
+
+
+@registered("bali_keras")
+class Conv3DTransposeBali(_ConvTransposeBali):
+    """`keras.layers.Conv3DTranspose` with a matrix-normal posterior over its kernel.
+
+        z_p = [inputs that reach position p, 1]' W,   W ~ MN(M, L^-1, V)
+
+    Every output position is a row with the same W.
+
+    Args:
+        filters: k, number of output channels.
+        kernel_size, strides, padding, output_padding, data_format, dilation_rate: as in the stock
+            layer.
+        **kwargs: as for `BaliLayer`.
+
+    Call arguments:
+        inputs: `[B, depth, height, width, channels]`, or with channels first.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 3
+    stock = keras.layers.Conv3DTranspose

@@ -1,0 +1,197 @@
+"""DepthwiseConv1DBali and DepthwiseConv2DBali."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from bali_keras.inference.rows import ChannelRows
+from bali_keras.layers.base import BaliLayer
+from bali_keras.layers.patches import extract_patches
+from tfp_rank1.checks import whole
+from tfp_rank1.serialization import registered
+
+__all__ = [
+    "DepthwiseConv1DBali",
+    "DepthwiseConv2DBali",
+]
+
+
+class _DepthwiseConvBali(BaliLayer):
+    """Base of the depthwise convolutions; a subclass gives the stock layer and its rank."""
+
+    spatial_rank: int
+    stock: Any
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        depth_multiplier: int = 1,
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+        depthwise_initializer: Any = "he_normal",
+        **kwargs: Any,
+    ) -> None:
+        for name in ("row_covariance", "kernel_initializer"):
+            if name in kwargs:
+                raise ValueError(
+                    f"{type(self).__name__} takes no `{name}`: its row covariance is that of every "
+                    "channel by itself, and its initializer is `depthwise_initializer`. "
+                    f"Received: {name}={kwargs[name]!r}"
+                )
+        super().__init__(kernel_initializer=depthwise_initializer, **kwargs)
+        self.depth_multiplier = whole("depth_multiplier", depth_multiplier)
+        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
+        self._arguments = {
+            "kernel_size": kernel_size,
+            "strides": strides,
+            "padding": padding,
+            "depth_multiplier": depth_multiplier,
+            "data_format": data_format,
+            "dilation_rate": dilation_rate,
+        }
+        stock = self._stock()
+        self.kernel_size, self.strides = stock.kernel_size, stock.strides
+        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
+        self.data_format = stock.data_format
+
+    def _stock(self) -> Any:
+        return self.stock(**self._arguments, dtype="float32")
+
+    def build(self, input_shape: Any) -> None:
+        """Create the posterior."""
+        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        if channels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a channel axis of known size. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        self.num_channels, fan_in = channels, math.prod(self.kernel_size)
+        multiplier = self.depth_multiplier
+        width = fan_in + int(self.use_bias)
+        rows = ChannelRows(channels, width, self._dtype_of_state())
+        shape = (*self.kernel_size, channels, multiplier)
+        self._create_posterior(shape, channels * multiplier, rows, multiplier, fan_in)
+
+    def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """`[B, *positions, channels, prod(kernel_size)]`."""
+        if self.data_format == "channels_first":
+            inputs = ops.moveaxis(inputs, 1, -1)
+        patches = extract_patches(
+            inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding
+        )
+        shape = ops.shape(patches)[:-1]
+        by_place = ops.reshape(patches, (*shape, math.prod(self.kernel_size), self.num_channels))
+        return ops.swapaxes(by_place, -1, -2)
+
+    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
+        size = self.num_channels * self.depth_multiplier
+        z = ops.reshape(z, (*ops.shape(z)[:-2], size))
+        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
+
+    def _matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """W, the rows of one channel after those of another, each with the channel's bias last."""
+        columns = self.depth_multiplier
+        kernel = ops.reshape(kernel, (-1, self.num_channels, columns))
+        by_channel = ops.swapaxes(kernel, 0, 1)  # [C, fan_in, multiplier]
+        if bias is not None:
+            row = ops.reshape(bias, (self.num_channels, 1, columns))
+            by_channel = ops.concatenate([by_channel, row], axis=1)
+        return ops.reshape(by_channel, (-1, columns))
+
+    def _by_channel(self) -> tf.Tensor:
+        """The mean of W, `[C, width, multiplier]`."""
+        mean = tf.convert_to_tensor(self.posterior_state.mean)
+        return tf.reshape(mean, [self.num_channels, -1, self.depth_multiplier])
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        """The posterior mean of the kernel, `[*kernel_size, C, depth_multiplier]`."""
+        by_channel = self._by_channel()
+        by_channel = by_channel[:, :-1] if self.use_bias else by_channel
+        return tf.reshape(tf.transpose(by_channel, [1, 0, 2]), self.kernel_shape)
+
+    @property
+    def bias(self) -> tf.Tensor | None:
+        """The posterior mean of the bias, `[C depth_multiplier]`; None without a bias."""
+        return tf.reshape(self._by_channel()[:, -1], [-1]) if self.use_bias else None
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the stock layer."""
+        return self._stock().compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        initializer = config.pop("kernel_initializer")
+        del config["row_covariance"]
+        return {
+            **config,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "depth_multiplier": self.depth_multiplier,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+            "depthwise_initializer": initializer,
+        }
+
+
+@registered("bali_keras")
+class DepthwiseConv1DBali(_DepthwiseConvBali):
+    """`keras.layers.DepthwiseConv1D` with a matrix-normal posterior over its kernel.
+
+        z_pc = [patch_pc, 1]' W_c,   W_c ~ MN(M_c, L_c^-1, V)
+
+    Every channel c has weights W_c and a row precision L_c of its own; the `depth_multiplier`
+    outputs of a channel share V.
+
+    Args:
+        kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate: as in the stock
+            layer.
+        depthwise_initializer: initializer of the kernel's mean. Defaults to `"he_normal"`.
+        **kwargs: as for `BaliLayer`, without `row_covariance`.
+
+    Call arguments:
+        inputs: `[B, steps, channels]`, or `[B, channels, steps]` if channels come first.
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 1
+    stock = keras.layers.DepthwiseConv1D
+
+
+@registered("bali_keras")
+class DepthwiseConv2DBali(_DepthwiseConvBali):
+    """`keras.layers.DepthwiseConv2D` with a matrix-normal posterior over its kernel.
+
+        z_pc = [patch_pc, 1]' W_c,   W_c ~ MN(M_c, L_c^-1, V)
+
+    Every channel c has weights W_c and a row precision L_c of its own; the `depth_multiplier`
+    outputs of a channel share V.
+
+    Args:
+        kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate: as in the stock
+            layer.
+        depthwise_initializer: initializer of the kernel's mean. Defaults to `"he_normal"`.
+        **kwargs: as for `BaliLayer`, without `row_covariance`.
+
+    Call arguments:
+        inputs: `[B, height, width, channels]`, or `[B, channels, height, width]`.
+
+    Example:
+    ```python
+    h = bali_keras.layers.DepthwiseConv2DBali(3, padding="same", activation="relu")(inputs)
+    ```
+
+    Source: Kurle, Klushyn & Herbrich (2024).
+    """
+
+    spatial_rank = 2
+    stock = keras.layers.DepthwiseConv2D
