@@ -3,11 +3,14 @@
 import functools
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from strategy_case import CLASSES, data, losses, train
 
+import bali_keras as bk
+import tfp_rank1 as r1
 from examples.datasets.small import load_digits
 from examples.distributed import launch
 from examples.distributed import train as script
@@ -33,6 +36,32 @@ def check_served(folder):
         probs = served.serve(data()[0][:rows])["probs"]
         assert probs.shape == (rows, CLASSES)
         np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_metrics_of_positions_on_two_replicas(several, strategy):
+    """Outputs `[B, T, D]` without members are told from `[B, K, D]` where metrics are built."""
+    x = data()[0][:, np.newaxis] + np.arange(4.0, dtype="float32")[:, np.newaxis]
+    y = np.argmax(x[..., :CLASSES], axis=-1)  # [rows, 4]
+
+    def trained(strategy):
+        keras.utils.set_random_seed(3)
+        with strategy.scope():
+            inputs = keras.Input(x.shape[1:])
+            output = bk.layers.DenseBali(CLASSES, seed=0)(inputs)
+            outputs, likelihood = output, "categorical"
+            if several:
+                other = bk.layers.DenseBali(CLASSES, seed=1)(inputs)
+                outputs, likelihood = {"a": output, "b": other}, {"a": likelihood, "b": likelihood}
+            model = bk.BaliModel(inputs, outputs, likelihood=likelihood)
+            metrics = ["accuracy", r1.metrics.ExpectedCalibrationError()]
+            model.compile(metrics={"a": metrics} if several else metrics, evaluation_samples=2)
+        targets = {"a": y, "b": y} if several else y
+        return model.fit(x, targets, batch_size=8, shuffle=False, verbose=0).history
+
+    found = trained(strategy)
+    check_same(found, trained(tf.distribute.get_strategy()))
+    assert "a_accuracy" in found if several else "accuracy" in found
 
 
 @pytest.mark.slow

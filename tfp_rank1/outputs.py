@@ -28,6 +28,7 @@ __all__ = [
     "join_passes",
     "num_members",
     "position_mask",
+    "position_sizes",
 ]
 
 
@@ -57,6 +58,11 @@ class Outputs:
     def num_position_axes(self) -> int:
         """Number of axes of positions, between the two leading axes and the outputs."""
         return int(self.values.shape.rank) - 3
+
+    @property
+    def positions(self) -> list[Any]:
+        """The size of every axis of positions, a number or, where it is not known, a scalar."""
+        return position_sizes(self.values, 2)
 
     def by_example(self) -> Outputs:
         """These outputs with the examples first, `[N, S, ..., D]`."""
@@ -159,6 +165,17 @@ def as_members(values: Any, has_members: bool | None = None) -> Outputs:
     return Outputs(values, 1)
 
 
+def position_sizes(values: tf.Tensor, leading: int) -> list[Any]:
+    """Sizes of the axes between the first and the last ones, numbers or scalar tensors.
+
+    Args:
+        values: raw outputs.
+        leading: number of axes before those of positions.
+    """
+    static, dynamic = values.shape[leading:-1], tf.shape(values)
+    return [dynamic[leading + i] if n is None else int(n) for i, n in enumerate(static)]
+
+
 def position_mask(values: tf.Tensor, has_members: bool | None = None) -> tf.Tensor | None:
     """Which positions of raw outputs count, boolean `[B, ...]`; None if all do.
 
@@ -167,12 +184,29 @@ def position_mask(values: tf.Tensor, has_members: bool | None = None) -> tf.Tens
         has_members: as in `as_members`.
     """
     mask, rank = mask_of(values), int(values.shape.rank)
-    if mask is None:
-        return None
-    is_of_members = _has_members(rank, has_members)
-    if mask.shape.rank != rank - 1 or rank < 3 + is_of_members:
+    leading = 1 + _has_members(rank, has_members)
+    if mask is None or rank < leading + 2 or mask.shape.rank <= leading:
         return None  # of the rows of a net without positions
-    return mask[:, 0] if is_of_members else mask  # padding is the same for all members
+    mask = mask[:, 0] if leading == 2 else mask  # padding is the same for all members
+    sizes = position_sizes(values, leading)
+    given = mask.shape[1:].as_list()
+    fits = len(given) <= len(sizes) and all(
+        n is None or not isinstance(size, int) or n == size
+        for n, size in zip(given, sizes, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            "The mask that reaches a model's outputs must have the axes of their positions, or the "
+            "first of them. Have the layer that changes the positions return a mask that fits, or "
+            "None: compute_mask(). "
+            f"Received: a mask of shape {mask.shape} for outputs of shape {values.shape}"
+        )
+    missing = len(sizes) - len(given)
+    if not missing:
+        return mask
+    # A mask of tokens holds for all that is made of a token.
+    wide = tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([missing], tf.int32)], axis=0))
+    return tf.broadcast_to(wide, [tf.shape(mask)[0], *sizes])
 
 
 def num_members(

@@ -52,7 +52,7 @@ from tfp_rank1.model.step import (
     track,
     with_static_shapes,
 )
-from tfp_rank1.outputs import position_mask
+from tfp_rank1.outputs import position_mask, position_sizes
 from tfp_rank1.predictive import PredictiveMixture
 from tfp_rank1.random import fold_in, normal_rows, shared_seed
 
@@ -506,13 +506,13 @@ def _residuals(
 def _residuals_of(
     likelihood: Any, records: Any, y: Any, outputs: tf.Tensor, weights: BatchWeights
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    positions = int(outputs.shape.rank) - 2
-    prepared = likelihood.prepare_targets(y, outputs.shape[-1], positions)
+    positions = position_sizes(outputs, 1)
+    prepared = likelihood.prepare_targets(y, int(outputs.shape[-1]), positions)
     targets, _ = likelihood.filled(prepared)
     record = records[0] if records else None
     squares = squared_residuals(likelihood.closed_form_noise, record, targets, outputs)
     by_target = tf.ones(tf.shape(squares)) if weights.targets is None else weights.targets
-    axes = list(range(positions + 1))
+    axes = list(range(len(positions) + 1))
     return sum_over_replicas(
         (tf.reduce_sum(by_target * squares, axis=axes), tf.reduce_sum(by_target, axis=axes))
     )

@@ -106,7 +106,7 @@ def of_targets(
     examples, targets = split_weights(sample_weight, num_targets, positions)
     if targets is None and mask is None and not likelihood.has_missing_targets:
         return BatchWeights(examples, examples, None)
-    observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs, len(positions)))
+    observed = likelihood.observed(likelihood.prepare_targets(y, num_outputs, positions))
     if mask is not None:
         observed &= mask[..., tf.newaxis]
     by_target = weights_by_target(sample_weight, observed)

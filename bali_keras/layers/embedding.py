@@ -67,7 +67,10 @@ class EmbeddingBali(BaliLayer):
             row_covariance="diagonal",
             **kwargs,
         )
-        self.input_dim, self.output_dim = whole("input_dim", input_dim), whole("output_dim", output_dim)
+        self.input_dim, self.output_dim = (
+            whole("input_dim", input_dim),
+            whole("output_dim", output_dim),
+        )
         self.mask_zero = bool(mask_zero)
         self.supports_masking = self.mask_zero
         # Keras would turn integers into floats.

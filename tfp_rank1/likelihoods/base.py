@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -12,7 +13,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1.keras_internals import auto_name
 from tfp_rank1.serialization import snake_case
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "checked_positions"]
 
 
 class Likelihood(keras.layers.Layer):
@@ -295,7 +296,7 @@ class Likelihood(keras.layers.Layer):
         return f"{name} likelihood: targets must be finite, or NaN where missing. Received:"
 
     def prepare_targets(
-        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+        self, targets: Any, num_outputs: int, positions: Sequence[Any] = ()
     ) -> tf.Tensor:
         """Targets as float32 `[B, ..., targets]`, with their values checked.
 
@@ -306,13 +307,14 @@ class Likelihood(keras.layers.Layer):
         Args:
             targets: `[B, ..., targets]`, or `[B, ...]` if there is one target.
             num_outputs: D.
-            num_position_axes: number of axes between batch and outputs. Defaults to 0.
+            positions: sizes of the axes between batch and outputs, numbers or scalar tensors; None
+                for one that is not known. Defaults to none.
 
         Raises:
             ValueError: if the shape does not fit the outputs.
             tf.errors.InvalidArgumentError: if a value lies outside the support.
         """
-        y = self.shape_targets(targets, num_outputs, num_position_axes)
+        y = self.shape_targets(targets, num_outputs, positions)
         valid = self.is_in_support(y, num_outputs) | ~self.observed(y)
         check = tf.debugging.Assert(
             tf.reduce_all(valid),
@@ -324,7 +326,7 @@ class Likelihood(keras.layers.Layer):
             return tf.where(valid, y, float("inf"))
 
     def shape_targets(
-        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+        self, targets: Any, num_outputs: int, positions: Sequence[Any] = ()
     ) -> tf.Tensor:
         """Targets as float32 `[B, ..., targets]`, without a check of their values.
 
@@ -337,25 +339,31 @@ class Likelihood(keras.layers.Layer):
         if y.dtype == tf.string:
             raise ValueError(_texts_message(f"targets of dtype {y.dtype.name}"))
         expected = self.num_targets(num_outputs)
-        if y.shape.rank == 1 + num_position_axes and expected == 1:
+        if y.shape.rank == 1 + len(positions) and expected == 1:
             y = y[..., tf.newaxis]
-        if y.shape.rank != 2 + num_position_axes or y.shape[-1] not in (None, expected):
-            positions = ", positions" * num_position_axes
-            raise ValueError(
-                f"{type(self).__name__} likelihood with {num_outputs} outputs: targets must have "
-                f"shape [batch{positions}, {expected}]"
-                + (f" or [batch{positions}]" if expected == 1 else "")
-                + f". Received: targets of shape {y.shape}"
-            )
-        return tf.cast(y, tf.float32)
+        message = self._shape_message(num_outputs, positions)
+        if y.shape.rank != 2 + len(positions) or y.shape[-1] not in (None, expected):
+            raise ValueError(f"{message} Received: targets of shape {y.shape}")
+        return checked_positions(tf.cast(y, tf.float32), positions, message)
 
-    def check_targets(self, targets: Any, num_outputs: int, num_position_axes: int = 0) -> None:
+    def _shape_message(self, num_outputs: int, positions: Sequence[Any]) -> str:
+        """Which shape targets must have."""
+        expected = self.num_targets(num_outputs)
+        sizes = [str(n) if isinstance(n, int) else "positions" for n in positions]
+        shape = ", ".join(["batch", *sizes])
+        return (
+            f"{type(self).__name__} likelihood with {num_outputs} outputs: targets must have "
+            f"shape [{shape}, {expected}]" + (f" or [{shape}]" if expected == 1 else "") + "."
+        )
+
+    def check_targets(self, targets: Any, num_outputs: int, positions: Sequence[Any] = ()) -> None:
         """Check a whole array of targets before training.
 
         Args:
             targets: the array.
             num_outputs: D.
-            num_position_axes: number of axes between batch and outputs. Defaults to 0.
+            positions: sizes of the axes between batch and outputs, numbers or scalar tensors; None
+                for one that is not known. Defaults to none.
 
         Raises:
             ValueError: if a value lies outside the support, with the range of the values.
@@ -365,7 +373,7 @@ class Likelihood(keras.layers.Layer):
             raise ValueError(_texts_message(f"targets such as {y.flat[0]!r}"))
         if not y.size:
             return
-        shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs, num_position_axes)
+        shaped = self.shape_targets(tf.constant(y, tf.float32), num_outputs, positions)
         observed = self.observed(shaped)
         if not np.all(self.is_in_support(shaped, num_outputs) | ~observed):
             raise ValueError(
@@ -377,6 +385,32 @@ class Likelihood(keras.layers.Layer):
                 f"All targets are missing, so there is no loss. Received: {y.size} targets, none "
                 "of them observed"
             )
+
+
+def checked_positions(y: tf.Tensor, positions: Sequence[Any], message: str) -> tf.Tensor:
+    """Targets `[B, ..., T]`, one for every position: one for all would be repeated in silence.
+
+    Args:
+        y: the targets.
+        positions: see `Likelihood.prepare_targets`.
+        message: what is expected.
+
+    Raises:
+        ValueError: if there is another number of them; where sizes are known to a graph only,
+            tf.errors.InvalidArgumentError.
+    """
+    checks = []
+    for axis, size in enumerate(positions, start=1):
+        if isinstance(size, int) and y.shape[axis] not in (None, size):
+            raise ValueError(f"{message} Received: targets of shape {y.shape}")
+        if size is not None and not (isinstance(size, int) and y.shape[axis] is not None):
+            given = tf.shape(y)
+            check = tf.debugging.Assert(
+                tf.equal(given[axis], size), [message, "Received: targets of shape", given]
+            )
+            checks += [] if check is None else [check]
+    with tf.control_dependencies(checks):
+        return tf.identity(y) if checks else y
 
 
 def _texts_message(received: str) -> str:

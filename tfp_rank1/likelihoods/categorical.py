@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_rank1.likelihoods.base import Likelihood
+from tfp_rank1.likelihoods.base import Likelihood, checked_positions
 from tfp_rank1.serialization import registered
 
 __all__ = ["Categorical"]
@@ -54,7 +55,7 @@ class Categorical(Likelihood):
 
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
         """Class probabilities `[..., C]`."""
-        return tf.nn.softmax(outputs)
+        return _softmax(outputs)
 
     def log_prob(
         self, outputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | None = None
@@ -99,18 +100,19 @@ class Categorical(Likelihood):
 
     def scores(self, outputs: tf.Tensor, noise: tf.Tensor) -> tf.Tensor | None:
         """`sqrt(p) o e - p (sqrt(p)' e)`, of covariance `diag(p) - p p'`."""
-        probabilities = tf.nn.softmax(outputs)
+        probabilities = _softmax(outputs)
         root = tf.sqrt(probabilities) * noise
         return root - probabilities * tf.reduce_sum(root, axis=-1, keepdims=True)
 
     def shape_targets(
-        self, targets: Any, num_outputs: int, num_position_axes: int = 0
+        self, targets: Any, num_outputs: int, positions: Sequence[Any] = ()
     ) -> tf.Tensor:
         """Labels as `[B, ..., 1]`; rows of probabilities stay `[B, ..., C]`."""
         y = tf.convert_to_tensor(targets)
-        if y.shape.rank == 2 + num_position_axes and self._are_rows(y, num_outputs):
-            return tf.cast(y, tf.float32)
-        return super().shape_targets(y, num_outputs, num_position_axes)
+        if y.shape.rank == 2 + len(positions) and self._are_rows(y, num_outputs):
+            message = self._shape_message(num_outputs, positions)
+            return checked_positions(tf.cast(y, tf.float32), positions, message)
+        return super().shape_targets(y, num_outputs, positions)
 
     @staticmethod
     def _are_rows(targets: tf.Tensor, num_outputs: int) -> bool:
@@ -133,3 +135,11 @@ class Categorical(Likelihood):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "ignore_class": self.ignore_class}
+
+
+def _softmax(outputs: tf.Tensor) -> tf.Tensor:
+    """The softmax over the last axis; TensorFlow's own takes at most five axes on a CPU."""
+    if outputs.shape.rank <= 5:
+        return tf.nn.softmax(outputs)
+    flat = tf.nn.softmax(tf.reshape(outputs, [-1, outputs.shape[-1]]))
+    return tf.ensure_shape(tf.reshape(flat, tf.shape(outputs)), outputs.shape)

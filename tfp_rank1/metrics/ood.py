@@ -127,11 +127,16 @@ class _Separation(UncertaintyMetric):
         With positions a label is that of an example, `[B]`, or of a position, `[B, ...]`.
         """
         mixture = self.mixture(y_pred)
-        values = ood_score(mixture.by_position(), self.score)
+        by_position = mixture.by_position()
+        values = ood_score(by_position, self.score)
         if mixture.positions:
             y_true = mixture.per_position(y_true)
             if sample_weight is not None:
                 sample_weight = mixture.per_position(sample_weight)
+        if by_position.mask is not None:
+            counts = tf.cast(by_position.mask, tf.float32)
+            given = 1.0 if sample_weight is None else tf.cast(sample_weight, tf.float32)
+            sample_weight = counts * given
         # Keras counts at thresholds that are uniform on [0, 1]: 2,000 of them are 0.4 % apart for
         # scores near 1 and 15 % apart near 1e-9.
         unit = unit_score(values, self.score)

@@ -70,11 +70,14 @@ class Coverage(_OfSets):
         """Add a batch.
 
         Args:
-            y_true: labels `[N]`, `[N, 1]` or one-hot `[N, C]`; for intervals numbers `[N]` or
-                `[N, targets]`, NaN where missing.
-            sets: boolean `[N, C]`, True where a class belongs to the set; or a tuple of the lower
-                and upper ends of intervals, `[N]` or `[N, targets]` each, which belong to them.
-            sample_weight: `[N]`; for intervals also `[N, targets]`. Defaults to None: 1.
+            y_true: labels `[N, ...]`, `[N, ..., 1]` or one-hot `[N, ..., C]`; for intervals
+                numbers `[N, ...]` or `[N, ..., targets]`, NaN where missing. The axes between are
+                positions, which count one by one.
+            sets: boolean `[N, ..., C]`, True where a class belongs to the set; or a tuple of the
+                lower and upper ends of intervals, of the shape of the targets, or with a last axis
+                of 1. Ends belong to their intervals.
+            sample_weight: `[N]`, or one per position, such as the mask of what is no padding, which
+                sets do not know; for intervals also one per target. Defaults to None: 1.
         """
         if isinstance(sets, tuple):
             inside, observed = _inside_intervals(y_true, sets)
@@ -115,7 +118,7 @@ class SetSize(_OfSets):
         super().__init__(ignore_class, name, **kwargs)
 
     def update_state(self, y_true: Any, sets: Any, sample_weight: Any = None) -> None:
-        """Add a batch: labels as for `Coverage`, or None, and sets, boolean `[N, C]`."""
+        """Add a batch: labels as for `Coverage`, or None, and sets, boolean `[N, ..., C]`."""
         sets = _boolean_sets(sets)
         sizes = tf.reduce_sum(tf.cast(sets, tf.float32), axis=-1, keepdims=True)
         observed = tf.ones_like(sizes, tf.bool)
@@ -126,9 +129,9 @@ class SetSize(_OfSets):
 
 def _boolean_sets(sets: Any) -> tf.Tensor:
     sets = tf.convert_to_tensor(sets)
-    if sets.dtype != tf.bool or sets.shape.rank != 2:
+    if sets.dtype != tf.bool or sets.shape.rank < 2:
         raise ValueError(
-            "Prediction sets must be boolean, [examples, classes], such as p.mean() >= 0.1. "
+            "Prediction sets must be boolean, [examples, ..., classes], such as p.mean() >= 0.1. "
             "Metrics of `compile` see probabilities, and no sets. "
             f"Received: {sets.dtype.name} of shape {sets.shape}"
         )
@@ -136,17 +139,17 @@ def _boolean_sets(sets: Any) -> tf.Tensor:
 
 
 def _labels(y: Any, sets: tf.Tensor) -> tf.Tensor:
-    """Labels as int32 `[N, 1]`."""
+    """Labels as int32 `[N, ..., 1]`."""
     y = tf.convert_to_tensor(y)
-    classes = sets.shape[-1]
-    if y.shape.rank == 2 and y.shape[-1] == classes != 1:
-        return tf.argmax(y, axis=-1, output_type=tf.int32)[:, tf.newaxis]
-    if y.shape.rank == 1:
-        y = y[:, tf.newaxis]
-    if y.shape.rank != 2 or y.shape[-1] != 1 or y.shape[0] != sets.shape[0]:
+    rank, classes = int(sets.shape.rank), sets.shape[-1]
+    if y.shape.rank == rank and y.shape[-1] == classes != 1 and y.shape == sets.shape:
+        return tf.argmax(y, axis=-1, output_type=tf.int32)[..., tf.newaxis]
+    if y.shape.rank == rank - 1:
+        y = y[..., tf.newaxis]
+    if y.shape != [*sets.shape[:-1], 1]:
         raise ValueError(
-            f"Labels must have shape [N], [N, 1] or [N, {classes}], for sets of shape "
-            f"{sets.shape}. Received: labels of shape {y.shape}"
+            f"Labels must have shape {sets.shape[:-1]}, {[*sets.shape[:-1], 1]} or {sets.shape}, "
+            f"for sets of shape {sets.shape}. Received: labels of shape {y.shape}"
         )
     return tf.cast(y, tf.int32)
 
@@ -158,14 +161,16 @@ def _inside_sets(labels: tf.Tensor, sets: tf.Tensor) -> tf.Tensor:
     message = ["Labels must lie in [0, classes), or be `ignore_class`. Received:", labels]
     check = tf.debugging.Assert(is_valid, message, summarize=3)
     with tf.control_dependencies([check] if check is not None else []):
-        return tf.gather(sets, labels, batch_dims=1)
+        return tf.gather(sets, labels, batch_dims=int(sets.shape.rank) - 1)
 
 
 def _inside_intervals(y: Any, ends: tuple[Any, ...]) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether each target lies in its interval, and which are observed, `[N, targets]`."""
     if len(ends) != 2:
         raise ValueError(f"Intervals are a pair (low, high). Received: {len(ends)} parts")
-    y, low, high = (_columns(v) for v in (y, *ends))
+    y, low, high = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (y, *ends))
+    rank = max(v.shape.rank for v in (y, low, high, tf.zeros([1, 1])))
+    y, low, high = (_columns(v, rank) for v in (y, low, high))
     if not y.shape == low.shape == high.shape:
         raise ValueError(
             "Targets, lower and upper ends must have one shape. "
@@ -174,6 +179,6 @@ def _inside_intervals(y: Any, ends: tuple[Any, ...]) -> tuple[tf.Tensor, tf.Tens
     return (low <= y) & (y <= high), ~tf.math.is_nan(y)
 
 
-def _columns(values: Any) -> tf.Tensor:
-    values = tf.cast(tf.convert_to_tensor(values), tf.float32)
-    return values[:, tf.newaxis] if values.shape.rank == 1 else values
+def _columns(values: tf.Tensor, rank: int) -> tf.Tensor:
+    """Numbers with a last axis of 1 where others have a last axis of targets."""
+    return values[..., tf.newaxis] if values.shape.rank == rank - 1 else values

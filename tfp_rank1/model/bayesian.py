@@ -42,6 +42,7 @@ from tfp_rank1.model.graph import (
     has_members,
     inputs_and_outputs,
     is_functional_call,
+    members_by_output,
     output_shapes,
     take_graph,
 )
@@ -509,6 +510,14 @@ class BayesianModel(Replicas):
         """Loss and metrics of one batch."""
         return step.evaluate_batch(self, data)
 
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """As in Keras, where metrics see raw outputs with their axis of members."""
+        if self._options.evaluation_loss is not None:
+            y_pred = members_by_output(self, y_pred)
+        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
     def track_objective(self, objective: Objective) -> None:
         """Log the loss of a batch and its parts, weighted by the number of examples."""
         rows = objective.rows
@@ -609,7 +618,7 @@ class BayesianModel(Replicas):
             self._find_count(arguments)
         self._check_array_targets(y)
         heads.map_heads(_warn_of_missing, self.likelihood, y)
-        self._follow_targets("train", x, y)
+        self._follow_targets("train", x, y, kwargs.get("sample_weight"))
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
         answers, steps = (self._calibration, self._conformal), self.steps_taken
@@ -699,28 +708,28 @@ class BayesianModel(Replicas):
         """
         check_inputs(x, y)
         self._check_array_targets(y)
-        self._follow_targets("test", x, y)
+        self._follow_targets("test", x, y, kwargs.get("sample_weight"))
         return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, for targets of any rank; it drops calibration and scores as `fit` does."""
-        self._follow_targets("train", x, y)
+        self._follow_targets("train", x, y, kwargs.get("sample_weight"))
         answer_state.forget_calibration(self)
         self.has_seen_data = True
         return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, for targets of any rank."""
-        self._follow_targets("test", x, y)
+        self._follow_targets("test", x, y, kwargs.get("sample_weight"))
         return super().test_on_batch(x, y, *args, **kwargs)
 
-    def _follow_targets(self, name: str, x: Any, y: Any) -> None:
-        """Drop a compiled function if targets have another rank than those before.
+    def _follow_targets(self, name: str, x: Any, y: Any, sample_weight: Any = None) -> None:
+        """Drop a compiled function if targets or weights have another rank than those before.
 
         TensorFlow would trace it for any rank, and labels `[B]` and `[B, C]` differ in what they
         mean.
         """
-        rank = target_ranks(x, y)
+        rank = target_ranks(x, y, sample_weight)
         if self._target_ranks.get(name, rank) != rank:
             setattr(self, f"{name}_function", None)
         self._target_ranks[name] = rank
@@ -734,9 +743,14 @@ class BayesianModel(Replicas):
             return
         columns = heads.names_of(own), self.likelihoods, heads.parts(own, y), shapes
         for name, likelihood, targets, shape in zip(*columns, strict=True):
+            if targets is None:
+                raise ValueError(
+                    "Argument `y` must hold targets for every output; of those that are missing, "
+                    f"NaN (or the label `ignore_class`). Received: None for output {name!r}"
+                )
             if not hasattr(targets, "__array__") or shape[-1] is None:
                 continue
-            positions = len(shape) - 2 - bool(self.has_members)
+            positions = shape[1 + bool(self.has_members) : -1]
             try:
                 likelihood.check_targets(targets, shape[-1], positions)
             except ValueError as error:

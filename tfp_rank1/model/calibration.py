@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfp_rank1 import heads, scopes
 from tfp_rank1.checks import positive
-from tfp_rank1.keras_internals import is_training_call
+from tfp_rank1.keras_internals import is_training_call, mask_of, set_mask
 
 __all__ = ["Calibration", "call_calibrated"]
 
@@ -66,7 +66,7 @@ class Calibration:
         if self.keeps_outputs:
             return outputs
         return heads.map_heads(
-            lambda v, z, tau: v.tempered(tf.convert_to_tensor(z), tau) if tau != 1.0 else z,
+            _tempered,
             likelihood,
             outputs,
             self.temperatures(likelihood),
@@ -87,6 +87,17 @@ class Calibration:
         for name, value in config.items():
             found[name] = heads.map_heads(lambda v, name=name: positive(name, v), value)
         return cls(**found)
+
+
+def _tempered(likelihood: Any, outputs: Any, temperature: float) -> Any:
+    """The raw outputs of one output at its temperature, with the mask that they have."""
+    if temperature == 1.0:
+        return outputs
+    found = likelihood.tempered(tf.convert_to_tensor(outputs), temperature)
+    mask = mask_of(outputs)
+    if mask is not None:
+        set_mask(found, mask)
+    return found
 
 
 def call_calibrated(

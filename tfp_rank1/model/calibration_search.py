@@ -33,7 +33,7 @@ from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.calibration import Calibration
 from tfp_rank1.model.line_search import minimum
 from tfp_rank1.predictive import PredictiveMixture, labelled_batches, sample_marginals
-from tfp_rank1.predictive.sampling import draws
+from tfp_rank1.predictive.sampling import draws, mask_of_positions
 from tfp_rank1.random import fold_in, make_seed
 from tfp_rank1.target_weights import split_weights
 
@@ -215,10 +215,11 @@ class _HeldOut:
         signature = [specs, tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.float32)]
 
         @tf.function(input_signature=signature, autograph=False)
-        def sample(x: Any, seed: tf.Tensor, scale: tf.Tensor) -> tuple[Any, Any]:
+        def sample(x: Any, seed: tf.Tensor, scale: tf.Tensor) -> tuple[Any, Any, Any]:
             # The scope is set, so the model adds no calibration of its own.
             with scopes.posterior_scale.set(scale):
-                return sample_marginals(model, x, num_samples, seed)
+                found = sample_marginals(model, x, num_samples, seed)
+                return *found, mask_of_positions(model, x)
 
         self._sample = sample
 
@@ -247,18 +248,18 @@ class _HeldOut:
         }
 
     def _pieces(self, posterior_scale: float) -> list[list[tuple[Any, ...]]]:
-        """By output: raw outputs `[S, B, D]`, their variance, targets, weights of both kinds.
+        """By output: raw outputs `[S, B, D]`, their variance, mask, targets, weights of both kinds.
 
-        Variances and weights, of examples and of targets, are None where there are none.
+        Variances, masks and weights, of examples and of targets, are None where there are none.
         """
         scale = tf.constant(posterior_scale, tf.float32)
         batches: list[list[Any]] = [[] for _ in self._held]
         for index, (x, y, sample_weight) in enumerate(self._batches):
-            outputs, variance = self._sample(x, fold_in(make_seed(_SEED), index), scale)
+            outputs, variance, mask = self._sample(x, fold_in(make_seed(_SEED), index), scale)
             targets = heads.matched("y", self._own, y)
             weights = heads.for_each("sample_weight", self._own, sample_weight)
             rows = heads.map_heads(
-                lambda _, *row: row, self._own, outputs, variance, targets, weights
+                lambda _, *row: row, self._own, outputs, variance, mask, targets, weights
             )
             for found, row in zip(batches, heads.parts(self._own, rows), strict=True):
                 found.append(row)
@@ -303,10 +304,10 @@ class _HeldOutOutput:
         else:
             metrics["coverage"] = IntervalCoverage(_LEVEL)
         tau = tf.constant(temperature, tf.float32)
-        for outputs, variance, y, examples, targets in pieces:
+        for outputs, variance, mask, y, examples, targets in pieces:
             weights = targets if examples is None else examples
             with scopes.noise_factor.set(tau / self._before):
-                mixture = self._mixture(outputs, variance, tau)
+                mixture = self._mixture(outputs, variance, mask, tau)
                 for metric in metrics.values():
                     metric.update_state(y, mixture, sample_weight=weights)
         return {name: float(metric.result()) for name, metric in metrics.items()}
@@ -314,26 +315,31 @@ class _HeldOutOutput:
     def pieces(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Batches joined to pieces, with prepared targets and weights of examples and targets."""
         batches = []
-        for outputs, variance, y, sample_weight in rows:
+        for outputs, variance, mask, y, sample_weight in rows:
             positions = outputs.shape[2:-1].as_list()
-            prepared = self._likelihood.prepare_targets(y, int(outputs.shape[-1]), len(positions))
+            prepared = self._likelihood.prepare_targets(y, int(outputs.shape[-1]), positions)
             examples, targets = split_weights(sample_weight, int(prepared.shape[-1]), positions)
-            batches.append((outputs, variance, prepared, examples, targets))
+            batches.append((outputs, variance, mask, prepared, examples, targets))
         most = max(1, _PIECE // math.prod(d for i, d in enumerate(batches[0][0].shape) if i != 1))
         per_piece = max(1, most // int(batches[0][0].shape[1]))
         groups = (batches[i : i + per_piece] for i in range(0, len(batches), per_piece))
         return [_joined(group) for group in groups]
 
     def _mixture(
-        self, outputs: tf.Tensor, variance: tf.Tensor | None, temperature: tf.Tensor
+        self,
+        outputs: tf.Tensor,
+        variance: tf.Tensor | None,
+        mask: tf.Tensor | None,
+        temperature: tf.Tensor,
     ) -> PredictiveMixture:
         tempered = self._likelihood.tempered(outputs, temperature)
-        return PredictiveMixture(self._likelihood, tempered, 0, variance)
+        return PredictiveMixture(self._likelihood, tempered, 0, variance, mask)
 
     def _traced_loss(
         self,
         outputs: tf.Tensor,
         variance: tf.Tensor | None,
+        mask: tf.Tensor | None,
         y: tf.Tensor,
         examples: tf.Tensor | None,
         targets: tf.Tensor | None,
@@ -342,14 +348,14 @@ class _HeldOutOutput:
         """This output's part of L in one piece, in nats, scalar."""
         # A learned scale holds the old temperature already; outputs hold none, see `_HeldOut`.
         with scopes.noise_factor.set(temperature / self._before):
-            log_probs = self._mixture(outputs, variance, temperature).log_prob(y, targets)
+            log_probs = self._mixture(outputs, variance, mask, temperature).log_prob(y, targets)
         return -tf.reduce_sum(log_probs if examples is None else examples * log_probs)
 
 
 def _joined(batches: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     """Several batches as one; outputs and variances have the examples on axis 1."""
     columns = list(zip(*batches, strict=True))
-    axes = (1, 1, 0, 0, 0)
+    axes = (1, 1, 0, 0, 0, 0)
     return tuple(
         None if column[0] is None else tf.concat(column, axis=axis)
         for column, axis in zip(columns, axes, strict=True)

@@ -102,14 +102,14 @@ def count_steps(arguments: dict[str, Any], count: int) -> int:
     return int(by_epoch) * int(epochs)
 
 
-def target_ranks(x: Any, y: Any) -> Any:
-    """The rank of targets that are given as arrays or within a dataset; None where not told."""
+def target_ranks(x: Any, y: Any, sample_weight: Any = None) -> Any:
+    """Ranks of targets and weights, given as arrays or within a dataset; None where not told."""
     if isinstance(x, tf.data.Dataset):
-        spec = x.element_spec
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        spec = x.element_spec if isinstance(x.element_spec, tuple) else ()
+        y, sample_weight = (*spec[1:3], None, None)[:2]
 
     def rank(targets: Any) -> int | None:
         shape = getattr(targets, "shape", None)
         return None if shape is None else len(shape)
 
-    return keras.tree.map_structure(rank, y)
+    return keras.tree.map_structure(rank, (y, sample_weight))

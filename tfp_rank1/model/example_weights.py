@@ -76,4 +76,9 @@ def largest(weights: Any) -> np.ndarray:
         weights: `[N]` or `[N, ...]`, or a structure of these by output.
     """
     arrays = [np.asarray(array, "float64") for array in keras.tree.flatten(weights)]
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            "Argument `sample_weight` must have an entry for every example, for each output. "
+            f"Received: arrays of shapes {[array.shape for array in arrays]}"
+        )
     return np.max([array.reshape(len(array), -1).max(axis=1) for array in arrays], axis=0)

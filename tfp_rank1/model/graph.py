@@ -13,6 +13,7 @@ from tfp_rank1 import heads, likelihoods
 from tfp_rank1.keras_internals import (
     Functional,
     calls_of,
+    input_structure,
     layers_of,
     nodes_of,
     producer_of,
@@ -77,7 +78,10 @@ def inputs_and_outputs(model: keras.Model) -> tuple[Any, Any]:
             "built: begin it with keras.Input. Received: "
             f"{type(model).__name__}, built={model.built}"
         )
-    return model.inputs, model.outputs
+    # Nested as they were given: `fit` takes targets by the names of a dict.
+    inputs = input_structure(model)
+    outputs = model.output if len(model.outputs) > 1 else model.outputs
+    return model.inputs if inputs is None else inputs, outputs
 
 
 def take_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
@@ -120,7 +124,8 @@ def end_in_likelihood(outputs: Any, likelihood: Any) -> tuple[Any, Any]:
             outputs, or a second likelihood that differs from the first.
     """
     if not heads.are_several(outputs):
-        return _ended(outputs, likelihood)
+        is_list = isinstance(likelihood, (list, tuple)) and len(likelihood) == 1
+        return _ended(outputs, likelihood[0] if is_list else likelihood)
     if likelihood is not None:
         likelihood = _one_for_each(outputs, likelihood)
     ended = heads.map_heads(_ended, outputs, likelihood)

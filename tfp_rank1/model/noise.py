@@ -181,7 +181,7 @@ def _observations(
 ) -> _Observations:
     members = members_of(model, tf.stop_gradient(tf.cast(outputs, tf.float32)), name)
     rows = tf.cast(tf.shape(outputs)[0], tf.float32)
-    prepared = likelihood.prepare_targets(y, members.num_outputs, members.num_position_axes)
+    prepared = likelihood.prepare_targets(y, members.num_outputs, members.positions)
     targets, observed = likelihood.filled(prepared)
     mask = position_mask(outputs, model.has_members)
     if mask is not None:

@@ -28,7 +28,7 @@ def ood_histogram(
         The axes.
     """
     ax = ax or plt.subplots()[1]
-    values = [np.asarray(ood_score(p, score)) for p in (inside, outside)]
+    values = [_scores(p, score) for p in (inside, outside)]
     edges = np.linspace(min(map(np.min, values)), max(map(np.max, values)), 31)
     for value, color, label in zip(
         values, (BLUE, ORANGE), ("in distribution", "out of distribution"), strict=True
@@ -61,7 +61,7 @@ def ood_roc(
         The axes.
     """
     ax = ax or plt.subplots()[1]
-    values = [np.asarray(ood_score(p, score)) for p in (inside, outside)]
+    values = [_scores(p, score) for p in (inside, outside)]
     is_outside = np.repeat([0, 1], [len(v) for v in values])
     false_positive, true_positive, _ = sklearn_metrics.roc_curve(is_outside, np.concatenate(values))
     area = sklearn_metrics.auc(false_positive, true_positive)
@@ -70,3 +70,10 @@ def ood_roc(
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
     ax.legend(loc="lower right", frameon=False)
     return ax
+
+
+def _scores(p: PredictiveMixture, score: str) -> np.ndarray:
+    """The score of every example, or of every position that no mask leaves out, `[N P]`."""
+    by_position = p.by_position()
+    values = np.asarray(ood_score(by_position, score))
+    return values if by_position.mask is None else values[np.asarray(by_position.mask)]

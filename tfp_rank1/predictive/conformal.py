@@ -63,12 +63,21 @@ def groups_by_position(groups: Any, mixture: PredictiveMixture) -> np.ndarray:
     """The group of every position, `[N P]`, from those of examples, `[N]`, or of positions.
 
     Without positions the groups are returned as they are.
+
+    Raises:
+        ValueError: for groups of another shape.
     """
     given = np.asarray(groups)
     if not mixture.positions:
         return given
-    if given.ndim == 1:
+    shape = [mixture.outputs.shape[0], *mixture.positions]
+    if given.ndim == 1 and len(given) == shape[0]:
         given = np.repeat(given, math.prod(int(n or 1) for n in mixture.positions))
+    elif list(given.shape) != shape:
+        raise ValueError(
+            f"Argument `groups` must have one label per example, [{shape[0]}], or one per "
+            f"position, {shape}. Received: shape {given.shape}"
+        )
     return np.ravel(given)
 
 

@@ -139,7 +139,7 @@ class PredictiveMixture:
         if not self.positions:
             return y, self.by_example(), sample_weight
         num_outputs = self._layout.num_outputs
-        targets = self.likelihood.shape_targets(y, num_outputs, len(self.positions))
+        targets = self.likelihood.shape_targets(y, num_outputs, self._layout.positions)
         size = self.likelihood.num_targets(num_outputs)
         examples, by_target = split_weights(sample_weight, size, self.positions)
         if examples is not None:
@@ -149,11 +149,22 @@ class PredictiveMixture:
         return tf.reshape(targets, [-1, targets.shape[-1]]), self.by_position(), sample_weight
 
     def per_position(self, values: Any) -> tf.Tensor:
-        """Numbers of examples, `[N]` or `[N, 1]`, or of positions, `[N, ...]`, as `[N P]`."""
+        """Numbers of examples, `[N]` or `[N, 1]`, or of positions, `[N, ..., 1]`, as `[N P]`.
+
+        Raises:
+            ValueError: for another shape.
+        """
         values = tf.convert_to_tensor(values)
-        sizes = tf.unstack(tf.shape(self.by_example()._raw_outputs)[2:-1])
-        if values.shape.rank - 1 != len(sizes) or values.shape[1:].as_list() == [1]:
+        sizes = self._layout.positions
+        if values.shape.rank == len(sizes) + 2 and values.shape[-1] == 1:
+            values = values[..., 0]
+        if values.shape[1:].as_list() in ([], [1]):
             values = tf.reshape(values, [-1] + [1] * len(sizes))
+        elif not values.shape[1:].is_compatible_with(self.positions):
+            raise ValueError(
+                "Expected one number per example, [batch], or one per position, "
+                f"{['batch', *self.positions]}. Received: shape {values.shape}"
+            )
         return tf.reshape(tf.broadcast_to(values, [tf.shape(values)[0], *sizes]), [-1])
 
     def by_sample_first(self) -> tf.Tensor:
@@ -317,7 +328,7 @@ class PredictiveMixture:
     def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
         """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
         layout = self._layout
-        return self.likelihood.prepare_targets(y, layout.num_outputs, layout.num_position_axes)
+        return self.likelihood.prepare_targets(y, layout.num_outputs, layout.positions)
 
     def _member_log_prob(self, targets: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
         if self.mask is not None:
@@ -348,7 +359,7 @@ class PredictiveMixture:
         """
         self._require_order("cdf")
         layout = self._layout
-        y = self.likelihood.shape_targets(y, layout.num_outputs, layout.num_position_axes)
+        y = self.likelihood.shape_targets(y, layout.num_outputs, layout.positions)
         y = layout.for_all_samples(y)
         if self.output_variance is None:
             return layout.average(self.likelihood.cdf(self._raw_outputs, y))
