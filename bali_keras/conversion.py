@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from bali_keras.layers import (
-    BaliLayer,
-    Conv1DBali,
-    Conv2DBali,
-    Conv3DBali,
-    DenseBali,
-    EinsumDenseBali,
-)
+from bali_keras.counterparts import CONVERTED, counterpart, is_bayesian, start_at
 from bali_keras.model import BaliModel
 from tfp_rank1.conversion import (
     Converted,
     Rows,
-    check_kernel,
     check_model,
     check_same_function,
     check_stock,
@@ -39,16 +31,9 @@ from tfp_rank1.keras_internals import input_structure
 
 __all__ = ["convert"]
 
-# Constructor arguments that a BALI layer takes over from the stock layer. Initializers are not
-# among them: `_start_at` overwrites the mean.
-_CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
-_ARGUMENTS: dict[type, tuple[type[BaliLayer], tuple[str, ...]]] = {
-    keras.layers.Dense: (DenseBali, ("units", "use_bias")),
-    keras.layers.Conv1D: (Conv1DBali, (*_CONV, "use_bias")),
-    keras.layers.Conv2D: (Conv2DBali, (*_CONV, "use_bias")),
-    keras.layers.Conv3D: (Conv3DBali, (*_CONV, "use_bias")),
-    keras.layers.EinsumDense: (EinsumDenseBali, ("equation", "output_shape", "bias_axes")),
-}
+# Which layers become BALI layers: all, the last one, those of some names, or those for which a
+# function of the stock layer is true.
+Choice = str | Sequence[str] | Callable[[keras.layers.Layer], bool]
 
 
 def convert(
@@ -56,18 +41,20 @@ def convert(
     likelihood: Any,
     prior_at_kernels: bool = True,
     num_train_examples: float | None = None,
+    layers: Choice = "all",
 ) -> BaliModel:
     """A `BaliModel` with the layers and weights of a trained stock model.
 
-    Dense, Conv1D, Conv2D, Conv3D and EinsumDense layers become BALI layers whose posterior means
-    start at the kernels. `fit` then infers the posteriors around these means. A large data set
-    takes an epoch; a small one takes about a thousand steps, which also find a learned noise.
+    Dense and EinsumDense layers, embeddings, convolutions (plain, depthwise, separable, transposed)
+    and multi-head attention become BALI layers whose posterior means start at the kernels. `fit`
+    then infers the posteriors around these means. A large data set takes an epoch; a small one
+    takes about a thousand steps, which also find a learned noise.
 
     All other layers keep their weights and are frozen: batch normalization then uses its moving
-    statistics, and dropout is off. Grouped convolutions, and einsum kernels with an axis per
-    position, have no BALI form and are frozen too. To train a frozen layer, set `trainable = True`
-    and compile with an optimizer. Layers that are frozen in the stock model, such as a backbone,
-    are not converted.
+    statistics, and dropout is off. Grouped convolutions, recurrent layers, and einsum kernels with
+    an axis per position, have no BALI form and are frozen too. To train a frozen layer, set
+    `trainable = True` and compile with an optimizer. Layers that are frozen in the stock model,
+    such as a backbone, are not converted, unless `layers` names them.
 
     `model.conversion_report` lists what became of every layer. A warning says so if less than half
     of the parameters that are trainable in the stock model became Bayesian. Before it returns,
@@ -87,12 +74,17 @@ def convert(
         prior_at_kernels: True (default) centres the priors on the kernels: weights that the data
             do not inform stay where they are. False centres the priors on 0.
         num_train_examples: as for `BaliModel`.
+        layers: which layers become BALI layers: `"all"` (default) that have a counterpart and are
+            trainable; `"last"`, the last one of these, for a Bayesian head on features that stay as
+            they are; a list of names; or a function of the stock layer that returns whether. All
+            others are frozen.
 
     Returns:
         The new model, not compiled. Its attribute `conversion_report` is not saved.
 
     Raises:
-        ValueError: for a subclassed or unbuilt model or one with a `call` of its own; for a
+        ValueError: for names of layers that the model does not have, or that cannot be converted;
+            for a subclassed or unbuilt model or one with a `call` of its own; for a
             quantized layer, or one that mixes rows in training, such as `MixUp`; for a model
             without a trainable layer to convert; for a last function that the likelihood does not
             apply or that cannot be dropped; or for a result that computes another function, with
@@ -114,7 +106,8 @@ def convert(
     check_model(model, "BALI")
     check_stock(model)
     likelihood = likelihoods_for(model, likelihood)
-    conversion = _Conversion(ends_to_drop(model, likelihood), prior_at_kernels)
+    chosen = _chosen(model, layers)
+    conversion = _Conversion(ends_to_drop(model, likelihood), prior_at_kernels, chosen)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
         net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
@@ -123,7 +116,7 @@ def convert(
     if not report.converted:
         raise ValueError(
             "The model has no trainable layer that can be converted: "
-            f"{[c.__name__ for c in _ARGUMENTS]}. "
+            f"{CONVERTED}. "
             f"Received: layers {sorted({row.before for row in report.left})}"
         )
     built = BaliModel(
@@ -135,19 +128,57 @@ def convert(
     pairs, dropped = conversion.pairs, conversion.dropped
     check_same_function(model, Converted(built, likelihood, pairs, dropped, 1, _way_out))
     built.conversion_report = report
-    warn_of_points(
-        report,
-        "tfp_rank1.convert also takes embeddings, recurrent layers and attention; freeze layers "
-        "that are to stay as they are in the stock model, layer.trainable = False.",
-    )
+    if layers == "all":  # else the user has chosen
+        warn_of_points(
+            report,
+            "tfp_rank1.convert also takes recurrent layers; freeze layers that are to stay as they "
+            "are in the stock model, layer.trainable = False, or choose with layers=.",
+        )
     return built
+
+
+def _chosen(model: keras.Model, choice: Choice) -> set[int]:
+    """Ids of the layers that are to become BALI layers.
+
+    Raises:
+        ValueError: for a choice of another kind, and for names that cannot be converted.
+    """
+    found = _layers_of_graphs(model)
+    possible = [v for v in found if v.trainable and counterpart(v, False) is not None]
+    if choice == "all":
+        return {id(v) for v in possible}
+    if choice == "last":
+        return {id(v) for v in possible[-1:]}
+    if callable(choice):
+        return {id(v) for v in found if choice(v) and counterpart(v, False) is not None}
+    if isinstance(choice, str) or not all(isinstance(name, str) for name in choice):
+        raise ValueError(
+            "Argument `layers` must be 'all', 'last', a list of names of layers, or a function of "
+            f"a layer that returns whether to convert it. Received: layers={choice!r}"
+        )
+    named = {v.name: id(v) for v in found if counterpart(v, False) is not None}
+    wrong = [name for name in choice if name not in named]
+    if wrong:
+        raise ValueError(
+            f"Argument `layers` must name layers that can be converted: {list(named)}. "
+            f"Received: {wrong}"
+        )
+    return {named[name] for name in choice}
+
+
+def _layers_of_graphs(model: Any) -> list[Any]:
+    """The layers of a model and of the models in it, without the parts that layers are made of."""
+    found: list[Any] = []
+    for layer in model.layers:
+        found += _layers_of_graphs(layer) if is_graph(layer) else [layer]
+    return found
 
 
 class _Conversion:
     """One conversion: the counterpart of every layer."""
 
-    def __init__(self, dropped: list[Any], prior_at_kernels: bool) -> None:
-        self.dropped, self._prior_at_kernels = dropped, prior_at_kernels
+    def __init__(self, dropped: list[Any], prior_at_kernels: bool, chosen: set[int]) -> None:
+        self.dropped, self._prior_at_kernels, self._chosen = dropped, prior_at_kernels, chosen
         # By the layer's id: the layer and its counterpart.
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self.rows = Rows()
@@ -166,7 +197,8 @@ class _Conversion:
         new = layer  # an operation of keras.ops has no weights
         if isinstance(layer, keras.layers.Layer):
             check_training(layer)
-            new = _bali_layer(layer, self._prior_at_kernels)
+            is_chosen = id(layer) in self._chosen
+            new = counterpart(layer, self._prior_at_kernels) if is_chosen else None
             if new is None:
                 new = copy(layer, _without_noise(layer.get_config(), type(layer)))
         is_dropped = any(layer is end.operation for end in self.dropped)
@@ -175,9 +207,11 @@ class _Conversion:
     def copy_weights(self) -> None:
         """Give every counterpart the weights of its layer; what has no posterior is frozen."""
         for old, new in self.pairs.values():
-            if isinstance(new, BaliLayer):
-                _start_at(new, old)
-            elif isinstance(new, keras.layers.Layer) and not is_graph(new):
+            if is_graph(new):
+                continue
+            if is_bayesian(new):
+                start_at(new, old)
+            elif isinstance(new, keras.layers.Layer):
                 new.trainable = False
                 if type(new) is type(old):
                     same_weights(old, new)
@@ -185,7 +219,7 @@ class _Conversion:
 
 def _note_of(layer: Any, new: Any) -> str:
     """Why a layer has no posterior; empty for one that has."""
-    if isinstance(new, BaliLayer):
+    if is_bayesian(new):
         return ""
     if type(new) is not type(layer):
         return "left to the likelihood"
@@ -223,33 +257,3 @@ def _without_noise(config: dict[str, Any], cls: type) -> dict[str, Any]:
             if kind is not None:
                 found[name] = {**inner, "config": _without_noise(inner["config"], kind)}
     return found
-
-
-def _bali_layer(layer: Any, prior_at_kernels: bool) -> BaliLayer | None:
-    """The BALI counterpart of a stock layer; None for a layer that is not converted."""
-    found = _ARGUMENTS.get(type(layer))
-    if found is None or getattr(layer, "groups", 1) != 1 or not layer.trainable:
-        return None
-    check_kernel(layer)
-    cls, names = found
-    config = layer.get_config()
-    arguments = {name: config[name] for name in names}
-    try:
-        return cls(
-            **arguments,
-            activation=layer.activation,
-            prior_at_mean=prior_at_kernels,
-            name=layer.name,
-            dtype=layer.dtype_policy,
-        )
-    except ValueError:  # an einsum kernel that is no matrix
-        return None
-
-
-def _start_at(new: BaliLayer, old: Any) -> None:
-    """Set the posterior mean, and a stored prior mean, to the stock layer's kernel and bias."""
-    kernel = tf.convert_to_tensor(old.kernel)
-    mean = new.as_matrix(kernel, tf.convert_to_tensor(old.bias) if new.use_bias else None)
-    new.posterior_state.mean.assign(mean)
-    if new.posterior_state.prior_mean is not None:
-        new.posterior_state.prior_mean.assign(mean)

@@ -16,9 +16,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bali_keras.layers import BaliLayer
-from tfp_rank1.moments import Moments, activated, register
+from bali_keras.layers import (
+    BaliLayer,
+    MultiHeadAttentionBali,
+    SeparableConv1DBali,
+    SeparableConv2DBali,
+)
+from tfp_rank1.moments import Moments, activated, propagate, register
 from tfp_rank1.moments.activations import with_shared
+from tfp_rank1.moments.attention import attention
 from tfp_rank1.moments.linear import MAX_JOINT, covariance_behind
 from tfp_rank1.scopes import mean_mode, variance_factor
 
@@ -48,6 +54,14 @@ def _bali(layer: BaliLayer, x: Moments) -> Moments:
         return dataclasses.replace(joint, shared=functools.partial(_within, covariance))
     outputs = Moments(z, variance, shared=functools.partial(_shared, column, scale))
     return with_shared(activated(layer.activation, outputs), outputs, layer.activation)
+
+
+register(MultiHeadAttentionBali)(attention)
+
+
+@register(SeparableConv1DBali, SeparableConv2DBali)
+def _separable(layer: Any, x: Moments) -> Moments:
+    return propagate(layer.pointwise, propagate(layer.depthwise, x))
 
 
 def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: Any) -> tf.Tensor:

@@ -48,6 +48,42 @@ CASES = {
         lambda: K.EinsumDense("...x,yx->...y", 3, bias_axes="y"),
         (5, 4),
     ),
+    "dense_blocks": (
+        lambda **a: L.DenseBali(4, row_covariance=2, **a),
+        lambda: K.Dense(4),
+        (3, 5),
+    ),
+    "dense_diagonal": (
+        lambda **a: L.DenseBali(4, row_covariance="diagonal", **a),
+        lambda: K.Dense(4),
+        (5,),
+    ),
+    "depthwise1d": (
+        lambda **a: L.DepthwiseConv1DBali(3, dilation_rate=2, **a),
+        lambda: K.DepthwiseConv1D(3, dilation_rate=2),
+        (9, 2),
+    ),
+    "depthwise2d": (
+        lambda **a: L.DepthwiseConv2DBali((3, 2), 2, "same", depth_multiplier=2, **a),
+        lambda: K.DepthwiseConv2D((3, 2), 2, "same", depth_multiplier=2),
+        (5, 6, 3),
+    ),
+    "transpose1d": (
+        lambda **a: L.Conv1DTransposeBali(3, 3, 2, output_padding=1, **a),
+        lambda: K.Conv1DTranspose(3, 3, 2, output_padding=1),
+        (4, 2),
+    ),
+    "transpose2d": (
+        lambda **a: L.Conv2DTransposeBali(3, (4, 2), (3, 2), padding="same", **a),
+        lambda: K.Conv2DTranspose(3, (4, 2), (3, 2), padding="same"),
+        (3, 2, 2),
+    ),
+    "transpose3d": (
+        lambda **a: L.Conv3DTransposeBali(2, 2, padding="same", **a),
+        lambda: K.Conv3DTranspose(2, 2, padding="same"),
+        (2, 3, 2, 2),
+    ),
+    "embedding": (lambda **a: L.EmbeddingBali(7, 3, **a), lambda: K.Embedding(7, 3), None),
     "einsum_two_summed": (
         lambda **a: L.EinsumDenseBali("abcd,cde->abe", (None, 3), **a),
         lambda: K.EinsumDense("abcd,cde->abe", (None, 3)),
@@ -59,23 +95,34 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     make, stock, shape = CASES[request.param]
-    return make, stock, np.random.default_rng(0).normal(size=(6, *shape)).astype("float32")
+    rng = np.random.default_rng(0)
+    if shape is None:
+        return make, stock, rng.integers(0, 7, (6, 4))
+    return make, stock, rng.normal(size=(6, *shape)).astype("float32")
 
 
 def with_posterior(layer, x):
     """The layer, built, with a posterior that is not a point."""
     layer.build(x.shape)
     state = layer.posterior_state
-    d, k = state.size
+    k = state.size[1]
     rng = np.random.default_rng(1)
-    state.rows.factor.assign(np.triu(rng.normal(size=(d, d))) * 0.1 + 0.3 * np.eye(d))
+    shape = state.rows.factor.shape
+    factor = 0.3 + 0.1 * np.abs(rng.normal(size=shape))
+    if len(shape) > 1:
+        factor = np.triu(rng.normal(size=shape)) * 0.1 + 0.3 * np.eye(shape[-1])
+    state.rows.take(tf.constant(factor, state.dtype), tf.constant(True))
     state.column_factor.assign(np.triu(rng.normal(size=(k, k))) * 0.1 + 0.3 * np.eye(k))
     return layer
 
 
 def model_of(layer, x):
-    inputs = keras.Input(x.shape[1:])
+    inputs = keras.Input(x.shape[1:], dtype=x.dtype.name)
     return keras.Model(inputs, layer(inputs))
+
+
+def stock_kernel(layer):
+    return layer.embeddings if isinstance(layer, K.Embedding) else layer.kernel
 
 
 def test_the_mean_is_the_stock_layer(case):
@@ -83,15 +130,17 @@ def test_the_mean_is_the_stock_layer(case):
     layer, plain = make(), stock()
     model = model_of(layer, x)
     expected = plain(x)
-    mean = layer.as_matrix(tf.convert_to_tensor(plain.kernel))
+    bias = None
     if layer.use_bias:
         plain.bias.assign(np.random.default_rng(2).normal(size=plain.bias.shape))
-        expected = plain(x)
-        mean = tf.concat([mean, tf.reshape(plain.bias, [1, -1])], axis=0)
-    layer.posterior_state.mean.assign(mean)
+        expected, bias = plain(x), tf.convert_to_tensor(plain.bias)
+    kernel = tf.convert_to_tensor(stock_kernel(plain))
+    layer.posterior_state.mean.assign(layer.as_matrix(kernel, bias))
     with r1.posterior_mean():
         np.testing.assert_allclose(model(x), expected, atol=1e-5)
-    np.testing.assert_array_equal(layer.kernel, plain.kernel)
+    np.testing.assert_array_equal(layer.kernel, kernel)
+    if bias is not None:
+        np.testing.assert_array_equal(layer.bias, np.ravel(bias))
     static = zip(model.output_shape[1:], expected.shape[1:], strict=True)
     assert all(ours in (None, theirs) for ours, theirs in static)
     # Before the first statistics the layer is a point.
@@ -100,7 +149,8 @@ def test_the_mean_is_the_stock_layer(case):
 
 def test_config_and_persistence(case, tmp_path):
     make, _, x = case
-    layer = with_posterior(make(activation="tanh"), x)
+    activation = {} if make is CASES["embedding"][0] else {"activation": "tanh"}
+    layer = with_posterior(make(**activation), x)
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
     model = model_of(layer, x)
     model.save(tmp_path / "model.keras")
@@ -124,10 +174,9 @@ def test_samples_have_the_marginal_moments(case, sampling):
     draws = draws.reshape(1500, len(x), *draws.shape[2:])
     with r1.posterior_mean():
         mean = np.array(model(x))
-    h = layer._rows(tf.constant(x))
-    h = tf.concat([h, tf.ones_like(h[..., :1])], -1) if layer.use_bias else h
+    h = layer._homogeneous(tf.constant(x))
     columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
-    rows = layer.posterior_state.matrix_normal().row_variance(h)
+    rows = layer.posterior_state.rows.variance(h)
     variance = np.array(layer._arrange(rows[..., tf.newaxis] * columns))
     assert np.abs((draws.mean(0) - mean) / np.sqrt(variance / 1500)).max() < 5.5
     assert np.abs(draws.var(0) / variance - 1).max() < 5.5 * np.sqrt(2 / 1500)
@@ -226,6 +275,15 @@ def test_a_plain_model_predicts_but_does_not_train():
     [
         (lambda: L.DenseBali(0), "units"),
         (lambda: L.DenseBali(2, sampling="row"), "sampling"),
+        (lambda: L.DenseBali(2, row_covariance="full"), r"`row_covariance`.*'auto'"),
+        (lambda: L.DenseBali(2, row_covariance=0), "row_covariance"),
+        (lambda: L.EmbeddingBali(7, 3, activation="relu"), "takes no `activation`"),
+        (lambda: L.EmbeddingBali(0, 3), "input_dim"),
+        (lambda: L.DepthwiseConv2DBali(3, row_covariance="dense"), "every channel by itself"),
+        (lambda: L.DepthwiseConv2DBali(3, depth_multiplier=0), "depth_multiplier"),
+        (lambda: L.Conv2DTransposeBali(2, 3, output_padding=4, strides=2), "output_padding"),
+        (lambda: L.SeparableConv2DBali(0, 3), "filters"),
+        (lambda: L.MultiHeadAttentionBali(2, 3, sampling="row"), "sampling"),
         (lambda: L.Conv2DBali(2, 3, groups=2), "groups"),
         (lambda: L.Conv2DBali(2, 3, padding="full"), "padding"),
         (lambda: L.EinsumDenseBali("ab,abc->abc", (2, 3)), "summed over or new"),

@@ -81,9 +81,9 @@ def test_directions_and_names():
 
 ERRORS = [
     (LABELS, SETS.astype("float32"), "must be boolean.*Received: float32"),
-    (LABELS, SETS[:, 0], r"\[examples, classes\].*Received: bool of shape \(200,\)"),
-    (LABELS[:5], SETS, r"Labels must have shape \[N\].*Received: labels of shape \(5, 1\)"),
-    (np.zeros((N, 3)), SETS, r"or \[N, 5\].*Received: labels of shape \(200, 3\)"),
+    (LABELS, SETS[:, 0], r"\[examples, ..., classes\].*Received: bool of shape \(200,\)"),
+    (LABELS[:5], SETS, r"Labels must have shape \[200\].*Received: labels of shape \(5, 1\)"),
+    (np.zeros((N, 3)), SETS, r"or \[200, 5\].*Received: labels of shape \(200, 3\)"),
     (np.zeros(3), (np.zeros(3), np.zeros(2)), r"one shape. Received: \(3, 1\), .* and \(2, 1\)"),
     (np.zeros(3), (np.zeros(3),), r"a pair \(low, high\). Received: 1 parts"),
 ]

@@ -140,5 +140,5 @@ def test_labels_of_positions():
     labels = np.random.default_rng(1).integers(0, 3, (N, 5))
     mixture = PredictiveMixture(likelihoods.Categorical(), logits, 1)
     np.testing.assert_array_equal(mixture.log_prob(labels), mixture.log_prob(labels[..., None]))
-    with pytest.raises(ValueError, match=r"shape \[batch, positions, 1\] or \[batch, positions\]"):
+    with pytest.raises(ValueError, match=r"shape \[batch, 5, 1\] or \[batch, 5\]"):
         mixture.log_prob(labels[:, 0])

@@ -177,7 +177,7 @@ def test_targets_of_another_shape_are_named(method):
     x, y = data("categorical")
     model = compiled(net(method, "categorical"))
     before = [np.array(v) for v in model.trainable_weights]
-    with pytest.raises(ValueError, match=r"targets must have shape \[batch, positions, 1\]"):
+    with pytest.raises(ValueError, match=r"targets must have shape \[batch, 5, 1\]"):
         model.fit(x, y[:, 0], verbose=0)
     with pytest.raises(ValueError, match=r"`sample_weight`.*one per position"):
         model.fit(x, y, sample_weight=np.ones((24, STEPS + 1)), verbose=0)

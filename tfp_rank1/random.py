@@ -240,12 +240,15 @@ def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Ten
 
     Args:
         first_row: index of the first row in the table.
-        shape: `(rows, ...)`, the number of rows static or a scalar tensor, the rest static.
+        shape: `(rows, ...)`, numbers or scalar tensors.
         seed: int32 `[2]`.
     """
-    rows, width = shape[0], math.prod(shape[1:])
-    blocks = max(1, math.ceil(width / 8))  # a counter makes four integers, an integer two numbers
-    start = tf.cast(first_row, tf.uint64) * blocks
+    rows, rest = shape[0], shape[1:]
+    is_static = all(isinstance(size, int) for size in rest)
+    width = math.prod(rest) if is_static else tf.reduce_prod(tf.stack(rest))
+    # A counter makes four integers, an integer two numbers.
+    blocks = max(1, -(-width // 8)) if is_static else tf.maximum(1, (width + 7) // 8)
+    start = tf.cast(first_row, tf.uint64) * tf.cast(blocks, tf.uint64)
     bits = _integers(tf.stack([rows, blocks * 4]), seed, skipped=start)
     return tf.reshape(_box_muller(bits)[:, :width], shape)
 

@@ -29,6 +29,7 @@ __all__ = [
     "posterior_mean",
     "posterior_scale",
     "recorder",
+    "row_masks",
     "seed_source",
     "shared_draws",
     "split_members",
@@ -86,6 +87,9 @@ ensemble_size: Scope[int | None] = Scope(_none)
 seed_source: Scope[Any] = Scope(_none)
 # The owner of the KL weight: a `divergence.KLOwner`, or None for the layers' own `kl_weight`.
 kl_owner: Scope[Any] = Scope(_none)
+# Which rows of the parts of a layer are no padding, by the id of the part: Keras's attention takes
+# masks from its inputs before it calls its projections.
+row_masks: Scope[dict[int, Any]] = Scope(dict)
 # The draws of a recurrent cell while a sequence is under way, by cell.
 held_draws: Scope[weakref.WeakKeyDictionary[Any, Any]] = Scope(weakref.WeakKeyDictionary)
 # The recorder of the layers' calls for a training step, or None.

@@ -7,7 +7,14 @@ from typing import Any
 import keras
 
 from bali_keras.layers.einsum_dense import EinsumDenseBali
-from tfp_rank1.keras_internals import ATTENTION_PROJECTIONS, attention_value_dim, replace_part
+from tfp_rank1.keras_internals import (
+    ATTENTION_PROJECTIONS,
+    attention_projections,
+    attention_value_dim,
+    mask_of,
+    replace_part,
+)
+from tfp_rank1.scopes import row_masks
 from tfp_rank1.serialization import registered
 
 __all__ = [
@@ -90,6 +97,41 @@ class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
         )
         layer.build(shape)
         return layer
+
+    def call(
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+    ) -> Any:
+        """As in the stock layer."""
+        of_query = mask_of(query) if query_mask is None else query_mask
+        of_value = mask_of(value) if value_mask is None else value_mask
+        of_key = mask_of(key) if key_mask is None else key_mask
+        of_key = of_value if key is None else of_key
+        masks = of_query, of_key, of_value, of_query, of_query
+        parts = zip(attention_projections(self), masks, strict=True)
+        by_part = {id(part): mask for part, mask in parts if mask is not None}
+        with row_masks.set({**row_masks.value, **by_part}):
+            return super().call(
+                query,
+                value,
+                key=key,
+                query_mask=query_mask,
+                value_mask=value_mask,
+                key_mask=key_mask,
+                attention_mask=attention_mask,
+                return_attention_scores=return_attention_scores,
+                training=training,
+                use_causal_mask=use_causal_mask,
+            )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._bali}

@@ -16,7 +16,7 @@ from bali_keras.recording import Record, Recorder, current_recorder
 from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
-from tfp_rank1.scopes import mean_mode, shared_draws, variance_factor
+from tfp_rank1.scopes import mean_mode, row_masks, shared_draws, variance_factor
 
 __all__ = ["BaliLayer", "Marginal"]
 
@@ -195,7 +195,8 @@ class BaliLayer(keras.layers.Layer):
         recorder = current_recorder()
         if recorder is not None:
             h = self._homogeneous(inputs)
-            z = self._record(h, recorder, mask if self.supports_masking else None)
+            own = mask if self.supports_masking else None
+            z = self._record(h, recorder, row_masks.value.get(id(self), own))
         else:
             self._refuse_training(training)
             with graph_of(inputs):

@@ -82,11 +82,23 @@ class EmbeddingBali(BaliLayer):
         shape = self.input_dim, self.output_dim
         self._create_posterior(shape, self.output_dim, rows, self.output_dim, fan_in=1)
 
+    def call(
+        self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool | None = None
+    ) -> tf.Tensor:
+        """Sampled vectors; index 0 is no data, with `mask_zero`."""
+        return super().call(inputs, mask=self.compute_mask(inputs), training=training)
+
     def _homogeneous(self, inputs: tf.Tensor) -> tf.Tensor:
         return self._rows(inputs)
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
         return ops.cast(inputs, "int32")
+
+    def row_moments(
+        self, mean: tf.Tensor, variance: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The indices, which no layer before makes random."""
+        return self._rows(mean), None
 
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
         return z

@@ -141,15 +141,16 @@ def _boolean_sets(sets: Any) -> tf.Tensor:
 def _labels(y: Any, sets: tf.Tensor) -> tf.Tensor:
     """Labels as int32 `[N, ..., 1]`."""
     y = tf.convert_to_tensor(y)
-    rank, classes = int(sets.shape.rank), sets.shape[-1]
+    shape = sets.shape.as_list()
+    rank, classes = len(shape), shape[-1]
     if y.shape.rank == rank and y.shape[-1] == classes != 1 and y.shape == sets.shape:
         return tf.argmax(y, axis=-1, output_type=tf.int32)[..., tf.newaxis]
     if y.shape.rank == rank - 1:
         y = y[..., tf.newaxis]
-    if y.shape != [*sets.shape[:-1], 1]:
+    if y.shape != [*shape[:-1], 1]:
         raise ValueError(
-            f"Labels must have shape {sets.shape[:-1]}, {[*sets.shape[:-1], 1]} or {sets.shape}, "
-            f"for sets of shape {sets.shape}. Received: labels of shape {y.shape}"
+            f"Labels must have shape {shape[:-1]}, {[*shape[:-1], 1]} or {shape}, for sets of "
+            f"shape {shape}. Received: labels of shape {y.shape}"
         )
     return tf.cast(y, tf.int32)
 

@@ -30,11 +30,11 @@ from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.merging import multiplied
 from tfp_rank1.moments.registry import propagate, register
 
-__all__: list[str] = []
+__all__ = ["attention"]
 
 
 @register(keras.layers.MultiHeadAttention, rank1_layers.MultiHeadAttentionRank1)
-def _attention(
+def attention(
     layer: Any,
     query: Moments,
     value: Moments,
@@ -46,6 +46,7 @@ def _attention(
     return_attention_scores: bool = False,
     use_causal_mask: bool = False,
 ) -> Moments | list[Moments]:
+    """The rule of multi-head attention; its arguments are those of the layer's call."""
     masks = {
         "query_mask": _mask(query_mask, query),
         "value_mask": _mask(value_mask, value),

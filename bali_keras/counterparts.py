@@ -1,0 +1,119 @@
+"""The BALI counterpart of a stock layer, which starts at the stock layer's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from bali_keras import layers
+from bali_keras.layers import BaliLayer
+from tfp_rank1.conversion import check_kernel
+from tfp_rank1.keras_internals import attention_projections
+
+__all__ = ["CONVERTED", "counterpart", "is_bayesian", "start_at"]
+
+# Constructor arguments that a BALI layer takes over from the stock layer. Initializers are not
+# among them: `start_at` overwrites the mean.
+_SPATIAL = ("kernel_size", "strides", "padding", "data_format", "dilation_rate")
+_CONV = ("filters", *_SPATIAL, "activation", "use_bias")
+_DEPTHWISE = (*_SPATIAL, "depth_multiplier", "activation", "use_bias")
+_SEPARABLE = (*_CONV, "depth_multiplier")
+_TRANSPOSE = (*_CONV, "output_padding")
+_ATTENTION = (
+    "num_heads", "key_dim", "value_dim", "use_bias", "output_shape", "attention_axes", "use_gate"
+)  # fmt: skip
+
+_ARGUMENTS: dict[type, tuple[type[keras.layers.Layer], tuple[str, ...]]] = {
+    keras.layers.Dense: (layers.DenseBali, ("units", "activation", "use_bias")),
+    keras.layers.EinsumDense: (
+        layers.EinsumDenseBali,
+        ("equation", "output_shape", "activation", "bias_axes"),
+    ),
+    keras.layers.Embedding: (layers.EmbeddingBali, ("input_dim", "output_dim", "mask_zero")),
+    keras.layers.Conv1D: (layers.Conv1DBali, _CONV),
+    keras.layers.Conv2D: (layers.Conv2DBali, _CONV),
+    keras.layers.Conv3D: (layers.Conv3DBali, _CONV),
+    keras.layers.DepthwiseConv1D: (layers.DepthwiseConv1DBali, _DEPTHWISE),
+    keras.layers.DepthwiseConv2D: (layers.DepthwiseConv2DBali, _DEPTHWISE),
+    keras.layers.SeparableConv1D: (layers.SeparableConv1DBali, _SEPARABLE),
+    keras.layers.SeparableConv2D: (layers.SeparableConv2DBali, _SEPARABLE),
+    keras.layers.Conv1DTranspose: (layers.Conv1DTransposeBali, _TRANSPOSE),
+    keras.layers.Conv2DTranspose: (layers.Conv2DTransposeBali, _TRANSPOSE),
+    keras.layers.Conv3DTranspose: (layers.Conv3DTransposeBali, _TRANSPOSE),
+    keras.layers.MultiHeadAttention: (layers.MultiHeadAttentionBali, _ATTENTION),
+}
+
+# Names of the stock layers that have a counterpart.
+CONVERTED = [kind.__name__ for kind in _ARGUMENTS]
+
+
+def counterpart(layer: Any, prior_at_kernels: bool) -> keras.layers.Layer | None:
+    """The BALI counterpart of a stock layer; None for a layer that has none.
+
+    Args:
+        layer: a layer of Keras.
+        prior_at_kernels: whether priors are centred on the stock layer's weights.
+    """
+    if type(layer) is keras.layers.TimeDistributed and type(layer.layer) is keras.layers.Dense:
+        # A dense layer takes all time steps, whose rows then share one draw of its weights.
+        inner = counterpart(layer.layer, prior_at_kernels)
+        return (
+            None
+            if inner is None
+            else type(inner).from_config({**inner.get_config(), "name": layer.name})
+        )
+    found = _ARGUMENTS.get(type(layer))
+    if found is None or getattr(layer, "groups", 1) != 1:
+        return None
+    check_kernel(layer)
+    cls, names = found
+    config = layer.get_config()
+    arguments: Any = {name: config[name] for name in names if name in config}
+    if "activation" in arguments:
+        arguments["activation"] = layer.activation  # also one that no file knows
+    arguments |= {"prior_at_mean": prior_at_kernels, "name": layer.name}
+    try:
+        return cls(**arguments, dtype=layer.dtype_policy)
+    except ValueError:
+        if cls is not layers.EinsumDenseBali:
+            raise
+        return None  # its kernel is no matrix
+
+
+def is_bayesian(layer: Any) -> bool:
+    """Whether a layer is a BALI layer, or made of some."""
+    return isinstance(layer, (BaliLayer, *(cls for cls, _ in _ARGUMENTS.values())))
+
+
+def start_at(new: Any, old: Any) -> None:
+    """Set posterior means, and stored prior means, to the weights of the stock layer.
+
+    Args:
+        new: its counterpart.
+        old: the stock layer.
+    """
+    if isinstance(old, keras.layers.TimeDistributed):
+        old = old.layer
+    if isinstance(old, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
+        _set(new.depthwise, old.depthwise_kernel, None)
+        _set(new.pointwise, old.pointwise_kernel, old.bias)
+    elif isinstance(old, keras.layers.MultiHeadAttention):
+        pairs = zip(attention_projections(new), attention_projections(old), strict=True)
+        for ours, theirs in pairs:
+            if theirs is not None:
+                start_at(ours, theirs)
+    elif isinstance(old, keras.layers.Embedding):
+        _set(new, old.embeddings, None)
+    else:
+        _set(new, old.kernel, getattr(old, "bias", None))
+
+
+def _set(layer: BaliLayer, kernel: Any, bias: Any) -> None:
+    """Set the mean, and a stored prior mean, of one BALI layer."""
+    bias = tf.convert_to_tensor(bias) if layer.use_bias else None
+    mean = layer.as_matrix(tf.convert_to_tensor(kernel), bias)
+    layer.posterior_state.mean.assign(mean)
+    if layer.posterior_state.prior_mean is not None:
+        layer.posterior_state.prior_mean.assign(mean)
