@@ -7,7 +7,13 @@ from typing import Any
 
 import keras
 
-from bali_keras.counterparts import CONVERTED, counterpart, is_bayesian, start_at
+from bali_keras.counterparts import (
+    CONVERTED,
+    Counterparts,
+    counterpart,
+    is_bayesian,
+    start_at,
+)
 from bali_keras.model import BaliModel
 from tfp_rank1.conversion import (
     Converted,
@@ -48,7 +54,9 @@ def convert(
     Dense and EinsumDense layers, embeddings, convolutions (plain, depthwise, separable, transposed)
     and multi-head attention become BALI layers whose posterior means start at the kernels. `fit`
     then infers the posteriors around these means. A large data set takes an epoch; a small one
-    takes about a thousand steps, which also find a learned noise.
+    takes about a thousand steps, which also find a learned noise. Where the row covariances of all
+    layers would take more than 256 MiB, those of the widest layers are stored in blocks, see
+    `row_covariance` of `BaliLayer`.
 
     All other layers keep their weights and are frozen: batch normalization then uses its moving
     statistics, and dropout is off. Grouped convolutions, recurrent layers, and einsum kernels with
@@ -107,7 +115,8 @@ def convert(
     check_stock(model)
     likelihood = likelihoods_for(model, likelihood)
     chosen = _chosen(model, layers)
-    conversion = _Conversion(ends_to_drop(model, likelihood), prior_at_kernels, chosen)
+    counterparts = Counterparts(_layers_of_graphs(model), chosen, prior_at_kernels)
+    conversion = _Conversion(ends_to_drop(model, likelihood), counterparts)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
         net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
@@ -177,8 +186,8 @@ def _layers_of_graphs(model: Any) -> list[Any]:
 class _Conversion:
     """One conversion: the counterpart of every layer."""
 
-    def __init__(self, dropped: list[Any], prior_at_kernels: bool, chosen: set[int]) -> None:
-        self.dropped, self._prior_at_kernels, self._chosen = dropped, prior_at_kernels, chosen
+    def __init__(self, dropped: list[Any], counterparts: Counterparts) -> None:
+        self.dropped, self._counterparts = dropped, counterparts
         # By the layer's id: the layer and its counterpart.
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self.rows = Rows()
@@ -197,8 +206,7 @@ class _Conversion:
         new = layer  # an operation of keras.ops has no weights
         if isinstance(layer, keras.layers.Layer):
             check_training(layer)
-            is_chosen = id(layer) in self._chosen
-            new = counterpart(layer, self._prior_at_kernels) if is_chosen else None
+            new = self._counterparts.of(layer)
             if new is None:
                 new = copy(layer, _without_noise(layer.get_config(), type(layer)))
         is_dropped = any(layer is end.operation for end in self.dropped)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from bali_keras import layers
+from bali_keras.inference.rows.choice import BLOCK
 from bali_keras.layers import BaliLayer
 from tfp_rank1.conversion import check_kernel
 from tfp_rank1.keras_internals import attention_projections
 
-__all__ = ["CONVERTED", "counterpart", "is_bayesian", "start_at"]
+__all__ = ["CONVERTED", "Counterparts", "counterpart", "is_bayesian", "start_at"]
+
+# Bytes that the row covariances of a net may take before the widest are stored in blocks.
+BUDGET = 256 * 2**20
 
 # Constructor arguments that a BALI layer takes over from the stock layer. Initializers are not
 # among them: `start_at` overwrites the mean.
@@ -45,16 +50,62 @@ _ARGUMENTS: dict[type, tuple[type[keras.layers.Layer], tuple[str, ...]]] = {
     keras.layers.MultiHeadAttention: (layers.MultiHeadAttentionBali, _ATTENTION),
 }
 
+_PLAIN = layers.Conv1DBali, layers.Conv2DBali, layers.Conv3DBali
+
 # Names of the stock layers that have a counterpart.
 CONVERTED = [kind.__name__ for kind in _ARGUMENTS]
 
 
-def counterpart(layer: Any, prior_at_kernels: bool) -> keras.layers.Layer | None:
+class Counterparts:
+    """The BALI counterparts of the layers of one net.
+
+    Args:
+        layers: all layers of the net.
+        chosen: ids of those that become BALI layers.
+        prior_at_kernels: whether priors are centred on the stock layers' weights.
+    """
+
+    def __init__(self, layers: list[Any], chosen: set[int], prior_at_kernels: bool) -> None:
+        self._chosen, self._prior_at_kernels = chosen, prior_at_kernels
+        # By id: the number of inputs of every chosen layer with a kernel, the widest last.
+        widths = {id(v): _width(v) for v in layers if id(v) in chosen}
+        self._blocks: set[int] = set()
+        total = sum(_bytes(width) for width in widths.values())
+        for key, width in sorted(widths.items(), key=lambda item: -item[1]):
+            if total <= BUDGET or width <= BLOCK:
+                break
+            self._blocks.add(key)
+            total -= _bytes(width)
+
+    def of(self, layer: Any) -> keras.layers.Layer | None:
+        """The counterpart of a layer; None for one that stays as it is."""
+        if id(layer) not in self._chosen:
+            return None
+        form = "blocks" if id(layer) in self._blocks else "auto"
+        return counterpart(layer, self._prior_at_kernels, form)
+
+
+def _width(layer: Any) -> int:
+    """The number of inputs of one unit of a layer with a plain kernel; 0 for another layer."""
+    found = _ARGUMENTS.get(type(layer))
+    takes_form = found is not None and issubclass(found[0], (layers.DenseBali, *_PLAIN))
+    return math.prod(layer.kernel.shape[:-1]) if takes_form else 0
+
+
+def _bytes(width: int) -> int:
+    """Of the three matrices of a dense row covariance: the average, R and `L^-1`."""
+    return 3 * 4 * width**2
+
+
+def counterpart(
+    layer: Any, prior_at_kernels: bool, row_covariance: str | int = "auto"
+) -> keras.layers.Layer | None:
     """The BALI counterpart of a stock layer; None for a layer that has none.
 
     Args:
         layer: a layer of Keras.
         prior_at_kernels: whether priors are centred on the stock layer's weights.
+        row_covariance: as for `BaliLayer`, where a layer takes it. Defaults to `"auto"`.
     """
     if type(layer) is keras.layers.TimeDistributed and type(layer.layer) is keras.layers.Dense:
         # A dense layer takes all time steps, whose rows then share one draw of its weights.
@@ -74,6 +125,8 @@ def counterpart(layer: Any, prior_at_kernels: bool) -> keras.layers.Layer | None
     if "activation" in arguments:
         arguments["activation"] = layer.activation  # also one that no file knows
     arguments |= {"prior_at_mean": prior_at_kernels, "name": layer.name}
+    if row_covariance != "auto":
+        arguments["row_covariance"] = row_covariance
     try:
         return cls(**arguments, dtype=layer.dtype_policy)
     except ValueError:

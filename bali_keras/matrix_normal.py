@@ -24,6 +24,7 @@ __all__ = [
     "MatrixNormal",
     "NaturalParameters",
     "add_diagonal",
+    "correlated",
     "covariance",
     "damp",
     "inverse_factor",
@@ -272,17 +273,31 @@ def row_variance(row_factor: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
     Columns before `end` are 0 in the rows behind it: with columns in four blocks this saves three
     eighths of the matrix product.
     """
-    d = row_factor.shape[0]
-    blocks = 4 if d >= 256 else 1
-    ends = [d * (i + 1) // blocks for i in range(blocks)]
     # Not `tf.matmul`, which for rows `[B, 1, n, d]` reads past their end on some CPUs (TensorFlow
     # 2.21): wrong numbers, or a crash. Images of height 1 have such rows.
     return tf.add_n(
         [
             tf.reduce_sum(tf.square(ops.matmul(h[..., :end], row_factor[:end, begin:end])), -1)
-            for begin, end in zip([0, *ends], ends, strict=False)
+            for begin, end in _column_blocks(row_factor)
         ]
     )
+
+
+def correlated(noise: tf.Tensor, column_factor: tf.Tensor) -> tf.Tensor:
+    """Rows `C e` of rows e `[..., k]` and C upper triangular, `[..., k]`, in blocks as well."""
+    parts = [
+        ops.matmul(noise[..., begin:], ops.transpose(column_factor[begin:end, begin:]))
+        for begin, end in _column_blocks(column_factor)
+    ]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
+
+
+def _column_blocks(factor: tf.Tensor) -> list[tuple[int, int]]:
+    """Beginnings and ends of the blocks in which a triangular matrix is multiplied."""
+    size = int(factor.shape[0])
+    blocks = 4 if size >= 256 else 1
+    ends = [size * (i + 1) // blocks for i in range(blocks)]
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def log_diagonal(factor: tf.Tensor) -> tf.Tensor:

@@ -575,7 +575,7 @@ def _variance(layer: BaliLayer | None, row_variances: dict[int, tf.Tensor]) -> t
     if layer is None:
         return None
     rows = tf.cast(row_variances[id(layer)], tf.float32)
-    columns = tf.linalg.diag_part(layer.posterior_state.matrix_normal().column_covariance())
+    columns = tf.linalg.diag_part(tf.convert_to_tensor(layer.posterior_state.column_covariance))
     return rows[..., tf.newaxis] * tf.cast(columns, tf.float32)
 
 

@@ -9,6 +9,7 @@ from bali_case import Reference, conjugate, linear_data, net, posteriors
 import bali_keras as bk
 import tfp_rank1 as r1
 from bali_keras.inference import cadence
+from bali_keras.inference.posterior import LayerPosterior
 
 EXACT = {"warmup_steps": 0, "prior_row_precision": 3.0, "factorise_every": 1}
 
@@ -270,3 +271,23 @@ def test_wide_inputs_of_any_rank_lose_no_batch(inputs, rank):
     mean, _ = conjugate(x, y, 0.01)
     found = x @ np.array(model.bali_layers[0].posterior_state.mean)[:-1]
     np.testing.assert_allclose(found, x @ mean[:-1], atol=0.05)
+
+
+def trained_by(monkeypatch, prefers_rows, every):
+    """Posteriors after some steps on fewer rows than columns."""
+    monkeypatch.setattr(LayerPosterior, "prefers_rows", lambda *_: prefers_rows)
+    keras.utils.set_random_seed(0)
+    x, y = linear_data(48, inputs=4)
+    model = net(4, hidden=(12, 12), activation="tanh")
+    arguments = {"factorise_every": every, "forgetting": 0.1, "prior_precision": 1.0}
+    arguments |= {"warmup_steps": 2, "damping": 0.1, "covariance_scale": 1.0}
+    return posteriors(fitted(model, x, y, 8, epochs=4, compile_arguments=arguments))
+
+
+@pytest.mark.parametrize("every", [1, 8])
+def test_rows_one_by_one_step_as_their_sum(monkeypatch, every):
+    """`(H L^-1)' G V` is `L^-1 H'G V`; whether the prior pulls in every step or in every fourth."""
+    one_by_one, summed = (trained_by(monkeypatch, v, every) for v in (True, False))
+    for found, expected in zip(one_by_one, summed, strict=True):
+        for ours, exact in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=1e-5)

@@ -200,7 +200,7 @@ def test_a_period_pays_for_its_factorisations():
         every = cadence.period(costs, batch)
         step = sum(batch * c.by_row + c.by_step for c in costs)
         share = 4 * sum(c.factorising for c in costs) / (every * step)
-        assert every in (1, 20) or share == pytest.approx(1 / 15, rel=0.1)
+        assert every in (1, 32) or share == pytest.approx(1 / 15, rel=0.1)
     assert cadence.period([cadence.Cost(999_999, 1, 1)], 1) == 1
 
 
@@ -211,3 +211,13 @@ def test_few_collections_remember_as_long_as_many():
     assert float(1.0 - found) == pytest.approx((1 - 0.02) ** int(cadence.stride(interval)))
     early = cadence.collecting_rate(tf.constant(12, tf.int64), rate, interval, 10)
     assert float(early) == pytest.approx(0.02)
+
+
+def test_the_pull_of_the_prior_is_as_long_as_in_every_step():
+    """`M <- (1 - rho) M` in m steps is one step by `1 - (1 - rho)^m`, whenever it is taken."""
+    rate, interval, warmup = tf.constant(0.02), tf.constant(8, tf.int64), 10
+    left = 1.0
+    for step in range(1, warmup + 1 + 4 * 8):
+        taken = cadence.prior_steps(tf.constant(step, tf.int64), rate, interval, warmup)
+        left *= 1.0 - 0.02 * float(taken)
+    assert left == pytest.approx((1 - 0.02) ** step, rel=1e-5)

@@ -17,6 +17,7 @@ __all__ = [
     "is_collecting",
     "is_factorising",
     "period",
+    "prior_steps",
     "stride",
 ]
 
@@ -91,7 +92,8 @@ def is_factorising(step: tf.Tensor, warmup_steps: Any, interval: tf.Tensor) -> t
 def period(costs: list[Cost], batch_size: int) -> int:
     """The upper bound of `interval` at which factorisations cost a fifteenth of all other work.
 
-    The bound is at most 20, because the first statistics of a fit change faster than that.
+    The bound is at most 32: late in a fit, when the averages' memory would allow more, there is
+    little left to save.
 
     Args:
         costs: the cost of every layer.
@@ -104,7 +106,7 @@ def period(costs: list[Cost], batch_size: int) -> int:
     step = batch_size * sum(cost.by_row for cost in costs) + sum(cost.by_step for cost in costs)
     # 4, because `factorising` counts half of the multiplications, and a factorisation runs at half
     # the speed of a matrix product.
-    return max(1, min(20, round(15 * 4 * factorising / step)))
+    return max(1, min(32, round(15 * 4 * factorising / step)))
 
 
 def collecting_rate(
@@ -118,3 +120,15 @@ def collecting_rate(
     # Up to this step `is_collecting` takes every step.
     is_first = step <= warmup_steps + interval
     return tf.where(is_first | tf.equal(stride(interval), 1), rate, strided)
+
+
+def prior_steps(
+    step: tf.Tensor, rate: tf.Tensor, interval: tf.Tensor, warmup_steps: Any
+) -> tf.Tensor:
+    """Of how many steps the pull of the prior is part of this one: `(1 - (1 - rho)^m) / rho`, or 0.
+
+    The pull costs a product of two large matrices, and changes slowly: it is taken with the steps
+    that collect moments, every m-th.
+    """
+    taken = collecting_rate(step, rate, interval, warmup_steps) / rate
+    return tf.where(is_collecting(step, warmup_steps, interval), taken, tf.zeros_like(taken))

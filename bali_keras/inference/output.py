@@ -75,6 +75,12 @@ class LayerRole(Protocol):
             covariance: V, `[k, k]`.
         """
 
+    def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """`H'G` alone."""
+
+    def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """`G V`, `[R, k]`, of the rows that `cross_rows` returned."""
+
 
 class HiddenLayer:
     """The role of a layer whose V is found from scores, `V^-1 = F + damping`."""
@@ -97,7 +103,15 @@ class HiddenLayer:
         self, cross: tf.Tensor, covariance: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """`cross` is `H'G`, and V is multiplied."""
-        return cross, tf.matmul(cross, covariance)
+        return self.gradient(cross, covariance), self.shifts(cross, covariance)
+
+    def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """`cross` itself."""
+        return cross
+
+    def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """V is multiplied."""
+        return tf.matmul(right, covariance)
 
 
 class ExactOutput:
@@ -132,8 +146,16 @@ class ExactOutput:
         self, cross: tf.Tensor, covariance: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """`cross` is `H'G V`, and the diagonal V is divided out."""
+        return self.gradient(cross, covariance), cross
+
+    def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """The diagonal V is divided out."""
         # V is 0 during the warm-up, in which the mean does not move.
-        return tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance)), cross
+        return tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance))
+
+    def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """The rows themselves."""
+        return right
 
 
 class NoiseAverage:

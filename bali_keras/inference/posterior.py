@@ -17,6 +17,10 @@ of `h_n y_n'`. The moving average of this parameter is a step of M:
 A step needs no memory for T and may use an L^-1 that is a few steps old. The bracket alone decides
 where M comes to rest, which is where the gradient of the log-posterior vanishes.
 
+Both products of the bracket cost `d^2 k` however small the batch is. With fewer rows than columns
+the first is taken row by row, `(H L^-1)' G V`; and where covariances are not new in every step, the
+second is taken every m-th step, with the rate `1 - (1 - rho)^m`.
+
 The scale c of the covariance is 1 for one layer, whose posterior is then exact. The posteriors of
 several layers are independent of each other, and each holds the uncertainty of the outputs as if it
 were the only one: a c below 1 counts it once. It leaves the mean where it is.
@@ -44,12 +48,13 @@ from bali_keras.inference.output import LayerRole
 from bali_keras.inference.rows import RowCovariance
 from bali_keras.inference.statistics import (
     Accumulation,
+    BatchRows,
     BatchSums,
     WeightedAverage,
     state_variable,
 )
 from bali_keras.matrix_normal import MatrixNormal, covariance, upper_operator
-from tfp_rank1.model.all_or_nothing import keep
+from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 
 __all__ = ["Factors", "LayerPosterior", "Prior", "Step"]
 
@@ -83,6 +88,11 @@ class Step(NamedTuple):
 
     move: tf.Tensor
     kl: tf.Tensor
+
+    @classmethod
+    def of(cls, move: tf.Tensor, twice_kl: tf.Tensor) -> Step:
+        """A step by twice its KL, of which rounding may make less than 0."""
+        return cls(move, tf.cast(tf.nn.relu(0.5 * twice_kl), tf.float32))
 
 
 class Factors(NamedTuple):
@@ -314,6 +324,8 @@ class LayerPosterior:
         num_examples: tf.Tensor,
         prior: Prior,
         role: LayerRole,
+        rows: BatchRows | None = None,
+        prior_steps: tf.Tensor | None = None,
     ) -> Step:
         """The step of M at rate 1 for one batch.
 
@@ -322,17 +334,52 @@ class LayerPosterior:
             num_examples: N, divided by the temperature.
             prior: prior and damping of the layer.
             role: the role of the layer in the net, which says what `sums.cross` holds.
+            rows: the rows of this replica, to multiply by `L^-1` one by one; they must be few.
+                Defaults to None: their sum is multiplied.
+            prior_steps: of how many steps the pull of the prior is part of this step, scalar.
+                Defaults to None: of this one.
         """
         # 0 for a batch whose sample weights are all 0.
         share = tf.cast(tf.math.divide_no_nan(num_examples, sums.examples), self.dtype)
         column_covariance = tf.convert_to_tensor(self.column_covariance)
-        gradient, shift = role.gradient_and_shift(share * sums.cross, column_covariance)
         scale = tf.cast(prior.covariance_scale, self.dtype)
-        move = self.rows.apply(shift - self.prior_times(prior, self.offset())) / scale
+        if rows is None and prior_steps is None:
+            gradient, shift = role.gradient_and_shift(share * sums.cross, column_covariance)
+            move = self.rows.apply(shift - self.prior_times(prior, self.offset())) / scale
+        else:
+            data = self._data_move(sums, role, rows, share / scale)
+            gradient = role.gradient(sums.cross, column_covariance)
+            times = tf.ones((), self.dtype) if prior_steps is None else prior_steps
+            times = tf.cast(times, self.dtype)
+
+            def with_prior() -> tuple[tf.Tensor, tf.Tensor]:
+                pulled = self.rows.apply(self.prior_times(prior, self.offset()))
+                move = data - (times / scale) * pulled
+                return move, tf.reduce_sum(move * (share * gradient - times * self.pull))
+
+            def without() -> tuple[tf.Tensor, tf.Tensor]:
+                return data, share * tf.reduce_sum(data * gradient)
+
+            return Step.of(*tf.cond(times > 0.0, with_prior, without))
         # `gradient - pull` is `A V^-1` without another matrix product. `pull` is as old as the last
         # factorisation, so the sum may fall below 0, which no KL does.
-        kl = 0.5 * tf.reduce_sum(move * (gradient - self.pull))
-        return Step(move, tf.cast(tf.nn.relu(kl), tf.float32))
+        return Step.of(move, tf.reduce_sum(move * (gradient - self.pull)))
+
+    def _data_move(
+        self, sums: BatchSums, role: LayerRole, rows: BatchRows | None, factor: tf.Tensor
+    ) -> tf.Tensor:
+        """`L^-1 H'G V`, `[d, k]`, times a factor, over all replicas."""
+        covariance = tf.convert_to_tensor(self.column_covariance)
+        if rows is None:
+            return self.rows.apply(factor * role.shifts(sums.cross, covariance))
+        shifts = factor * role.shifts(rows.right, covariance)
+        return sum_over_replicas(self.rows.applied_cross(rows.inputs, shifts))
+
+    def prefers_rows(self, num_rows: int) -> bool:
+        """Whether rows of this number are cheaper to multiply by `L^-1` and V than their sum."""
+        (d, k), rows = self.size, self.rows
+        one_by_one = num_rows * (rows.applying_cost(1) + k * k + d * k)
+        return one_by_one < rows.applying_cost(k) + d * k * k
 
     def move(self, step: Step, rate: tf.Tensor, accept: tf.Tensor) -> None:
         """`M <- M + rate move`, if accepted."""

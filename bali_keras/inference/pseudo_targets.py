@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from bali_keras.inference.output import LayerRole
 from bali_keras.inference.rows import RowCovariance
-from bali_keras.inference.statistics import Moments
+from bali_keras.inference.statistics import BatchRows, Moments
 from bali_keras.inference.weights import BatchWeights
 from bali_keras.recording import Record
 from tfp_rank1.random import normal_rows
@@ -33,8 +33,8 @@ def cross_sum(
     leverage: tf.Tensor | None,
     rows: RowCovariance,
     dtype: str,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """`BatchSums.cross` and `BatchSums.examples` of one layer, for this replica.
+) -> tuple[tf.Tensor, tf.Tensor, BatchRows]:
+    """`BatchSums.cross` and `BatchSums.examples` of one layer, for this replica, and its rows.
 
     The calls of a shared layer are rows of one matrix H. Where L^-1 does not hold the batch, the
     gradient of a row is divided by `1 + a_n`,
@@ -68,7 +68,8 @@ def cross_sum(
         cross = cross * mask[:, tf.newaxis]
     # All calls of a shared layer see the same examples: one call counts them.
     examples = _total(records[0].mean, weights.counts)
-    return rows.cross(_inputs(records, rows, dtype), cross), examples
+    inputs = _inputs(records, rows, dtype)
+    return rows.cross(inputs, cross), examples, BatchRows(inputs, cross)
 
 
 def moments(

@@ -13,6 +13,7 @@ from tfp_rank1.model.all_or_nothing import keep
 __all__ = [
     "Accumulation",
     "AddVariable",
+    "BatchRows",
     "BatchSums",
     "Moments",
     "WeightedAverage",
@@ -118,6 +119,18 @@ class Moments(NamedTuple):
     rows: tf.Tensor
     together: tf.Tensor
     squares: tf.Tensor
+
+
+class BatchRows(NamedTuple):
+    """The rows of one layer in one batch, of one replica.
+
+    Attributes:
+        inputs: h_r, as `RowCovariance.flat` lists them.
+        right: the rows that `H'` is multiplied by, `[R, k]`, see `LayerRole.cross_rows`.
+    """
+
+    inputs: tf.Tensor
+    right: tf.Tensor
 
 
 class BatchSums(NamedTuple):

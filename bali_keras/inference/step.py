@@ -8,6 +8,7 @@ then update the posteriors.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -23,7 +24,7 @@ from bali_keras.inference.output import (
     squared_residuals,
 )
 from bali_keras.inference.pseudo_targets import cross_sum, moments, no_moments
-from bali_keras.inference.statistics import BatchSums, Moments
+from bali_keras.inference.statistics import BatchRows, BatchSums, Moments
 from bali_keras.inference.update import Health, LayerUpdate, update
 from bali_keras.inference.weights import (
     BatchWeights,
@@ -32,7 +33,7 @@ from bali_keras.inference.weights import (
     of_targets,
     scaled,
 )
-from bali_keras.recording import Recorder
+from bali_keras.recording import Record, Recorder
 from bali_keras.schedules import Progress
 from tfp_rank1.heads import for_each, matched, names_of, parts
 from tfp_rank1.keras_internals import layers_of, own_trainable_variables
@@ -129,11 +130,11 @@ def train_batch(model: Any, data: Any) -> dict[str, tf.Tensor]:
     model.find_exact_layers(
         recorder, of_outputs
     )  # before `_sums`, which asks for the layers' roles
-    sums = _sums(model, recorder, tape, (log_prob, score), batch, fold_in(seed, 2))
+    sums, rows = _sums(model, recorder, tape, (log_prob, score), batch, fold_in(seed, 2))
     gradients = _optimizer_gradients(model, tape, scaled)
     finite = finite_everywhere([objective.loss, *checked_gradients(model, gradients)])
     residuals = _residuals(model, recorder, batch, of_outputs)
-    health = _infer(model, sums, batch, residuals, finite)
+    health = _infer(model, sums, rows, batch, residuals, finite)
     # Applied in any case and undone if refused: replicas cannot meet inside a conditional.
     if gradients:
         apply_gradients(model, gradients, model.optimizer_variables)
@@ -322,8 +323,10 @@ def _sums(
     targets: tuple[tf.Tensor, tf.Tensor | None],
     batch: Batch,
     seed: tf.Tensor,
-) -> list[BatchSums]:
-    """Sums over the batch and all replicas, one `BatchSums` per trained layer.
+) -> tuple[list[BatchSums], list[BatchRows | None]]:
+    """Sums over the batch and all replicas, one `BatchSums` per trained layer; and its rows.
+
+    The rows are those of this replica, and None where their sum is cheaper to go on with.
 
     Args:
         model: a `BaliModel`.
@@ -377,14 +380,27 @@ def _sums(
     # The variance of a row holds the scale of the covariance, which no step depends on.
     per_example = tf.math.divide_no_nan(count, batch.examples * prior.covariance_scale)
     shares = [state.targets.share(batch.examples, batch.rate) for state in states]
-    sums = []
+    sums, rows = [], []
     for i, (state, role) in enumerate(zip(states, roles, strict=True)):
         leverage = None if role.is_fresh else shares[i] * per_example
         form = state.rows, state.dtype
-        cross = cross_sum(records[i], gradients[i], weights[i], role, leverage, *form)
-        sums.append(BatchSums(*cross, collected[i] if i in stale else moments_of(i, None)))
+        of_layer = records[i], gradients[i], weights[i]
+        cross, examples, own = cross_sum(*of_layer, role, leverage, *form)
+        own_moments = collected[i] if i in stale else moments_of(i, None)
+        sums.append(BatchSums(cross, examples, own_moments))
+        count = _num_rows(model, records[i])
+        is_cheaper = i in stale and count is not None and state.prefers_rows(count)
+        rows.append(own if is_cheaper else None)
     # Outside of the conditional, in which replicas could not meet.
-    return sum_over_replicas(sums)
+    return sum_over_replicas(sums), rows
+
+
+def _num_rows(model: Any, records: list[Record]) -> int | None:
+    """Number of rows of a layer in one batch, roughly; None if its positions are not known."""
+    positions = [tuple(r.mean.shape[1:-1]) for r in records]
+    if any(n is None for sizes in positions for n in sizes):
+        return None
+    return (model._batch_size or 32) * sum(math.prod(sizes) for sizes in positions)
 
 
 def _weights_of(
@@ -441,6 +457,7 @@ def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 def _infer(
     model: Any,
     sums: list[BatchSums],
+    rows: list[BatchRows | None],
     batch: Batch,
     residuals: list[tuple[tf.Tensor, tf.Tensor] | None],
     finite: tf.Tensor,
@@ -450,6 +467,7 @@ def _infer(
     Args:
         model: a `BaliModel`.
         sums: as `_sums` returns them.
+        rows: as `_sums` returns them.
         batch: the batch of this replica.
         residuals: as `_residuals` returns them.
         finite: boolean scalar; False refuses the batch.
@@ -467,12 +485,15 @@ def _infer(
         learned = [v for v in residuals if v is not None]
         return Health(zero, zero, finite & all_finite(learned or [zero]))
     step, rate = batch.step, batch.rate
-    between = _interval(model, _factorise_every(model, layers), rate)
-    prior = model.prior()
-    updates = [
-        LayerUpdate(v.posterior_state, options.prior_of(v, prior), s, role_of(model, v))
-        for v, s in zip(layers, sums, strict=True)
-    ]
+    every = _factorise_every(model, layers)
+    between = _interval(model, every, rate)
+    # As for moments: with a stride of 1 in any case there is no need for a conditional.
+    steps = None if every <= 3 else cadence.prior_steps(step, rate, between, batch.warmup)
+    prior, updates = model.prior(), []
+    for layer, of_batch, own in zip(layers, sums, rows, strict=True):
+        role = role_of(model, layer)
+        parts = layer.posterior_state, options.prior_of(layer, prior), of_batch, role
+        updates.append(LayerUpdate(*parts, own, None if role.is_fresh else steps))
     return update(
         updates,
         count / options.temperature,
@@ -482,6 +503,7 @@ def _infer(
         cadence.is_factorising(step, batch.warmup, between),
         options.trust_region,
         finite,
+        None if every <= 3 else cadence.is_collecting(step, batch.warmup, between),
     )
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from bali_keras.inference.output import LayerRole
 from bali_keras.inference.posterior import LayerPosterior, Prior, Step
-from bali_keras.inference.statistics import BatchSums
+from bali_keras.inference.statistics import BatchRows, BatchSums
 from tfp_rank1.model.all_or_nothing import all_finite
 
 __all__ = ["Health", "LayerUpdate", "factorise", "update"]
@@ -23,12 +23,22 @@ class LayerUpdate(NamedTuple):
         prior: the layer's prior and damping.
         sums: the sums of the batch over all replicas.
         role: hidden, or the exact output layer.
+        rows: the rows of this replica, if they are cheaper to apply `L^-1` to than their sum.
+            Defaults to None.
+        prior_steps: see `LayerPosterior.step`. Defaults to None.
     """
 
     state: LayerPosterior
     prior: Prior
     sums: BatchSums
     role: LayerRole
+    rows: BatchRows | None = None
+    prior_steps: tf.Tensor | None = None
+
+    def step(self, num_examples: tf.Tensor) -> Step:
+        """The step of the layer's mean at rate 1."""
+        parts = self.sums, num_examples, self.prior, self.role
+        return self.state.step(*parts, self.rows, self.prior_steps)
 
 
 class Health(NamedTuple):
@@ -55,6 +65,7 @@ def update(
     factorising: tf.Tensor,
     trust_region: float | None,
     finite: tf.Tensor,
+    collecting: tf.Tensor | None = None,
 ) -> Health:
     """Update statistics, factorisations and means of all layers, or none of them.
 
@@ -71,13 +82,26 @@ def update(
         trust_region: upper bound of `Health.step_kl`, summed over the layers that are not fresh;
             longer steps are shortened to it. None for no bound.
         finite: boolean scalar; False refuses the batch.
+        collecting: boolean scalar; whether the batch has moments of layers that are not fresh.
+            Defaults to None: it has.
 
     Returns:
         The health of the update.
     """
-    accept = finite & all_finite([layer.sums for layer in layers])
-    for layer in layers:
+    accept = finite & all_finite([(layer.sums.cross, layer.sums.examples) for layer in layers])
+    ready = [layer for layer in layers if layer.role.is_fresh or collecting is None]
+    waiting = [layer for layer in layers if not any(layer is other for other in ready)]
+    accept &= all_finite([layer.sums.moments for layer in ready] or [tf.zeros(())])
+    if waiting:
+        accept &= tf.cond(
+            collecting,
+            lambda: all_finite([layer.sums.moments for layer in waiting]),
+            lambda: tf.constant(True),
+        )
+    for layer in ready:
         layer.state.collect(layer.sums, rate if layer.role.is_fresh else collecting_rate, accept)
+    if waiting:
+        _collect_if(collecting, waiting, collecting_rate, accept)
     parts = [(layer.state, layer.prior, layer.role) for layer in layers]
     fresh = [part for part, layer in zip(parts, layers, strict=True) if layer.role.is_fresh]
     accept &= tf.cond(
@@ -90,9 +114,7 @@ def update(
         ),
     )
     shares = [layer.state.targets.share(layer.sums.examples, rate) for layer in layers]
-    steps = [
-        layer.state.step(layer.sums, num_examples, layer.prior, layer.role) for layer in layers
-    ]
+    steps = [layer.step(num_examples) for layer in layers]
     scale = _scale(layers, steps, shares, num_examples, trust_region)
     accept &= all_finite(steps)
     step_kl = tf.zeros(())
@@ -105,6 +127,19 @@ def update(
         step_kl += tf.square(length) * step.kl / num_examples
     condition = tf.reduce_max(tf.stack([layer.state.rows.condition() for layer in layers]))
     return Health(tf.where(accept & moving, step_kl, 0.0), condition, accept)
+
+
+def _collect_if(
+    collecting: tf.Tensor, layers: list[LayerUpdate], rate: tf.Tensor, accept: tf.Tensor
+) -> None:
+    """Take the moments of a batch that has some: the averages are as large as covariances."""
+
+    def collect() -> tf.Tensor:
+        for layer in layers:
+            layer.state.collect(layer.sums, rate, accept)
+        return tf.constant(True)
+
+    tf.cond(collecting, collect, lambda: tf.constant(True))
 
 
 def factorise(

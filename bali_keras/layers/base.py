@@ -12,6 +12,7 @@ from tensorflow_probability import distributions as tfd
 
 from bali_keras.inference.posterior import LayerPosterior
 from bali_keras.inference.rows import RowCovariance, check_row_covariance, rows_for
+from bali_keras.matrix_normal import correlated
 from bali_keras.recording import Record, Recorder, current_recorder
 from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
@@ -131,6 +132,16 @@ class BaliLayer(keras.layers.Layer):
         """Pre-activations `[B, ..., k]` in the layout of the layer's outputs."""
         raise NotImplementedError
 
+    def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """`H W`, `[B, ..., k]`, of inputs whose rows are H; a convolution has a faster way to it.
+
+        Args:
+            inputs: of the layer.
+            h: their rows, with the trailing 1.
+            weights: W, `[d, k]`, in the dtype of the rows.
+        """
+        return self.posterior_state.rows.product(h, weights)
+
     # -- building -------------------------------------------------------------------------------
 
     def _build_posterior(self, kernel_shape: tuple[int, ...], num_inputs: int) -> None:
@@ -196,12 +207,12 @@ class BaliLayer(keras.layers.Layer):
         if recorder is not None:
             h = self._homogeneous(inputs)
             own = mask if self.supports_masking else None
-            z = self._record(h, recorder, row_masks.value.get(id(self), own))
+            z = self._record(inputs, h, recorder, row_masks.value.get(id(self), own))
         else:
             self._refuse_training(training)
             with graph_of(inputs):
                 h = self._homogeneous(inputs)
-            z = self._predict(h)
+            z = self._predict(inputs, h)
         outputs = self._arrange(z)
         return outputs if self.activation is None else self.activation(outputs)
 
@@ -234,14 +245,14 @@ class BaliLayer(keras.layers.Layer):
         """Values of pre-activations `[B, ..., k]` in the layout of the layer's outputs."""
         return self._arrange(z)
 
-    def _mean(self, h: tf.Tensor) -> tf.Tensor:
-        return self.posterior_state.rows.product(
-            h, ops.cast(self.posterior_state.mean, self.compute_dtype)
-        )
+    def _mean(self, inputs: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
+        return self._linear(inputs, h, ops.cast(self.posterior_state.mean, self.compute_dtype))
 
-    def _record(self, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None) -> tf.Tensor:
+    def _record(
+        self, inputs: tf.Tensor, h: tf.Tensor, recorder: Recorder, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Pre-activations in training, each row with its own noise; the recorder keeps the call."""
-        mean = self._mean(h)
+        mean = self._mean(inputs, h)
         variance = tf.zeros(tf.shape(mean)[:-1], mean.dtype)
         z = tf.identity(mean)
         if not mean_mode.value:
@@ -252,7 +263,7 @@ class BaliLayer(keras.layers.Layer):
             recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, mean)))
         return z
 
-    def _predict(self, h: tf.Tensor) -> tf.Tensor:
+    def _predict(self, inputs: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
         marginal: Marginal | None = marginal_scope.value
         is_marginal = marginal is not None and id(self) in marginal.layers
         is_mean = mean_mode.value
@@ -260,9 +271,9 @@ class BaliLayer(keras.layers.Layer):
             state = self.posterior_state
             noise = _widened(self._noise(state.size))
             weights = state.perturbed(tf.cast(noise, state.dtype))
-            return state.rows.product(h, ops.cast(weights, self.compute_dtype))
+            return self._linear(inputs, h, ops.cast(weights, self.compute_dtype))
         with graph_of(h):
-            mean = self._mean(h)
+            mean = self._mean(inputs, h)
             variance = None if is_mean else self._answer_variance(h)
         if marginal is not None and is_marginal:
             marginal.variances[self] = variance
@@ -296,7 +307,7 @@ class BaliLayer(keras.layers.Layer):
     def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """`mean + sqrt(variance) C e` with `V = C C'`."""
         factor = tf.cast(tf.convert_to_tensor(self.posterior_state.column_factor), mean.dtype)
-        noise = ops.matmul(tf.cast(noise, mean.dtype), ops.transpose(factor))
+        noise = correlated(tf.cast(noise, mean.dtype), factor)
         return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
 
     def _refuse_training(self, training: bool | None) -> None:

@@ -70,6 +70,19 @@ class _ConvBali(BaliLayer):
             inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding
         )
 
+    def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        # Without patches, whose gradient costs more than all else.
+        x = ops.cast(inputs, weights.dtype)
+        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        padding = self.padding
+        if padding == "causal":
+            (size,), (dilation,) = self.kernel_size, self.dilation_rate
+            x = ops.pad(x, [[0, 0], [dilation * (size - 1), 0], [0, 0]])
+            padding = "valid"
+        kernel = ops.reshape(weights[:-1] if self.use_bias else weights, self.kernel_shape)
+        z = ops.conv(x, kernel, self.strides, padding, "channels_last", self.dilation_rate)
+        return z + weights[-1] if self.use_bias else z
+
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
         return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
 

@@ -82,6 +82,21 @@ class _ConvTransposeBali(BaliLayer):
         ones = (1,) * self.spatial_rank
         return extract_patches(wide, self.kernel_size, ones, self.dilation_rate, "valid")
 
+    def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        x = ops.cast(inputs, weights.dtype)
+        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        kernel = ops.reshape(weights[:-1] if self.use_bias else weights, self.kernel_shape)
+        z = ops.conv_transpose(
+            x,
+            self._turned(kernel),
+            self.strides,
+            self.padding,
+            self.output_padding,
+            "channels_last",
+            self.dilation_rate,
+        )
+        return z + weights[-1] if self.use_bias else z
+
     def _output_sizes(self, inputs: tf.Tensor) -> list[Any]:
         """The size of every spatial axis of the outputs, known or as a tensor."""
         sizes = list(inputs.shape[1:-1])

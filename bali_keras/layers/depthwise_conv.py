@@ -90,6 +90,23 @@ class _DepthwiseConvBali(BaliLayer):
         by_place = ops.reshape(patches, (*shape, math.prod(self.kernel_size), self.num_channels))
         return ops.swapaxes(by_place, -1, -2)
 
+    def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        # Without patches, whose gradient costs more than all else.
+        x = ops.cast(inputs, weights.dtype)
+        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        shape = (self.num_channels, -1, self.depth_multiplier)
+        kernel, bias = self._parts(ops.reshape(weights, shape))
+        how = self.strides, self.padding, "channels_last", self.dilation_rate
+        z = ops.depthwise_conv(x, kernel, *how)
+        z = ops.reshape(z, (*ops.shape(z)[:-1], self.num_channels, self.depth_multiplier))
+        return z if bias is None else z + bias
+
+    def _parts(self, by_channel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The kernel and the bias, `[C, multiplier]`, of W by channel, `[C, width, multiplier]`."""
+        bias = by_channel[:, -1] if self.use_bias else None
+        rows = by_channel[:, :-1] if self.use_bias else by_channel
+        return ops.reshape(ops.swapaxes(rows, 0, 1), self.kernel_shape), bias
+
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
         size = self.num_channels * self.depth_multiplier
         z = ops.reshape(z, (*ops.shape(z)[:-2], size))
@@ -113,14 +130,13 @@ class _DepthwiseConvBali(BaliLayer):
     @property
     def kernel(self) -> tf.Tensor:
         """The posterior mean of the kernel, `[*kernel_size, C, depth_multiplier]`."""
-        by_channel = self._by_channel()
-        by_channel = by_channel[:, :-1] if self.use_bias else by_channel
-        return tf.reshape(tf.transpose(by_channel, [1, 0, 2]), self.kernel_shape)
+        return self._parts(self._by_channel())[0]
 
     @property
     def bias(self) -> tf.Tensor | None:
         """The posterior mean of the bias, `[C depth_multiplier]`; None without a bias."""
-        return tf.reshape(self._by_channel()[:, -1], [-1]) if self.use_bias else None
+        bias = self._parts(self._by_channel())[1]
+        return None if bias is None else tf.reshape(bias, [-1])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""

@@ -84,6 +84,11 @@ class BlockRows:
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         return self._through(tf.convert_to_tensor(self.covariance), right)
 
+    def applied_cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        applied = tf.matmul(self._by_block(h), tf.convert_to_tensor(self.covariance))
+        flat = tf.reshape(tf.transpose(applied, [1, 0, 2]), [-1, self.num_blocks * self.block])
+        return self.cross(flat[:, : self.size], right)
+
     def perturbation(self, noise: tf.Tensor) -> tf.Tensor:
         return self._through(self._factor(), noise)
 
@@ -211,6 +216,9 @@ class ChannelRows(BlockRows):
     def product(self, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         by_channel = tf.reshape(weights, [self.num_blocks, self.block, weights.shape[-1]])
         return tf.einsum("...gb,gbk->...gk", h, by_channel)
+
+    def applied_cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        return self.apply(self.cross(h, right))
 
     def variance(self, h: tf.Tensor) -> tf.Tensor:
         white = tf.einsum("...gb,gbc->...gc", h, tf.cast(self._factor(), h.dtype))

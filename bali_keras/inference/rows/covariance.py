@@ -98,6 +98,12 @@ class RowCovariance(Protocol):
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         """`L^-1 B` for B `[d, n]`."""
 
+    def applied_cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        """`L^-1 sum_r h_r b_r'`, `[d, k]`, row by row: for fewer rows than columns.
+
+        The arguments are those of `cross`.
+        """
+
     def perturbation(self, noise: tf.Tensor) -> tf.Tensor:
         """`R E` for E `[..., d, n]`."""
 

@@ -79,6 +79,9 @@ class DenseRows:
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         return tf.matmul(self.covariance, right)
 
+    def applied_cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        return self.cross(tf.matmul(h, self.covariance), right)
+
     def perturbation(self, noise: tf.Tensor) -> tf.Tensor:
         return tf.matmul(self.factor, noise)
 

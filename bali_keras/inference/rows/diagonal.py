@@ -71,6 +71,9 @@ class DiagonalRows:
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         return tf.square(self._factor())[:, tf.newaxis] * right
 
+    def applied_cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        return self.apply(self.cross(h, right))
+
     def perturbation(self, noise: tf.Tensor) -> tf.Tensor:
         return self._factor()[:, tf.newaxis] * noise
 
