@@ -106,6 +106,7 @@ class OtherData(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         model = self._bali
         is_first = int(model._counters.updates.numpy()) == 0 or bool(initial_epoch(model))
+        is_first = is_first or model.is_new_task
         # A constant rate follows a drift on purpose, and an N that was given says the same.
         if is_first or not model._options.forgetting.needs_length or model._count_is_given:
             return
@@ -126,7 +127,8 @@ class OtherData(keras.callbacks.Callback):
         warnings.warn(
             "The model was fitted before, and this fit is to other data: it will forget what it "
             "learned, as the forgetting rate starts anew and N counts these data alone. To keep "
-            "both, fit to all data together; to follow a drift, compile with a constant rate, "
-            f"forgetting=0.02; to start anew, build a new model. Received: {received}",
+            "both, call model.posterior_to_prior() before the fit to the new data, or fit to all "
+            "data together; to follow a drift, compile with a constant rate, forgetting=0.02; to "
+            f"start anew, build a new model. Received: {received}",
             stacklevel=2,
         )

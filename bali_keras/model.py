@@ -28,6 +28,7 @@ from bali_keras.recording import Recorder
 from bali_keras.schedules import default_for
 from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
+from tfp_rank1.checks import positive
 from tfp_rank1.heads import are_several, map_heads, names_of, packed
 from tfp_rank1.keras_internals import layers_of, nodes_of
 from tfp_rank1.losses import NegativeLogLikelihood
@@ -398,6 +399,59 @@ class BaliModel(BayesianModel):
             for v in trained_layers(self)
         ]
         return bool(factorise(layers, count / self._options.temperature))
+
+    def posterior_to_prior(self, strength: float = 1.0) -> None:
+        """Make the posterior of all layers their prior, for a `fit` to other data.
+
+            M0 <- M        L0 <- L0 + strength N S        S <- 0
+
+        What the model has learned then counts as what it knows beforehand, and the next `fit` adds
+        its own data: exactly for one linear layer with a known noise, for which two such fits are
+        one to all data together. Answers stay as they are until then. The priors of `compile` no
+        longer matter, frozen layers keep theirs, and files and clones keep the new ones.
+
+        Args:
+            strength: by which the data until now count, above 0. Hidden layers know more of them
+                than is so, because V is damped: a net that learns little of its new task takes a
+                strength below 1, see `examples.learning.continual`. Defaults to 1.
+
+        Raises:
+            ValueError: before the first `fit`, for a strength that is not above 0, and if N is not
+                known.
+
+        Example:
+        ```python
+        model.fit(x_first, y_first, epochs=20)
+        model.posterior_to_prior()
+        model.fit(x_second, y_second, epochs=20)      # and both are known
+        ```
+
+        Source: Kirkpatrick et al. (2017), "Overcoming Catastrophic Forgetting in Neural Networks";
+        Ritter et al. (2018), "Online Structured Laplace Approximations".
+        """
+        strength = positive("strength", strength)
+        layers = trained_layers(self)
+        if not layers or self.is_new_task or not self._have_statistics(layers):
+            raise ValueError(
+                "There is no posterior of data that could become the prior: call fit(x, y) first. "
+                f"Received: {self.steps_taken} steps"
+            )
+        count = self.hyperparameters.num_examples(required_count(self)) / self._options.temperature
+        prior = self.prior()
+        for layer in layers:
+            layer.become_prior(count, self._options.prior_of(layer, prior), strength)
+        self.nll_of_last_fit = None
+        self.forget_functions()
+
+    @staticmethod
+    def _have_statistics(layers: list[BaliLayer]) -> bool:
+        return all(v.built and bool(v.posterior_state.has_statistics()) for v in layers)
+
+    @property
+    def is_new_task(self) -> bool:
+        """Whether `posterior_to_prior` was called, and nothing fitted since."""
+        layers = [v for v in trained_layers(self) if v.built and v.stored_prior]
+        return any(float(v.posterior_state.rows.average.weight) == 0.0 for v in layers)
 
     def prior(self) -> Prior:
         """Prior, damping and scale of the covariances of the layers: given, found, or default."""

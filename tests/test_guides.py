@@ -6,6 +6,7 @@ import pytest
 
 from examples.datasets.houses import load_houses
 from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, words_of
+from examples.learning import continual
 from examples.outputs import forecast, segmentation, tagging, two_heads
 
 
@@ -62,3 +63,10 @@ def test_forecast(tmp_path):
 def test_the_unet_keeps_the_size_of_the_scene():
     net = segmentation.unet(2)
     assert isinstance(net, keras.Model) and net.output_shape == (None, 32, 32, 4)
+
+
+@pytest.mark.slow
+def test_continual(tmp_path, capsys):
+    continual.main(["--seeds", "2", "--epochs", "5", "--out", str(tmp_path)])
+    assert (tmp_path / "continual.png").stat().st_size > 1000
+    assert "strength 0.3" in capsys.readouterr().out

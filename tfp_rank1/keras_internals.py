@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import keras
@@ -69,6 +69,7 @@ __all__ = [
     "standardized_inputs",
     "stored_weight",
     "tracked_by_tensorflow",
+    "unlocked",
     "unpickle_model",
     "update_loss_tracker",
 ]
@@ -211,6 +212,16 @@ def replace_part(layer: Any, name: str, new: Any) -> None:
     # Keras tracks what an attribute held before, so the weights of the old part would stay.
     layer._tracker.untrack(getattr(layer, name))
     setattr(layer, name, new)
+
+
+@contextlib.contextmanager
+def unlocked(layer: Any) -> Iterator[None]:
+    """A context in which a built layer may create variables."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
 
 
 def set_better_direction(metric: Any, direction: str) -> None:

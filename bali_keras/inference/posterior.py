@@ -54,6 +54,7 @@ from bali_keras.inference.statistics import (
     state_variable,
 )
 from bali_keras.matrix_normal import MatrixNormal, covariance, upper_operator
+from bali_keras.matrix_normal import precision as column_precision
 from tfp_rank1.model.all_or_nothing import keep, sum_over_replicas
 
 __all__ = ["Factors", "LayerPosterior", "Prior", "Step"]
@@ -121,6 +122,7 @@ class LayerPosterior:
         columns: k.
         fan_in: number of inputs of one unit, without the bias.
         prior_at_mean: True for a prior centred on a stored M0, False for M0 = 0.
+        stored_prior: whether there is a stored L0, see `become_prior`. Defaults to False.
         dtype: dtype of statistics and posterior, `"float32"` (default) or `"float64"`.
     """
 
@@ -133,12 +135,15 @@ class LayerPosterior:
         fan_in: int,
         prior_at_mean: bool,
         dtype: str = "float32",
+        stored_prior: bool = False,
     ) -> None:
         d, k = self.size = rows.size, columns
         self.rows, self.fan_in, self.dtype = rows, fan_in, dtype
 
         def variable(name: str, shape: tuple[int, ...], start: Any = "zeros") -> keras.Variable:
             return state_variable(layer, name, shape, start, dtype)
+
+        self._add = variable
 
         # Keras saves variables in the order of their creation: keep it, or old files do not load.
         self.mean = variable("mean", (d, k), initial_mean)
@@ -156,6 +161,50 @@ class LayerPosterior:
         self.fisher = WeightedAverage(layer, "fisher", (k, k), dtype)
         self.together = WeightedAverage(layer, "together", (), dtype)
         self.targets = Accumulation(layer, "targets")
+        self.prior_precision: keras.Variable | None = None
+        if stored_prior:
+            self.add_prior()
+
+    def add_prior(self) -> tuple[keras.Variable, keras.Variable]:
+        """Create the variables of a stored prior: M0, L0, and `tr(V^-1)` when L0 was taken.
+
+        Returns:
+            M0 and L0; those that are there already.
+        """
+        if self.prior_mean is None:
+            self.prior_mean = self._add("prior_mean", self.size)
+        if self.prior_precision is None:
+            shape = tuple(self.rows.zeros().shape)
+            self.prior_precision = self._add("prior_precision", shape)
+            self.prior_trace = self._add("prior_trace", ())
+        return self.prior_mean, self.prior_precision
+
+    def become_prior(self, num_examples: tf.Tensor, prior: Prior, strength: float) -> None:
+        """Make the posterior the prior, and forget the statistics that it is made of.
+
+            M0 <- M        L0 <- L0 + strength N S
+
+        L0 is in units of the present V: a posterior with another V has the prior
+        `L0 tr(V0^-1) / tr(V^-1)`, as a prior with a number has. The scale c is left out, because it
+        is none of the steps of M. Answers stay as they are.
+
+        Args:
+            num_examples: N, divided by the temperature, of the data until now.
+            prior: prior and damping of the layer until now.
+            strength: by which the data until now count.
+        """
+        count = strength * tf.cast(num_examples, self.dtype)
+        precision = self.rows.precision(count, self._prior_in_use(prior))
+        stored_mean, stored_precision = self.add_prior()
+        stored_precision.assign(precision)
+        stored_mean.assign(self.mean)
+        self.prior_trace.assign(tf.linalg.trace(column_precision(self.column_factor)))
+        self.prior_row_precision.assign(tf.ones((), self.dtype))
+        for average in (self.rows.average, self.fisher, self.together):
+            average.total.assign(tf.zeros_like(average.total))
+            average.weight.assign(tf.zeros_like(average.weight))
+        self.targets.weight.assign(tf.zeros_like(self.targets.weight))
+        self.pull.assign(tf.zeros_like(self.pull))
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -205,6 +254,8 @@ class LayerPosterior:
 
     def _prior_in_use(self, prior: Prior) -> tf.Tensor:
         """L0 of the last factorisation."""
+        if self.prior_precision is not None:
+            return self.prior_row_precision * self.prior_precision
         own = self._given_prior(prior.row_precision)
         return tf.convert_to_tensor(self.prior_row_precision) if own is None else own
 
@@ -298,7 +349,7 @@ class LayerPosterior:
         return 0.5 * (k * trace + shift - d * k + k * volume)
 
     def _prior_of(self, prior: Prior, trace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The number l with `L0 = l I` (0 if L0 is no number), and L0.
+        """The number l with `L0 = l I`, or times a stored L0, 0 if L0 was given; and L0.
 
         A priori a weight in column j has the variance `V_jj / l`. With p the precision that one
         weight shall have, `l = p k / tr(V^-1)`: V is replaced by the harmonic mean of its
@@ -308,6 +359,9 @@ class LayerPosterior:
             prior: prior and damping of the layer.
             trace: `tr(V^-1)`, scalar.
         """
+        if self.prior_precision is not None:
+            number = self.prior_trace / trace
+            return number, number * self.prior_precision
         own = self._given_prior(prior.row_precision)
         if own is not None:
             return tf.zeros((), self.dtype), own

@@ -451,7 +451,10 @@ def _next_step(model: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     step = tf.convert_to_tensor(counters.updates) + 1
     first, last = map(tf.convert_to_tensor, (counters.first_step, counters.last_step))
     progress = Progress(step, first, last)
-    return step, model._options.forgetting(progress), model._options.warmup(progress)
+    warmup = model._options.warmup(progress)
+    if any(layer.stored_prior for layer in trained_layers(model)):
+        warmup += first - 1  # the statistics of a new task begin with nothing
+    return step, model._options.forgetting(progress), warmup
 
 
 def _infer(

@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, Any] = {
     "sampling": None,
     "prior_at_mean": False,
     "row_covariance": "auto",
+    "stored_prior": False,
     "statistics_dtype": None,
     "seed": None,
 }
@@ -134,4 +135,6 @@ class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
             )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._bali}
+        parts = [part for part in attention_projections(self) if part is not None]
+        stored = any(getattr(part, "stored_prior", False) for part in parts)
+        return {**super().get_config(), **self._bali, "stored_prior": stored}

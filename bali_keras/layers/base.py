@@ -10,11 +10,11 @@ import tensorflow as tf
 from keras import ops
 from tensorflow_probability import distributions as tfd
 
-from bali_keras.inference.posterior import LayerPosterior
+from bali_keras.inference.posterior import LayerPosterior, Prior
 from bali_keras.inference.rows import RowCovariance, check_row_covariance, rows_for
 from bali_keras.matrix_normal import correlated
 from bali_keras.recording import Record, Recorder, current_recorder
-from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow
+from tfp_rank1.keras_internals import graph_of, tracked_by_tensorflow, unlocked
 from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
 from tfp_rank1.scopes import mean_mode, row_masks, shared_draws, variance_factor
@@ -74,6 +74,8 @@ class BaliLayer(keras.layers.Layer):
             a whole number says; or `"diagonal"`. Blocks leave out what inputs of two blocks have in
             common, and a step costs less. Defaults to `"auto"`, dense where the layer's matrices
             stay below 64 MiB, else blocks.
+        stored_prior: whether the layer has a prior precision of its own, which
+            `BaliModel.posterior_to_prior` gives it. Defaults to False.
         statistics_dtype: dtype of statistics, factorisations and posterior, `"float32"` or
             `"float64"`. Choose float64 for inputs with huge offsets, or for very many inputs that
             say the same. Defaults to None: float64 in a layer that computes in float64, else
@@ -96,6 +98,7 @@ class BaliLayer(keras.layers.Layer):
         sampling: str | None = None,
         prior_at_mean: bool = False,
         row_covariance: str | int = "auto",
+        stored_prior: bool = False,
         statistics_dtype: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -118,6 +121,7 @@ class BaliLayer(keras.layers.Layer):
         self.sampling = sampling
         self.prior_at_mean = prior_at_mean
         self.row_covariance = check_row_covariance(row_covariance)
+        self.stored_prior = bool(stored_prior)
         self.statistics_dtype = statistics_dtype
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -181,9 +185,22 @@ class BaliLayer(keras.layers.Layer):
             return self._matrix(kernel, bias)
 
         self.posterior_state = LayerPosterior(
-            self, initial_mean, rows, columns, fan_in, self.prior_at_mean, rows.dtype
+            self,
+            initial_mean,
+            rows,
+            columns,
+            fan_in,
+            self.prior_at_mean,
+            rows.dtype,
+            self.stored_prior,
         )
         self.built = True
+
+    def become_prior(self, num_examples: tf.Tensor, prior: Prior, strength: float) -> None:
+        """See `LayerPosterior.become_prior`."""
+        with unlocked(self):
+            self.posterior_state.become_prior(num_examples, prior, strength)
+        self.stored_prior = True
 
     def _dtype_of_state(self) -> str:
         """The dtype of statistics and posterior."""
@@ -380,6 +397,7 @@ class BaliLayer(keras.layers.Layer):
             "sampling": self.sampling,
             "prior_at_mean": self.prior_at_mean,
             "row_covariance": self.row_covariance,
+            "stored_prior": self.stored_prior,
             "statistics_dtype": self.statistics_dtype,
             "seed": self.seed,
         }

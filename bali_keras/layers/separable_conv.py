@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 # Arguments of `BaliLayer` that hold for both convolutions.
-SHARED = "sampling", "prior_at_mean", "statistics_dtype", "seed"
+SHARED = "sampling", "prior_at_mean", "stored_prior", "statistics_dtype", "seed"
 
 
 class _SeparableConvBali(keras.layers.Layer):
@@ -44,6 +44,7 @@ class _SeparableConvBali(keras.layers.Layer):
         row_covariance: str | int = "auto",
         sampling: str | None = None,
         prior_at_mean: bool = False,
+        stored_prior: bool = False,
         statistics_dtype: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -52,6 +53,7 @@ class _SeparableConvBali(keras.layers.Layer):
         shared: dict[str, Any] = {
             "sampling": sampling,
             "prior_at_mean": prior_at_mean,
+            "stored_prior": stored_prior,
             "statistics_dtype": statistics_dtype,
             "data_format": data_format,
             "dtype": self.dtype_policy,

@@ -74,6 +74,10 @@ class BlockRows:
         is_number = prior.shape.rank == 0
         return inverse_factor(add_diagonal(data, prior) if is_number else data + prior)
 
+    def precision(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
+        data = num_examples * self.average.value()
+        return add_diagonal(data, prior) if prior.shape.rank == 0 else data + prior
+
     def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
         keep(self.factor, factor, accept)
         keep(self.covariance, covariance(factor), accept)

@@ -87,6 +87,9 @@ class RowCovariance(Protocol):
             prior: L0.
         """
 
+    def precision(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
+        """`L0 + N S` in this form; the arguments are those of `factorised`."""
+
     def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
         """Assign a new R, and all that is derived from R, if accepted."""
 

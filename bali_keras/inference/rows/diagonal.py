@@ -60,7 +60,10 @@ class DiagonalRows:
         return tf.zeros((self.size,), self.dtype)
 
     def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        return tf.math.rsqrt(prior + num_examples * self.average.value())
+        return tf.math.rsqrt(self.precision(num_examples, prior))
+
+    def precision(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
+        return prior + num_examples * self.average.value()
 
     def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
         keep(self.factor, factor, accept)

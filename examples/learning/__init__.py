@@ -1,0 +1,1 @@
+"""Guides of learning that goes on: tasks one after another, and labels chosen by the model."""
