@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import rich
+import tensorflow as tf
 from rich.progress import track
 from rich.table import Table
 
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=30, help="of each task")
     parser.add_argument("--out", type=Path, default=Path("continual_output"))
     options = parser.parse_args(arguments)
+    tf.get_logger().setLevel("ERROR")  # of tracing anew for every net
     found = measured(options.seeds, options.epochs)
     table = Table("second task", "digits 0-4", "digits 5-9")
     for name, rows in found.items():
