@@ -51,18 +51,18 @@ def convert(
 ) -> BaliModel:
     """A `BaliModel` with the layers and weights of a trained stock model.
 
-    Dense and EinsumDense layers, embeddings, convolutions (plain, depthwise, separable, transposed)
-    and multi-head attention become BALI layers whose posterior means start at the kernels. `fit`
-    then infers the posteriors around these means. A large data set takes an epoch; a small one
-    takes about a thousand steps, which also find a learned noise. Where the row covariances of all
-    layers would take more than 256 MiB, those of the widest layers are stored in blocks, see
-    `row_covariance` of `BaliLayer`.
+    Dense and EinsumDense layers, embeddings, convolutions (plain, depthwise, separable,
+    transposed), LSTM, GRU and multi-head attention become BALI layers whose posterior means start
+    at the kernels. `fit` then infers the posteriors around these means. A large data set takes an
+    epoch; a small one takes about a thousand steps, which also find a learned noise. Where the row
+    covariances of all layers would take more than 256 MiB, those of the widest layers are stored in
+    blocks, see `row_covariance` of `BaliLayer`.
 
     All other layers keep their weights and are frozen: batch normalization then uses its moving
-    statistics, and dropout is off. Grouped convolutions, recurrent layers, and einsum kernels with
-    an axis per position, have no BALI form and are frozen too. To train a frozen layer, set
-    `trainable = True` and compile with an optimizer. Layers that are frozen in the stock model,
-    such as a backbone, are not converted, unless `layers` names them.
+    statistics, and dropout is off. Convolutions of groups of several channels, recurrent layers
+    with states, and einsum kernels with an axis per position have no BALI form and are frozen too.
+    To train a frozen layer, set `trainable = True` and compile with an optimizer. Layers that are
+    frozen in the stock model, such as a backbone, are not converted, unless `layers` names them.
 
     `model.conversion_report` lists what became of every layer. A warning says so if less than half
     of the parameters that are trainable in the stock model became Bayesian. Before it returns,
@@ -140,8 +140,8 @@ def convert(
     if layers == "all":  # else the user has chosen
         warn_of_points(
             report,
-            "tfp_rank1.convert also takes recurrent layers; freeze layers that are to stay as they "
-            "are in the stock model, layer.trainable = False, or choose with layers=.",
+            "Freeze layers that are to stay as they are in the stock model, layer.trainable = "
+            "False, or choose with layers=.",
         )
     return built
 

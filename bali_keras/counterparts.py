@@ -30,6 +30,10 @@ _ATTENTION = (
     "num_heads", "key_dim", "value_dim", "use_bias", "output_shape", "attention_axes", "use_gate"
 )  # fmt: skip
 
+_RECURRENT = (
+    "units", "activation", "recurrent_activation", "use_bias", "return_sequences", "go_backwards"
+)  # fmt: skip
+
 _ARGUMENTS: dict[type, tuple[type[keras.layers.Layer], tuple[str, ...]]] = {
     keras.layers.Dense: (layers.DenseBali, ("units", "activation", "use_bias")),
     keras.layers.EinsumDense: (
@@ -47,6 +51,8 @@ _ARGUMENTS: dict[type, tuple[type[keras.layers.Layer], tuple[str, ...]]] = {
     keras.layers.Conv1DTranspose: (layers.Conv1DTransposeBali, _TRANSPOSE),
     keras.layers.Conv2DTranspose: (layers.Conv2DTransposeBali, _TRANSPOSE),
     keras.layers.Conv3DTranspose: (layers.Conv3DTransposeBali, _TRANSPOSE),
+    keras.layers.LSTM: (layers.LSTMBali, _RECURRENT),
+    keras.layers.GRU: (layers.GRUBali, _RECURRENT),
     keras.layers.MultiHeadAttention: (layers.MultiHeadAttentionBali, _ATTENTION),
 }
 
@@ -116,14 +122,19 @@ def counterpart(
             else type(inner).from_config({**inner.get_config(), "name": layer.name})
         )
     found = _ARGUMENTS.get(type(layer))
-    if found is None or getattr(layer, "groups", 1) != 1:
+    config = layer.get_config()
+    if getattr(layer, "groups", 1) != 1:
+        found = _depthwise(layer)
+        config["depth_multiplier"] = layer.filters // layer.groups
+    if found is None or _has_states(layer):
         return None
     check_kernel(layer)
     cls, names = found
-    config = layer.get_config()
     arguments: Any = {name: config[name] for name in names if name in config}
     if "activation" in arguments:
         arguments["activation"] = layer.activation  # also one that no file knows
+    if "recurrent_activation" in arguments:
+        arguments["recurrent_activation"] = layer.recurrent_activation
     arguments |= {"prior_at_mean": prior_at_kernels, "name": layer.name}
     if row_covariance != "auto":
         arguments["row_covariance"] = row_covariance
@@ -133,6 +144,23 @@ def counterpart(
         if cls is not layers.EinsumDenseBali:
             raise
         return None  # its kernel is no matrix
+
+
+def _depthwise(layer: Any) -> tuple[type[keras.layers.Layer], tuple[str, ...]] | None:
+    """The depthwise form of a convolution with one group per channel; None for other groups."""
+    forms = {keras.layers.Conv1D: keras.layers.DepthwiseConv1D}
+    forms[keras.layers.Conv2D] = keras.layers.DepthwiseConv2D
+    form = forms.get(type(layer))
+    return _ARGUMENTS[form] if form is not None and layer.kernel.shape[-2] == 1 else None
+
+
+def _has_states(layer: Any) -> bool:
+    """Whether a recurrent layer does what its counterpart does not: takes or returns states."""
+    return (
+        getattr(layer, "stateful", False)
+        or getattr(layer, "return_state", False)
+        or not getattr(layer, "reset_after", True)
+    )
 
 
 def is_bayesian(layer: Any) -> bool:
@@ -157,10 +185,21 @@ def start_at(new: Any, old: Any) -> None:
         for ours, theirs in pairs:
             if theirs is not None:
                 start_at(ours, theirs)
+    elif isinstance(old, (keras.layers.LSTM, keras.layers.GRU)):
+        cell = old.cell
+        of_input = of_recurrent = None
+        if cell.use_bias:
+            bias = tf.convert_to_tensor(cell.bias)  # `[4 units]`, or `[2, 3 units]` of a GRU
+            of_input, of_recurrent = (bias, None) if bias.shape.rank == 1 else tf.unstack(bias)
+        _set(new.input_map, cell.kernel, of_input)
+        _set(new.recurrent_map, cell.recurrent_kernel, of_recurrent)
     elif isinstance(old, keras.layers.Embedding):
         _set(new, old.embeddings, None)
     else:
-        _set(new, old.kernel, getattr(old, "bias", None))
+        kernel = tf.convert_to_tensor(old.kernel)
+        if getattr(old, "groups", 1) != 1:  # one per channel
+            kernel = tf.reshape(kernel, new.kernel_shape)
+        _set(new, kernel, getattr(old, "bias", None))
 
 
 def _set(layer: BaliLayer, kernel: Any, bias: Any) -> None:

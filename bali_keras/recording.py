@@ -22,6 +22,8 @@ class Record(NamedTuple):
         outputs: the sampled pre-activations, mean plus noise, `[B, ..., k]`.
         variance: `h' L^-1 h`, `[B, ...]`.
         mask: `[B, ...]`, 1 for rows that are data and 0 for padding; None if all rows are data.
+        source: zeros that were added to the pre-activations, `[B, ...,  k]`, where a loop hides
+            these from the tape; None where the tape watches `outputs`.
     """
 
     inputs: tf.Tensor
@@ -29,6 +31,12 @@ class Record(NamedTuple):
     outputs: tf.Tensor
     variance: tf.Tensor
     mask: tf.Tensor | None = None
+    source: tf.Tensor | None = None
+
+    @property
+    def watched(self) -> tf.Tensor:
+        """What the gradient at the pre-activations is taken with respect to."""
+        return self.outputs if self.source is None else self.source
 
 
 class Recorder:

@@ -96,6 +96,17 @@ def test_files_clones_and_services_answer_alike(converted, tmp_path):
     np.testing.assert_allclose(tf.reduce_sum(probs, -1), 1.0, atol=1e-5)
 
 
+def test_one_group_per_channel_is_a_depthwise_convolution():
+    inputs = keras.Input((6, 6, 4))
+    h = K.Conv2D(8, 3, groups=4, padding="same")(inputs)
+    outputs = K.Dense(3)(K.GlobalAveragePooling2D()(K.Conv2D(8, 1, groups=2)(h)))
+    stock = keras.Model(inputs, outputs)
+    with pytest.warns(UserWarning, match="parameters of the net became Bayesian"):
+        model = bk.convert(stock, "categorical")  # refuses another function
+    converted = [(row.before, row.after) for row in model.conversion_report.converted]
+    assert converted == [("Conv2D", "DepthwiseConv2DBali"), ("Dense", "DenseBali")]
+
+
 def test_layers_may_be_chosen():
     stock = image_net()
     last = bk.convert(stock, "categorical", layers="last")

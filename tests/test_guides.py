@@ -6,7 +6,7 @@ import pytest
 
 from examples.datasets.houses import load_houses
 from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, words_of
-from examples.learning import continual
+from examples.learning import active, continual
 from examples.outputs import forecast, segmentation, tagging, two_heads
 
 
@@ -70,3 +70,10 @@ def test_continual(tmp_path, capsys):
     continual.main(["--seeds", "2", "--epochs", "5", "--out", str(tmp_path)])
     assert (tmp_path / "continual.png").stat().st_size > 1000
     assert "strength 0.3" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_active(tmp_path, capsys):
+    active.main(["--seeds", "2", "--rounds", "2", "--epochs", "10", "--out", str(tmp_path)])
+    assert (tmp_path / "active.png").stat().st_size > 1000
+    assert "mutual information" in capsys.readouterr().out

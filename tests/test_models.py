@@ -56,7 +56,7 @@ def test_every_architecture_answers_by_moments(name):
     model, x = SMALL[name][1](ensemble_size=2, prior_stddev=0.1), inputs(name)
     moments = model.posterior_predictive(x, method="moments").mean()
     samples = model.posterior_predictive(x, 300, seed=0).mean()
-    np.testing.assert_allclose(moments, samples, atol=0.02)
+    np.testing.assert_allclose(moments, samples, atol=0.04)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -68,7 +68,7 @@ def cross_sum(
         cross = cross * mask[:, tf.newaxis]
     # All calls of a shared layer see the same examples: one call counts them.
     examples = _total(records[0].mean, weights.counts)
-    inputs = _inputs(records, rows, dtype)
+    inputs = _flat_inputs(records, rows, dtype)
     return rows.cross(inputs, cross), examples, BatchRows(inputs, cross)
 
 
@@ -90,7 +90,7 @@ def moments(
         rows: the layer's row covariance, which knows the form of `Moments.inputs`.
         dtype: dtype of the sums.
     """
-    inputs = _inputs(records, rows, dtype)
+    inputs = _flat_inputs(records, rows, dtype)
     weight, mask = (_row_weights(records, w, dtype) for w in (weights.rows, None))
     k = records[0].mean.shape[-1]
     fisher, together, squares = (tf.zeros(shape, dtype) for shape in ((k, k), (), ()))
@@ -158,7 +158,7 @@ def _total(tensor: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     return tf.cast(tf.reduce_sum(weights), tf.float32)
 
 
-def _inputs(records: list[Record], rows: RowCovariance, dtype: str) -> tf.Tensor:
+def _flat_inputs(records: list[Record], rows: RowCovariance, dtype: str) -> tf.Tensor:
     """The rows h of all calls as one list; see `RowCovariance.flat`."""
     flat = [rows.flat(r.inputs, dtype) for r in records]
     return flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)

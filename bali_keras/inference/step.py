@@ -339,7 +339,7 @@ def _sums(
     """
     layers, prior = trained_layers(model), model.prior()
     records = [recorder.records[layer] for layer in layers]
-    outputs = [[r.outputs for r in calls] for calls in records]
+    outputs = [[r.watched for r in calls] for calls in records]
     states, roles = [v.posterior_state for v in layers], [role_of(model, v) for v in layers]
     log_prob, score = targets
     gradients = tape.gradient(log_prob, outputs)

@@ -12,6 +12,7 @@ from bali_keras.layers.dense import DenseBali
 from bali_keras.layers.depthwise_conv import DepthwiseConv1DBali, DepthwiseConv2DBali
 from bali_keras.layers.einsum_dense import EinsumDenseBali
 from bali_keras.layers.embedding import EmbeddingBali
+from bali_keras.layers.recurrent import GRUBali, LSTMBali
 from bali_keras.layers.separable_conv import SeparableConv1DBali, SeparableConv2DBali
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "DepthwiseConv2DBali",
     "EinsumDenseBali",
     "EmbeddingBali",
+    "GRUBali",
+    "LSTMBali",
     "MultiHeadAttentionBali",
     "SeparableConv1DBali",
     "SeparableConv2DBali",

@@ -19,7 +19,7 @@ from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
 from tfp_rank1.scopes import mean_mode, row_masks, shared_draws, variance_factor
 
-__all__ = ["BaliLayer", "Marginal"]
+__all__ = ["BaliLayer", "Marginal", "add_noise", "row_mask", "widened"]
 
 
 class Marginal:
@@ -277,7 +277,7 @@ class BaliLayer(keras.layers.Layer):
             z = self._add_noise(mean, variance, recorder.noise(_sizes(mean)))
         if self.trainable:  # a frozen layer samples as well, but nothing is inferred from its calls
             recorder.watch(z)
-            recorder.record(self, Record(h, mean, z, variance, _row_mask(mask, mean)))
+            recorder.record(self, Record(h, mean, z, variance, row_mask(mask, mean)))
         return z
 
     def _predict(self, inputs: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
@@ -286,7 +286,7 @@ class BaliLayer(keras.layers.Layer):
         is_mean = mean_mode.value
         if not is_mean and not is_marginal and self._samples_weights(h):
             state = self.posterior_state
-            noise = _widened(self._noise(state.size))
+            noise = widened(self._noise(state.size))
             weights = state.perturbed(tf.cast(noise, state.dtype))
             return self._linear(inputs, h, ops.cast(weights, self.compute_dtype))
         with graph_of(h):
@@ -322,10 +322,7 @@ class BaliLayer(keras.layers.Layer):
         return variance if factor is None else tf.cast(factor, variance.dtype) * variance
 
     def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """`mean + sqrt(variance) C e` with `V = C C'`."""
-        factor = tf.cast(tf.convert_to_tensor(self.posterior_state.column_factor), mean.dtype)
-        noise = correlated(tf.cast(noise, mean.dtype), factor)
-        return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
+        return add_noise(self.posterior_state, mean, variance, noise)
 
     def _refuse_training(self, training: bool | None) -> None:
         if training and self.trainable:
@@ -411,13 +408,22 @@ class BaliLayer(keras.layers.Layer):
         super().load_own_variables(load_seed_state(self.seed_generator, store))
 
 
-def _widened(noise: tf.Tensor) -> tf.Tensor:
+def widened(noise: tf.Tensor) -> tf.Tensor:
     """`sqrt(c) E`, where a calibrated model answers with c times its posterior variances."""
     factor = variance_factor()
     return noise if factor is None else tf.sqrt(tf.cast(factor, noise.dtype)) * noise
 
 
-def _row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
+def add_noise(
+    state: LayerPosterior, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor
+) -> tf.Tensor:
+    """`mean + sqrt(variance) C e` with `V = C C'`, for rows of standard normal e."""
+    factor = tf.cast(tf.convert_to_tensor(state.column_factor), mean.dtype)
+    noise = correlated(tf.cast(noise, mean.dtype), factor)
+    return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
+
+
+def row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
     """A boolean mask as float32 `[B, ...]`, broadcast to one number per row of `[B, ..., d]`."""
     if mask is None:
         return None

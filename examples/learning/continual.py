@@ -101,7 +101,7 @@ def figure(found: dict[str, np.ndarray]) -> plt.Figure:
         widths = [errors(rows)[task] for rows in found.values()]
         ax.bar(places + 0.4 * task - 0.2, heights, 0.4, yerr=widths, color=color, label=label)
     ax.set(xticks=places, xticklabels=list(found), ylabel="accuracy", ylim=(0.0, 1.0))
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     fig.tight_layout()
     return fig
 
