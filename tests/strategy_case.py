@@ -52,7 +52,20 @@ def rank1(posterior="deterministic"):
     return r1.BayesianModel(inputs, outputs, likelihood="categorical")
 
 
-METHODS = {"bali": bali, "rank1": rank1, "rank1_normal": lambda: rank1("normal")}
+def bali_forms():
+    """Rows in blocks, and rows of which each input stands by itself."""
+    h = inputs = keras.Input((INPUTS,))
+    h = bk.layers.DenseBali(8, activation="relu", row_covariance=2)(h)
+    h = bk.layers.DenseBali(8, activation="relu", row_covariance="diagonal")(h)
+    return bk.BaliModel(inputs, bk.layers.DenseBali(CLASSES)(h), likelihood="categorical")
+
+
+METHODS = {
+    "bali": bali,
+    "bali_forms": bali_forms,
+    "rank1": rank1,
+    "rank1_normal": lambda: rank1("normal"),
+}
 
 
 def train(method, strategy, served=None, **compile_arguments):
@@ -61,7 +74,7 @@ def train(method, strategy, served=None, **compile_arguments):
     with strategy.scope():
         model = METHODS[method]()
         metrics = ["accuracy", r1.metrics.ExpectedCalibrationError()]  # one that is no mean
-        if method == "bali":
+        if isinstance(model, bk.BaliModel):
             model.compile(warmup_steps=2, metrics=metrics, **compile_arguments)
         else:
             optimizer = keras.optimizers.Adam(1e-2)

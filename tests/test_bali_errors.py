@@ -8,7 +8,7 @@ from bali_case import conjugate, linear_data, net, posteriors
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from bali_keras.layers.base import _row_mask
+from bali_keras.layers.base import row_mask
 
 
 def test_degenerate_data_gives_a_finite_posterior():
@@ -267,4 +267,4 @@ def test_unbuilt_sequential_nets_and_wrong_masks_are_named():
     with pytest.raises(ValueError, match=r"begin it with keras\.Input"):
         bk.BaliModel(keras.Sequential([bk.layers.DenseBali(2)]), likelihood="normal")
     with pytest.raises(ValueError, match="one entry per row"):
-        _row_mask(tf.ones((4, 3, 2), bool), tf.ones((4, 3, 5)))
+        row_mask(tf.ones((4, 3, 2), bool), tf.ones((4, 3, 5)))

@@ -61,7 +61,7 @@ def parts(ended_early, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rank1_normal", "mixed"])
+@pytest.mark.parametrize("method", ["rank1_normal", "mixed", "bali_forms"])
 def test_an_interrupted_training_goes_on(method, tmp_path):
     """Twice; a training that is complete does nothing when started again."""
     expected = state(train(method, tmp_path / "whole"))

@@ -77,7 +77,7 @@ def test_several_steps_per_execution_train_as_one(method):
         ("rank1", 1),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("rank1", 4), ("bali", 1), ("bali", 4))
+            for case in (("rank1", 4), ("bali", 1), ("bali", 4), ("bali_forms", 1))
         ),
     ],
 )
@@ -94,7 +94,7 @@ def test_two_replicas_train_as_one(method, steps, strategy, tmp_path):
         ("bali", 4),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("bali", 1), ("rank1", 1), ("rank1", 4))
+            for case in (("bali", 1), ("rank1", 1), ("rank1", 4), ("bali_forms", 1))
         ),
     ],
 )
