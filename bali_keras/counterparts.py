@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from bali_keras import layers
-from bali_keras.inference.rows.choice import BLOCK
+from bali_keras.inference.rows.choice import BLOCK, dense_bytes
 from bali_keras.layers import BaliLayer
 from tfp_rank1.conversion import check_kernel
 from tfp_rank1.keras_internals import attention_projections
@@ -76,12 +76,12 @@ class Counterparts:
         # By id: the number of inputs of every chosen layer with a kernel, the widest last.
         widths = {id(v): _width(v) for v in layers if id(v) in chosen}
         self._blocks: set[int] = set()
-        total = sum(_bytes(width) for width in widths.values())
+        total = sum(dense_bytes(width) for width in widths.values())
         for key, width in sorted(widths.items(), key=lambda item: -item[1]):
             if total <= BUDGET or width <= BLOCK:
                 break
             self._blocks.add(key)
-            total -= _bytes(width)
+            total -= dense_bytes(width)
 
     def of(self, layer: Any) -> keras.layers.Layer | None:
         """The counterpart of a layer; None for one that stays as it is."""
@@ -96,11 +96,6 @@ def _width(layer: Any) -> int:
     found = _ARGUMENTS.get(type(layer))
     takes_form = found is not None and issubclass(found[0], (layers.DenseBali, *_PLAIN))
     return math.prod(layer.kernel.shape[:-1]) if takes_form else 0
-
-
-def _bytes(width: int) -> int:
-    """Of the three matrices of a dense row covariance: the average, R and `L^-1`."""
-    return 3 * 4 * width**2
 
 
 def counterpart(

@@ -151,7 +151,8 @@ def test_a_hidden_layer_moves_along_v_times_the_gradient():
     covariance = np.array(factor) @ np.array(factor).T
     np.testing.assert_allclose(covariance @ precision, np.eye(K), atol=1e-12)
     cross = RNG.normal(size=(D, K))
-    gradient, shift = role.gradient_and_shift(tf.constant(cross), tf.constant(covariance))
+    both = tf.constant(cross), tf.constant(covariance)
+    gradient, shift = role.gradient(*both), role.shifts(*both)
     np.testing.assert_allclose(gradient, cross)
     np.testing.assert_allclose(shift, cross @ covariance)
 
@@ -171,7 +172,8 @@ def test_the_exact_output_moves_to_its_labels():
     factor, precision = role.column(tf.zeros((K, K), tf.float64), (0.1, 0.2))
     np.testing.assert_allclose(np.array(factor) ** 2, np.diag(variance))
     np.testing.assert_allclose(precision, np.diag(1 / variance))
-    gradient, shift = role.gradient_and_shift(tf.constant(rows), tf.constant(np.diag(variance)))
+    both = tf.constant(rows), tf.constant(np.diag(variance))
+    gradient, shift = role.gradient(*both), role.shifts(*both)
     np.testing.assert_allclose(shift, rows)
     np.testing.assert_allclose(gradient, np.array(rows) / variance)
     assert role.is_fresh and not role.collects_scores

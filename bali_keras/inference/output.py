@@ -65,21 +65,16 @@ class LayerRole(Protocol):
             damping: absolute and relative part of the damping of F.
         """
 
-    def gradient_and_shift(
-        self, cross: tf.Tensor, covariance: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`H'G` and `H'G V`, `[d, k]` each.
+    def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
+        """`H'G`, `[d, k]`.
 
         Args:
             cross: `H'` times `cross_rows`, `[d, k]`.
             covariance: V, `[k, k]`.
         """
 
-    def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
-        """`H'G` alone."""
-
     def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
-        """`G V`, `[R, k]`, of the rows that `cross_rows` returned."""
+        """`G V`, `[R, k]`, of what `cross_rows` returned; or `H'G V`, `[d, k]`, of their sum."""
 
 
 class HiddenLayer:
@@ -99,14 +94,8 @@ class HiddenLayer:
         precision = damp(fisher, *damping)
         return inverse_factor(precision), precision
 
-    def gradient_and_shift(
-        self, cross: tf.Tensor, covariance: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`cross` is `H'G`, and V is multiplied."""
-        return self.gradient(cross, covariance), self.shifts(cross, covariance)
-
     def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
-        """`cross` itself."""
+        """`cross` is `H'G`."""
         return cross
 
     def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
@@ -142,19 +131,13 @@ class ExactOutput:
         variance = tf.cast(self._noise_variance, fisher.dtype)
         return tf.linalg.diag(tf.sqrt(variance)), tf.linalg.diag(1.0 / variance)
 
-    def gradient_and_shift(
-        self, cross: tf.Tensor, covariance: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`cross` is `H'G V`, and the diagonal V is divided out."""
-        return self.gradient(cross, covariance), cross
-
     def gradient(self, cross: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
-        """The diagonal V is divided out."""
+        """`cross` is `H'G V`, and the diagonal V is divided out."""
         # V is 0 during the warm-up, in which the mean does not move.
         return tf.math.divide_no_nan(cross, tf.linalg.diag_part(covariance))
 
     def shifts(self, right: tf.Tensor, covariance: tf.Tensor) -> tf.Tensor:
-        """The rows themselves."""
+        """The rows themselves, which hold V."""
         return right
 
 

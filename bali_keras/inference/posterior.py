@@ -66,8 +66,8 @@ class Prior(NamedTuple):
     Attributes:
         weight_precision: precision of one network weight a priori, in units of fan-in; see
             `BaliModel.compile`.
-        row_precision: L0 itself, a number, a matrix `[d, d]`, or a tensor in the form of the
-            layer's `RowCovariance`; None to derive L0 from `weight_precision`.
+        row_precision: L0 itself, a number or a matrix `[d, d]`; None to derive L0 from
+            `weight_precision`.
         damping: absolute and relative part of the damping of F.
         covariance_scale: c of the module's equation.
     """
@@ -261,8 +261,6 @@ class LayerPosterior:
 
     def _given_prior(self, row_precision: Any) -> tf.Tensor | None:
         """An L0 that is no number, in the form of the rows; None for a number or none."""
-        if tf.is_tensor(row_precision) and row_precision.shape.rank > 0:
-            return row_precision
         if isinstance(row_precision, np.ndarray) and row_precision.ndim > 0:
             return self.rows.of_matrix(row_precision)
         return None
@@ -398,7 +396,9 @@ class LayerPosterior:
         column_covariance = tf.convert_to_tensor(self.column_covariance)
         scale = tf.cast(prior.covariance_scale, self.dtype)
         if rows is None and prior_steps is None:
-            gradient, shift = role.gradient_and_shift(share * sums.cross, column_covariance)
+            cross = share * sums.cross
+            gradient = role.gradient(cross, column_covariance)
+            shift = role.shifts(cross, column_covariance)
             move = self.rows.apply(shift - self.prior_times(prior, self.offset())) / scale
         else:
             data = self._data_move(sums, role, rows, share / scale)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from bali_keras.inference.rows.dense import check_size, jittered
-from bali_keras.inference.rows.diagonal import check_kept
-from bali_keras.inference.statistics import AddVariable, WeightedAverage
-from bali_keras.matrix_normal import add_diagonal, covariance, inverse_factor, upper_operator
-from tfp_rank1.model.all_or_nothing import keep
+from bali_keras.inference.rows.plain import MatrixRows, check_kept, check_size
+from bali_keras.matrix_normal import upper_operator
 
 __all__ = ["BlockRows", "ChannelRows"]
 
 
-class BlockRows:
+class BlockRows(MatrixRows):
     """A row covariance of G blocks of b inputs; exact where inputs of two blocks never meet.
 
         L = diag(L_1, ..., L_G)         L_g = L0_g + N S_g
@@ -29,61 +25,20 @@ class BlockRows:
         dtype: `"float32"` or `"float64"`.
     """
 
-    average: WeightedAverage
-
     def __init__(self, size: int, block: int, dtype: str) -> None:
-        self.size, self.dtype = size, dtype
         self.num_blocks = -(-size // block)
         self.block = -(-size // self.num_blocks)
-        self.shape = (self.num_blocks, self.block, self.block)
-
-    def add_factor(self, add: AddVariable) -> None:
-        self.factor = add("row_factor", self.shape)
-
-    def add_covariance(self, add: AddVariable) -> None:
-        self.covariance = add("row_covariance", self.shape)
-
-    def add_average(self, layer: keras.layers.Layer) -> None:
-        self.average = WeightedAverage(layer, "inputs", self.shape, self.dtype)
-
-    def flat(self, h: tf.Tensor, dtype: str) -> tf.Tensor:
-        return tf.reshape(tf.cast(h, dtype), [-1, self.size])
+        super().__init__(size, (self.num_blocks, self.block, self.block), dtype)
 
     def second_moment(self, h: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
         by_block = self._by_block(h)
         weighted = by_block if weight is None else by_block * weight[:, tf.newaxis]
         return tf.matmul(by_block, weighted, transpose_a=True)
 
-    def cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(h, right, transpose_a=True)
-
-    def product(self, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        # Not `tf.matmul`; see `matrix_normal.row_variance`.
-        return keras.ops.matmul(h, weights)
-
     def variance(self, h: tf.Tensor) -> tf.Tensor:
         rows = self._by_block(tf.reshape(h, [-1, self.size]))
         white = tf.matmul(rows, tf.cast(self._factor(), h.dtype))  # [G, R, b]
         return tf.reshape(tf.reduce_sum(tf.square(white), axis=[0, 2]), tf.shape(h)[:-1])
-
-    def zeros(self) -> tf.Tensor:
-        return tf.zeros(self.shape, self.dtype)
-
-    def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        data = jittered(num_examples * self.average.value())
-        is_number = prior.shape.rank == 0
-        return inverse_factor(add_diagonal(data, prior) if is_number else data + prior)
-
-    def precision(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
-        data = num_examples * self.average.value()
-        return add_diagonal(data, prior) if prior.shape.rank == 0 else data + prior
-
-    def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
-        keep(self.factor, factor, accept)
-        keep(self.covariance, covariance(factor), accept)
-
-    def has_statistics(self) -> tf.Tensor:
-        return self.factor[0, 0, 0] > 0.0
 
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         return self._through(tf.convert_to_tensor(self.covariance), right)
@@ -95,18 +50,6 @@ class BlockRows:
 
     def perturbation(self, noise: tf.Tensor) -> tf.Tensor:
         return self._through(self._factor(), noise)
-
-    def diagonal(self) -> tf.Tensor:
-        return self._entries(tf.linalg.diag_part(tf.convert_to_tensor(self.covariance)))
-
-    def log_det(self) -> tf.Tensor:
-        return -2.0 * tf.reduce_sum(tf.math.log(self._diagonal_of_factor()))
-
-    def condition(self) -> tf.Tensor:
-        """`(max diag R / min diag R)^2`."""
-        diagonal = self._diagonal_of_factor()
-        ratio = tf.math.divide_no_nan(tf.reduce_max(diagonal), tf.reduce_min(diagonal))
-        return tf.cast(tf.square(ratio), tf.float32)
 
     def operator(self) -> tf.linalg.LinearOperator:
         """One operator per block."""
@@ -161,21 +104,11 @@ class BlockRows:
     def applying_cost(self, columns: int) -> int:
         return self.size * self.block * columns
 
-    def _factor(self) -> tf.Tensor:
-        return tf.convert_to_tensor(self.factor)
-
     def _by_block(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows `[R, d]` as `[G, R, b]`, 0 in what the last block lacks."""
         missing = self.num_blocks * self.block - self.size
         rows = tf.pad(rows, [[0, 0], [0, missing]]) if missing else rows
         return tf.transpose(tf.reshape(rows, [-1, self.num_blocks, self.block]), [1, 0, 2])
-
-    def _entries(self, values: tf.Tensor) -> tf.Tensor:
-        """Numbers by block, `[G, b]`, as `[d]`."""
-        return tf.reshape(values, [-1])[: self.size]
-
-    def _diagonal_of_factor(self) -> tf.Tensor:
-        return self._entries(tf.linalg.diag_part(self._factor()))
 
     def _through(self, blocks: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
         """`diag(X_1, ..., X_G) B` for B `[..., d, n]`."""

@@ -12,7 +12,7 @@ from bali_keras.inference.rows.dense import DenseRows
 from bali_keras.inference.rows.diagonal import DiagonalRows
 from tfp_rank1.checks import whole
 
-__all__ = ["BLOCK", "BUDGET", "check_row_covariance", "rows_for"]
+__all__ = ["BLOCK", "BUDGET", "check_row_covariance", "dense_bytes", "rows_for"]
 
 # Bytes that the covariances of one layer may take before "auto" stores them in blocks.
 BUDGET = 64 * 2**20
@@ -38,6 +38,11 @@ def check_row_covariance(value: Any) -> Any:
     return whole("row_covariance", value)
 
 
+def dense_bytes(size: int, dtype: str = "float32") -> int:
+    """Bytes of the three matrices of a dense row covariance: the average, R and `L^-1`."""
+    return 3 * size**2 * np.dtype(dtype).itemsize
+
+
 def rows_for(form: Any, size: int, dtype: str) -> RowCovariance:
     """The row covariance of a layer with d inputs.
 
@@ -47,8 +52,7 @@ def rows_for(form: Any, size: int, dtype: str) -> RowCovariance:
         dtype: "float32" or "float64".
     """
     if form == "auto":
-        # Three matrices: the average, R and `L^-1`.
-        form = "dense" if 3 * size**2 * np.dtype(dtype).itemsize <= BUDGET else "blocks"
+        form = "dense" if dense_bytes(size, dtype) <= BUDGET else "blocks"
     if form == "diagonal":
         return DiagonalRows(size, dtype)
     if form == "dense":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
-from bali_keras.inference.rows.dense import check_size
-from bali_keras.inference.statistics import AddVariable, WeightedAverage
+from bali_keras.inference.rows.plain import PlainRows, check_kept, check_size
+from bali_keras.inference.statistics import AddVariable
 from tfp_rank1.model.all_or_nothing import keep
 
-__all__ = ["DiagonalRows", "OneHotRows", "check_kept"]
+__all__ = ["DiagonalRows", "OneHotRows"]
 
 
-class DiagonalRows:
+class DiagonalRows(PlainRows):
     """A diagonal row covariance; exact where no row has two entries other than 0.
 
     R and every precision are their diagonals, `[d]`.
@@ -24,40 +22,19 @@ class DiagonalRows:
         dtype: `"float32"` or `"float64"`.
     """
 
-    average: WeightedAverage
-
     def __init__(self, size: int, dtype: str) -> None:
-        self.size, self.dtype = size, dtype
-
-    def add_factor(self, add: AddVariable) -> None:
-        self.factor = add("row_factor", (self.size,))
+        super().__init__(size, (size,), dtype)
 
     def add_covariance(self, add: AddVariable) -> None:
         """None: `R^2` costs no more than reading it."""
-
-    def add_average(self, layer: keras.layers.Layer) -> None:
-        self.average = WeightedAverage(layer, "inputs", (self.size,), self.dtype)
-
-    def flat(self, h: tf.Tensor, dtype: str) -> tf.Tensor:
-        return tf.reshape(tf.cast(h, dtype), [-1, self.size])
 
     def second_moment(self, h: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
         squares = tf.square(h)
         weighted = squares if weight is None else squares * weight[:, tf.newaxis]
         return tf.reduce_sum(weighted, axis=0)
 
-    def cross(self, h: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(h, right, transpose_a=True)
-
-    def product(self, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        # Not `tf.matmul`; see `matrix_normal.row_variance`.
-        return ops.matmul(h, weights)
-
     def variance(self, h: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(tf.square(h * tf.cast(self._factor(), h.dtype)), axis=-1)
-
-    def zeros(self) -> tf.Tensor:
-        return tf.zeros((self.size,), self.dtype)
 
     def factorised(self, num_examples: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
         return tf.math.rsqrt(self.precision(num_examples, prior))
@@ -67,9 +44,6 @@ class DiagonalRows:
 
     def take(self, factor: tf.Tensor, accept: tf.Tensor) -> None:
         keep(self.factor, factor, accept)
-
-    def has_statistics(self) -> tf.Tensor:
-        return self.factor[0] > 0.0
 
     def apply(self, right: tf.Tensor) -> tf.Tensor:
         return tf.square(self._factor())[:, tf.newaxis] * right
@@ -127,9 +101,6 @@ class DiagonalRows:
     def applying_cost(self, columns: int) -> int:
         return self.size * columns
 
-    def _factor(self) -> tf.Tensor:
-        return tf.convert_to_tensor(self.factor)
-
 
 class OneHotRows(DiagonalRows):
     """Rows of which one entry is 1 and all others are 0, stored as the index of the 1, `[...]`."""
@@ -153,13 +124,3 @@ class OneHotRows(DiagonalRows):
     @property
     def collecting_cost(self) -> int:
         return 2
-
-
-def check_kept(matrix: np.ndarray, kept: np.ndarray, form: str) -> None:
-    """Refuse an L0 with entries that a form leaves out."""
-    if not np.array_equal(matrix, kept):
-        raise ValueError(
-            f"A layer whose row covariance is {form} takes a `prior_row_precision` of that form "
-            "only: 0 elsewhere. Or give the layer row_covariance='dense'. Received: a matrix with "
-            f"{np.count_nonzero(matrix - kept)} other entries"
-        )
