@@ -6,14 +6,10 @@ from typing import Any
 
 import keras
 
+from bali_keras.layers.base import OF_POSTERIOR
 from bali_keras.layers.einsum_dense import EinsumDenseBali
-from tfp_rank1.keras_internals import (
-    ATTENTION_PROJECTIONS,
-    attention_projections,
-    attention_value_dim,
-    mask_of,
-    replace_part,
-)
+from tfp_rank1.keras_internals import attention_projections, mask_of
+from tfp_rank1.layers.attention import replace_projections
 from tfp_rank1.scopes import row_masks
 from tfp_rank1.serialization import registered
 
@@ -22,14 +18,7 @@ __all__ = [
 ]
 
 # Arguments of `BaliLayer` that hold for every projection, and their defaults.
-ARGUMENTS: dict[str, Any] = {
-    "sampling": None,
-    "prior_at_mean": False,
-    "row_covariance": "auto",
-    "stored_prior": False,
-    "statistics_dtype": None,
-    "seed": None,
-}
+ARGUMENTS: dict[str, Any] = {"sampling": None, **OF_POSTERIOR}
 
 
 @registered("bali_keras")
@@ -69,22 +58,13 @@ class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
 
     def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:
         """Create the projections."""
-        # The stock layer takes no class for its projections, so each is replaced after `build`.
         super().build(query_shape, value_shape, key_shape)
-        key_shape = value_shape if key_shape is None else key_shape
-        query = getattr(self, ATTENTION_PROJECTIONS[0])
-        heads = (*query.compute_output_shape(query_shape)[:-1], attention_value_dim(self))
-        shapes = query_shape, key_shape, value_shape, query_shape, heads
-        for place, (name, shape) in enumerate(zip(ATTENTION_PROJECTIONS, shapes, strict=True)):
-            # Only newer versions of Keras have a gate, and only if `use_gate`.
-            stock = getattr(self, name, None)
-            if stock is not None:
-                replace_part(self, name, self._projection(stock, place, shape))
+        replace_projections(self, self._projection, query_shape, value_shape, key_shape)
 
-    def _projection(self, stock: keras.layers.EinsumDense, place: int, shape: Any) -> Any:
+    def _projection(self, stock: keras.layers.EinsumDense, place: int) -> EinsumDenseBali:
         """The BALI counterpart of a stock projection."""
         seed = self._bali["seed"]
-        layer = EinsumDenseBali(
+        return EinsumDenseBali(
             stock.equation,
             stock.partial_output_shape,
             bias_axes=stock.bias_axes,
@@ -96,8 +76,6 @@ class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
             # Projections of one seed would have the same draws.
             **{**self._bali, "seed": None if seed is None else seed + place},
         )
-        layer.build(shape)
-        return layer
 
     def call(
         self,

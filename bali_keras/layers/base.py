@@ -19,7 +19,16 @@ from tfp_rank1.random import load_seed_state, next_seed, normal, save_seed_state
 from tfp_rank1.scopes import marginal as marginal_scope
 from tfp_rank1.scopes import mean_mode, row_masks, shared_draws, variance_factor
 
-__all__ = ["BaliLayer", "Marginal", "add_noise", "row_mask", "widened"]
+__all__ = ["OF_POSTERIOR", "BaliLayer", "Marginal", "row_mask", "widened"]
+
+# Arguments that a layer made of others passes on to all of them, and their defaults.
+OF_POSTERIOR: dict[str, Any] = {
+    "prior_at_mean": False,
+    "row_covariance": "auto",
+    "stored_prior": False,
+    "statistics_dtype": None,
+    "seed": None,
+}
 
 
 class Marginal:
@@ -322,7 +331,14 @@ class BaliLayer(keras.layers.Layer):
         return variance if factor is None else tf.cast(factor, variance.dtype) * variance
 
     def _add_noise(self, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        return add_noise(self.posterior_state, mean, variance, noise)
+        """`mean + sqrt(variance) C e` with `V = C C'`."""
+        return mean + tf.sqrt(variance)[..., tf.newaxis] * self._correlated(noise)
+
+    def _correlated(self, noise: tf.Tensor) -> tf.Tensor:
+        """Rows `C e` of standard normal rows e."""
+        factor = tf.convert_to_tensor(self.posterior_state.column_factor)
+        dtype = self.compute_dtype
+        return correlated(tf.cast(noise, dtype), tf.cast(factor, dtype))
 
     def _refuse_training(self, training: bool | None) -> None:
         if training and self.trainable:
@@ -412,15 +428,6 @@ def widened(noise: tf.Tensor) -> tf.Tensor:
     """`sqrt(c) E`, where a calibrated model answers with c times its posterior variances."""
     factor = variance_factor()
     return noise if factor is None else tf.sqrt(tf.cast(factor, noise.dtype)) * noise
-
-
-def add_noise(
-    state: LayerPosterior, mean: tf.Tensor, variance: tf.Tensor, noise: tf.Tensor
-) -> tf.Tensor:
-    """`mean + sqrt(variance) C e` with `V = C C'`, for rows of standard normal e."""
-    factor = tf.cast(tf.convert_to_tensor(state.column_factor), mean.dtype)
-    noise = correlated(tf.cast(noise, mean.dtype), factor)
-    return mean + tf.sqrt(variance)[..., tf.newaxis] * noise
 
 
 def row_mask(mask: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:

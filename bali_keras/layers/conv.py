@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from bali_keras.layers.base import BaliLayer
 from bali_keras.layers.patches import extract_patches
+from bali_keras.layers.spatial import SpatialBali
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import registered
 
@@ -20,11 +20,8 @@ __all__ = [
 ]
 
 
-class _ConvBali(BaliLayer):
-    """Base of the convolutions; a subclass gives the number of spatial axes and the stock layer."""
-
-    spatial_rank: int
-    stock: Any
+class _ConvBali(SpatialBali):
+    """Base of the convolutions."""
 
     def __init__(
         self,
@@ -41,39 +38,28 @@ class _ConvBali(BaliLayer):
                 f"{type(self).__name__} has no groups: each would need a posterior of its own. "
                 "Split the channels and use one layer per group. Received: groups other than 1"
             )
-        super().__init__(**kwargs)
-        self.filters = whole("filters", filters)
-        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
-        self._arguments = (filters, kernel_size, strides, padding, data_format, dilation_rate)
-        stock = self._stock()
-        self.kernel_size, self.strides = stock.kernel_size, stock.strides
-        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
-        self.data_format = stock.data_format
-
-    def _stock(self) -> Any:
-        return self.stock(*self._arguments, dtype="float32")
+        arguments = {
+            "filters": whole("filters", filters),
+            "kernel_size": kernel_size,
+            "strides": strides,
+            "padding": padding,
+            "data_format": data_format,
+            "dilation_rate": dilation_rate,
+        }
+        super().__init__(arguments, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        if channels is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a channel axis of known size. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
-        self._build_posterior((*self.kernel_size, channels, self.filters), self.spatial_rank + 1)
+        shape = (*self.kernel_size, self._channels(input_shape), self.filters)
+        self._build_posterior(shape, self.spatial_rank + 1)
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            inputs = ops.moveaxis(inputs, 1, -1)
-        return extract_patches(
-            inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding
-        )
+        how = self.kernel_size, self.strides, self.dilation_rate, self.padding
+        return extract_patches(self._channels_last(inputs), *how)
 
     def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         # Without patches, whose gradient costs more than all else.
-        x = ops.cast(inputs, weights.dtype)
-        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        x = self._channels_last(ops.cast(inputs, weights.dtype))
         padding = self.padding
         if padding == "causal":
             (size,), (dilation,) = self.kernel_size, self.dilation_rate
@@ -82,24 +68,6 @@ class _ConvBali(BaliLayer):
         kernel = ops.reshape(weights[:-1] if self.use_bias else weights, self.kernel_shape)
         z = ops.conv(x, kernel, self.strides, padding, "channels_last", self.dilation_rate)
         return z + weights[-1] if self.use_bias else z
-
-    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
-        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the stock layer."""
-        return self._stock().compute_output_shape(input_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
-        }
 
 
 @registered("bali_keras")

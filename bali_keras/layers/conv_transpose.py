@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from bali_keras.layers.base import BaliLayer
 from bali_keras.layers.patches import extract_patches, spread
+from bali_keras.layers.spatial import SpatialBali
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import registered
 
@@ -20,15 +20,12 @@ __all__ = [
 ]
 
 
-class _ConvTransposeBali(BaliLayer):
-    """Base of the transposed convolutions; a subclass gives the stock layer and its rank.
+class _ConvTransposeBali(SpatialBali):
+    """Base of the transposed convolutions.
 
     A transposed convolution is a plain one, of the inputs with zeros between them and with the
     kernel turned round: every output position has one row of inputs.
     """
-
-    spatial_rank: int
-    stock: Any
 
     def __init__(
         self,
@@ -41,11 +38,8 @@ class _ConvTransposeBali(BaliLayer):
         dilation_rate: Any = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.filters = whole("filters", filters)
-        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
-        self._arguments = {
-            "filters": filters,
+        arguments = {
+            "filters": whole("filters", filters),
             "kernel_size": kernel_size,
             "strides": strides,
             "padding": padding,
@@ -53,28 +47,16 @@ class _ConvTransposeBali(BaliLayer):
             "data_format": data_format,
             "dilation_rate": dilation_rate,
         }
-        stock = self._stock()
-        self.kernel_size, self.strides = stock.kernel_size, stock.strides
-        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
-        self.data_format, self.output_padding = stock.data_format, stock.output_padding
-
-    def _stock(self) -> Any:
-        return self.stock(**self._arguments, dtype="float32")
+        super().__init__(arguments, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        if channels is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a channel axis of known size. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
         # The order of W: kernel elements, inputs, outputs. `kernel` puts outputs before inputs.
-        self._build_posterior((*self.kernel_size, channels, self.filters), self.spatial_rank + 1)
+        shape = (*self.kernel_size, self._channels(input_shape), self.filters)
+        self._build_posterior(shape, self.spatial_rank + 1)
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
-        if self.data_format == "channels_first":
-            inputs = ops.moveaxis(inputs, 1, -1)
+        inputs = self._channels_last(inputs)
         sizes = self._output_sizes(inputs)
         wide = spread(
             inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding, sizes
@@ -83,8 +65,7 @@ class _ConvTransposeBali(BaliLayer):
         return extract_patches(wide, self.kernel_size, ones, self.dilation_rate, "valid")
 
     def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        x = ops.cast(inputs, weights.dtype)
-        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        x = self._channels_last(ops.cast(inputs, weights.dtype))
         kernel = ops.reshape(weights[:-1] if self.use_bias else weights, self.kernel_shape)
         z = ops.conv_transpose(
             x,
@@ -112,9 +93,6 @@ class _ConvTransposeBali(BaliLayer):
             for out, n, now, stride in zip(found, sizes, dynamic, self.strides, strict=True)
         ]
 
-    def _arrange(self, z: tf.Tensor) -> tf.Tensor:
-        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
-
     @property
     def kernel(self) -> tf.Tensor:
         """The posterior mean of the kernel, `[*kernel_size, filters, channels]`."""
@@ -128,22 +106,6 @@ class _ConvTransposeBali(BaliLayer):
         """A kernel with every spatial axis reversed, and its last two axes exchanged."""
         kernel = tf.reverse(kernel, list(range(self.spatial_rank)))
         return ops.swapaxes(kernel, -1, -2)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the stock layer."""
-        return self._stock().compute_output_shape(input_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "output_padding": self.output_padding,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
-        }
 
 
 @registered("bali_keras")

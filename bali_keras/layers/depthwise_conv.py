@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from bali_keras.inference.rows import ChannelRows
-from bali_keras.layers.base import BaliLayer
 from bali_keras.layers.patches import extract_patches
+from bali_keras.layers.spatial import SpatialBali
 from tfp_rank1.checks import whole
 from tfp_rank1.serialization import registered
 
@@ -21,11 +21,8 @@ __all__ = [
 ]
 
 
-class _DepthwiseConvBali(BaliLayer):
-    """Base of the depthwise convolutions; a subclass gives the stock layer and its rank."""
-
-    spatial_rank: int
-    stock: Any
+class _DepthwiseConvBali(SpatialBali):
+    """Base of the depthwise convolutions."""
 
     def __init__(
         self,
@@ -45,33 +42,19 @@ class _DepthwiseConvBali(BaliLayer):
                     "channel by itself, and its initializer is `depthwise_initializer`. "
                     f"Received: {name}={kwargs[name]!r}"
                 )
-        super().__init__(kernel_initializer=depthwise_initializer, **kwargs)
-        self.depth_multiplier = whole("depth_multiplier", depth_multiplier)
-        # The stock layer normalises the arguments as Keras does, and refuses what Keras refuses.
-        self._arguments = {
+        arguments = {
             "kernel_size": kernel_size,
             "strides": strides,
             "padding": padding,
-            "depth_multiplier": depth_multiplier,
+            "depth_multiplier": whole("depth_multiplier", depth_multiplier),
             "data_format": data_format,
             "dilation_rate": dilation_rate,
         }
-        stock = self._stock()
-        self.kernel_size, self.strides = stock.kernel_size, stock.strides
-        self.padding, self.dilation_rate = stock.padding, stock.dilation_rate
-        self.data_format = stock.data_format
-
-    def _stock(self) -> Any:
-        return self.stock(**self._arguments, dtype="float32")
+        super().__init__(arguments, kernel_initializer=depthwise_initializer, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Create the posterior."""
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        if channels is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a channel axis of known size. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
+        channels = self._channels(input_shape)
         self.num_channels, fan_in = channels, math.prod(self.kernel_size)
         multiplier = self.depth_multiplier
         width = fan_in + int(self.use_bias)
@@ -81,19 +64,15 @@ class _DepthwiseConvBali(BaliLayer):
 
     def _rows(self, inputs: tf.Tensor) -> tf.Tensor:
         """`[B, *positions, channels, prod(kernel_size)]`."""
-        if self.data_format == "channels_first":
-            inputs = ops.moveaxis(inputs, 1, -1)
-        patches = extract_patches(
-            inputs, self.kernel_size, self.strides, self.dilation_rate, self.padding
-        )
+        how = self.kernel_size, self.strides, self.dilation_rate, self.padding
+        patches = extract_patches(self._channels_last(inputs), *how)
         shape = ops.shape(patches)[:-1]
         by_place = ops.reshape(patches, (*shape, math.prod(self.kernel_size), self.num_channels))
         return ops.swapaxes(by_place, -1, -2)
 
     def _linear(self, inputs: tf.Tensor, h: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         # Without patches, whose gradient costs more than all else.
-        x = ops.cast(inputs, weights.dtype)
-        x = ops.moveaxis(x, 1, -1) if self.data_format == "channels_first" else x
+        x = self._channels_last(ops.cast(inputs, weights.dtype))
         shape = (self.num_channels, -1, self.depth_multiplier)
         kernel, bias = self._parts(ops.reshape(weights, shape))
         how = self.strides, self.padding, "channels_last", self.dilation_rate
@@ -109,8 +88,7 @@ class _DepthwiseConvBali(BaliLayer):
 
     def _arrange(self, z: tf.Tensor) -> tf.Tensor:
         size = self.num_channels * self.depth_multiplier
-        z = ops.reshape(z, (*ops.shape(z)[:-2], size))
-        return ops.moveaxis(z, -1, 1) if self.data_format == "channels_first" else z
+        return super()._arrange(ops.reshape(z, (*ops.shape(z)[:-2], size)))
 
     def _matrix(self, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """W, the rows of one channel after those of another, each with the channel's bias last."""
@@ -138,24 +116,11 @@ class _DepthwiseConvBali(BaliLayer):
         bias = self._parts(self._by_channel())[1]
         return None if bias is None else tf.reshape(bias, [-1])
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the stock layer."""
-        return self._stock().compute_output_shape(input_shape)
-
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         initializer = config.pop("kernel_initializer")
         del config["row_covariance"]
-        return {
-            **config,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "depth_multiplier": self.depth_multiplier,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
-            "depthwise_initializer": initializer,
-        }
+        return {**config, "depthwise_initializer": initializer}
 
 
 @registered("bali_keras")

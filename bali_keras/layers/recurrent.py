@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from bali_keras.layers.base import add_noise, row_mask, widened
+from bali_keras.layers.base import OF_POSTERIOR, row_mask, widened
 from bali_keras.layers.dense import DenseBali
 from bali_keras.recording import Record, current_recorder
 from tfp_rank1.checks import whole
@@ -22,15 +22,6 @@ __all__ = [
     "LSTMBali",
     "RecurrentMap",
 ]
-
-# Arguments of `BaliLayer` that hold for both maps, and their defaults.
-ARGUMENTS: dict[str, Any] = {
-    "prior_at_mean": False,
-    "row_covariance": "auto",
-    "stored_prior": False,
-    "statistics_dtype": None,
-    "seed": None,
-}
 
 # The states of a cell, `[B, units]` each; the first is its output.
 States = tuple[tf.Tensor, ...]
@@ -60,7 +51,9 @@ class RecurrentMap(DenseBali):
         shape = tf.shape(inputs)
         sizes = tuple(shape[i] if n is None else n for i, n in enumerate(inputs.shape))
         is_local = recorder is not None and not mean_mode.value
-        noise = recorder.noise(sizes) if recorder is not None and is_local else None
+        noise = None
+        if recorder is not None and is_local:  # the product of all time steps at once
+            noise = self._correlated(recorder.noise(sizes))
         # Where the gradient at the pre-activations is read: the loop hides the pre-activations.
         source = tf.zeros(shape, inputs.dtype)
         if recorder is not None and self.trainable:
@@ -69,7 +62,8 @@ class RecurrentMap(DenseBali):
         d, k = self.posterior_state.size
         widths = [self._size()] * num_states
         first = tuple(tf.zeros((sizes[0], width), inputs.dtype) for width in widths)
-        empty = tuple(tf.zeros((sizes[0], *width), inputs.dtype) for width in ((d,), (k,), ()))
+        of_rows = (d,), (k,), (k,), ()
+        empty = tuple(tf.zeros((sizes[0], *width), inputs.dtype) for width in of_rows)
 
         def step(states: States, x: tf.Tensor, e: tf.Tensor, s: tf.Tensor) -> tuple[Any, ...]:
             h = self._homogeneous(states[0])
@@ -77,16 +71,13 @@ class RecurrentMap(DenseBali):
             variance, z = tf.zeros_like(mean[:, 0]), mean + s
             if noise is not None:
                 variance = self._row_variance(h)
-                z = add_noise(self.posterior_state, mean, variance, e) + s
-            return cell(x, z, states), (h, mean, variance)
+                z += tf.sqrt(variance)[:, tf.newaxis] * e
+            return cell(x, z, states), (h, mean, z, variance)
 
         elements = inputs, inputs if noise is None else noise, source
         states, rows = _over_time(step, (first, empty), elements, mask)
         if recorder is not None and self.trainable:
-            h, mean, variance = rows
-            z = mean
-            if noise is not None:
-                z = add_noise(self.posterior_state, mean, variance, noise)
+            h, mean, z, variance = rows
             own = row_mask(mask, mean)
             recorder.record(self, Record(tf.stop_gradient(h), mean, z, variance, own, source))
         return states[0]
@@ -156,7 +147,7 @@ class _RecurrentBali(keras.layers.Layer):
         go_backwards: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._bali = {name: kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
+        self._bali = {name: kwargs.pop(name, default) for name, default in OF_POSTERIOR.items()}
         super().__init__(**kwargs)
         self.units = whole("units", units)
         self.activation = keras.activations.get(activation)

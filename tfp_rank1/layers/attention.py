@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,7 +15,37 @@ from tfp_rank1.serialization import registered
 
 __all__ = [
     "MultiHeadAttentionRank1",
+    "replace_projections",
 ]
+
+
+def replace_projections(
+    layer: keras.layers.MultiHeadAttention,
+    counterpart: Callable[[keras.layers.EinsumDense, int], keras.layers.Layer],
+    query_shape: Any,
+    value_shape: Any,
+    key_shape: Any = None,
+) -> None:
+    """Replace the stock projections of a layer that is built: it takes no class for them.
+
+    Args:
+        layer: the layer.
+        counterpart: from a stock projection and its place in the layer to the new one.
+        query_shape: of the queries, as `build` takes it.
+        value_shape: of the values.
+        key_shape: of the keys. Defaults to None: that of the values.
+    """
+    key_shape = value_shape if key_shape is None else key_shape
+    query = getattr(layer, ATTENTION_PROJECTIONS[0])
+    heads = (*query.compute_output_shape(query_shape)[:-1], attention_value_dim(layer))
+    shapes = query_shape, key_shape, value_shape, query_shape, heads
+    for place, (name, shape) in enumerate(zip(ATTENTION_PROJECTIONS, shapes, strict=True)):
+        # Only newer versions of Keras have a gate, and only if `use_gate`.
+        stock = getattr(layer, name, None)
+        if stock is not None:
+            new = counterpart(stock, place)
+            new.build(shape)
+            replace_part(layer, name, new)
 
 
 @registered("tfp_rank1")
@@ -61,26 +92,15 @@ class MultiHeadAttentionRank1(Composite, keras.layers.MultiHeadAttention):
 
     def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:
         """Create the projections."""
-        # The stock layer takes no class for its projections, so each is replaced after `build`.
         super().build(query_shape, value_shape, key_shape)
-        key_shape = value_shape if key_shape is None else key_shape
-        query = getattr(self, ATTENTION_PROJECTIONS[0])
-        heads = (*query.compute_output_shape(query_shape)[:-1], attention_value_dim(self))
-        shapes = query_shape, key_shape, value_shape, query_shape, heads
-        for place, (name, shape) in enumerate(zip(ATTENTION_PROJECTIONS, shapes, strict=True)):
-            # Only newer versions of Keras have a gate, and only if `use_gate`.
-            stock = getattr(self, name, None)
-            if stock is not None:
-                replace_part(self, name, self._projection(stock, place, shape))
+        replace_projections(self, self._projection, query_shape, value_shape, key_shape)
 
-    def _projection(self, stock: keras.layers.EinsumDense, place: int, shape: Any) -> Any:
+    def _projection(self, stock: keras.layers.EinsumDense, place: int) -> Any:
         """The rank-1 counterpart of a stock projection."""
         # Projections of one seed would have the same draws.
         seed = self._rank1["seed"]
         own = {**self._rank1, "seed": None if seed is None else seed + place}
-        layer = EinsumDenseRank1.from_config({**stock.get_config(), **own})
-        layer.build(shape)
-        return layer
+        return EinsumDenseRank1.from_config({**stock.get_config(), **own})
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._rank1}

@@ -142,10 +142,9 @@ def _labels(y: Any, sets: tf.Tensor) -> tf.Tensor:
     """Labels as int32 `[N, ..., 1]`."""
     y = tf.convert_to_tensor(y)
     shape = sets.shape.as_list()
-    rank, classes = len(shape), shape[-1]
-    if y.shape.rank == rank and y.shape[-1] == classes != 1 and y.shape == sets.shape:
+    if y.shape == sets.shape and shape[-1] != 1:
         return tf.argmax(y, axis=-1, output_type=tf.int32)[..., tf.newaxis]
-    if y.shape.rank == rank - 1:
+    if y.shape.rank == len(shape) - 1:
         y = y[..., tf.newaxis]
     if y.shape != [*shape[:-1], 1]:
         raise ValueError(
@@ -170,7 +169,7 @@ def _inside_intervals(y: Any, ends: tuple[Any, ...]) -> tuple[tf.Tensor, tf.Tens
     if len(ends) != 2:
         raise ValueError(f"Intervals are a pair (low, high). Received: {len(ends)} parts")
     y, low, high = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (y, *ends))
-    rank = max(v.shape.rank for v in (y, low, high, tf.zeros([1, 1])))
+    rank = max(2, *(int(v.shape.rank) for v in (y, low, high)))
     y, low, high = (_columns(v, rank) for v in (y, low, high))
     if not y.shape == low.shape == high.shape:
         raise ValueError(
