@@ -10,7 +10,7 @@ import keras
 from bali_keras.counterparts import (
     CONVERTED,
     Counterparts,
-    counterpart,
+    has_counterpart,
     is_bayesian,
     start_at,
 )
@@ -152,20 +152,20 @@ def _chosen(model: keras.Model, choice: Choice) -> set[int]:
     Raises:
         ValueError: for a choice of another kind, and for names that cannot be converted.
     """
-    found = _layers_of_graphs(model)
-    possible = [v for v in found if v.trainable and counterpart(v, False) is not None]
+    possible = [v for v in _layers_of_graphs(model) if has_counterpart(v)]
+    trainable = [id(v) for v in possible if v.trainable]
     if choice == "all":
-        return {id(v) for v in possible}
+        return set(trainable)
     if choice == "last":
-        return {id(v) for v in possible[-1:]}
+        return set(trainable[-1:])
     if callable(choice):
-        return {id(v) for v in found if choice(v) and counterpart(v, False) is not None}
+        return {id(v) for v in possible if choice(v)}
     if isinstance(choice, str) or not all(isinstance(name, str) for name in choice):
         raise ValueError(
             "Argument `layers` must be 'all', 'last', a list of names of layers, or a function of "
             f"a layer that returns whether to convert it. Received: layers={choice!r}"
         )
-    named = {v.name: id(v) for v in found if counterpart(v, False) is not None}
+    named = {v.name: id(v) for v in possible}
     wrong = [name for name in choice if name not in named]
     if wrong:
         raise ValueError(

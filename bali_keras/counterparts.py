@@ -14,7 +14,7 @@ from bali_keras.layers import BaliLayer
 from tfp_rank1.conversion import check_kernel
 from tfp_rank1.keras_internals import attention_projections
 
-__all__ = ["CONVERTED", "Counterparts", "counterpart", "is_bayesian", "start_at"]
+__all__ = ["CONVERTED", "Counterparts", "has_counterpart", "is_bayesian", "start_at"]
 
 # Bytes that the row covariances of a net may take before the widest are stored in blocks.
 BUDGET = 256 * 2**20
@@ -34,7 +34,10 @@ _RECURRENT = (
     "units", "activation", "recurrent_activation", "use_bias", "return_sequences", "go_backwards"
 )  # fmt: skip
 
-_ARGUMENTS: dict[type, tuple[type[keras.layers.Layer], tuple[str, ...]]] = {
+# A class, and the arguments of its constructor that a stock layer's config holds.
+Form = tuple[type[keras.layers.Layer], tuple[str, ...]]
+
+_ARGUMENTS: dict[type, Form] = {
     keras.layers.Dense: (layers.DenseBali, ("units", "activation", "use_bias")),
     keras.layers.EinsumDense: (
         layers.EinsumDenseBali,
@@ -88,63 +91,88 @@ class Counterparts:
         if id(layer) not in self._chosen:
             return None
         form = "blocks" if id(layer) in self._blocks else "auto"
-        return counterpart(layer, self._prior_at_kernels, form)
+        return _counterpart(layer, self._prior_at_kernels, form)
 
 
 def _width(layer: Any) -> int:
     """The number of inputs of one unit of a layer with a plain kernel; 0 for another layer."""
-    found = _ARGUMENTS.get(type(layer))
-    takes_form = found is not None and issubclass(found[0], (layers.DenseBali, *_PLAIN))
-    return math.prod(layer.kernel.shape[:-1]) if takes_form else 0
+    stock = _within(layer)
+    form = _form(stock)
+    takes_form = form is not None and issubclass(form[0], (layers.DenseBali, *_PLAIN))
+    return math.prod(stock.kernel.shape[:-1]) if takes_form else 0
 
 
-def counterpart(
-    layer: Any, prior_at_kernels: bool, row_covariance: str | int = "auto"
+def _counterpart(
+    layer: Any, prior_at_kernels: bool, row_covariance: str
 ) -> keras.layers.Layer | None:
     """The BALI counterpart of a stock layer; None for a layer that has none.
 
     Args:
         layer: a layer of Keras.
         prior_at_kernels: whether priors are centred on the stock layer's weights.
-        row_covariance: as for `BaliLayer`, where a layer takes it. Defaults to `"auto"`.
+        row_covariance: as for `BaliLayer`, where a layer takes it.
     """
-    if type(layer) is keras.layers.TimeDistributed and type(layer.layer) is keras.layers.Dense:
-        # A dense layer takes all time steps, whose rows then share one draw of its weights.
-        inner = counterpart(layer.layer, prior_at_kernels)
-        return (
-            None
-            if inner is None
-            else type(inner).from_config({**inner.get_config(), "name": layer.name})
-        )
-    found = _ARGUMENTS.get(type(layer))
-    config = layer.get_config()
-    if getattr(layer, "groups", 1) != 1:
-        found = _depthwise(layer)
-        config["depth_multiplier"] = layer.filters // layer.groups
-    if found is None or _has_states(layer):
+    if not has_counterpart(layer):
         return None
-    check_kernel(layer)
-    cls, names = found
+    stock = _within(layer)
+    check_kernel(stock)
+    cls, names = _form(stock)  # type: ignore[misc]  # it has one
+    config = stock.get_config()
+    if getattr(stock, "groups", 1) != 1:
+        config["depth_multiplier"] = stock.filters // stock.groups
     arguments: Any = {name: config[name] for name in names if name in config}
-    if "activation" in arguments:
-        arguments["activation"] = layer.activation  # also one that no file knows
-    if "recurrent_activation" in arguments:
-        arguments["recurrent_activation"] = layer.recurrent_activation
-    arguments |= {"prior_at_mean": prior_at_kernels, "name": layer.name}
+    for name in ("activation", "recurrent_activation"):
+        if name in arguments:
+            arguments[name] = getattr(stock, name)  # also one that no file knows
     if row_covariance != "auto":
         arguments["row_covariance"] = row_covariance
+    return cls(
+        **arguments, prior_at_mean=prior_at_kernels, name=layer.name, dtype=stock.dtype_policy
+    )
+
+
+def has_counterpart(layer: Any) -> bool:
+    """Whether a stock layer has a BALI counterpart."""
+    stock = _within(layer)
+    form = _form(stock)
+    return form is not None and (form[0] is not layers.EinsumDenseBali or _is_matrix(stock))
+
+
+def _within(layer: Any) -> Any:
+    """The layer itself; of a dense layer at every time step the dense layer.
+
+    A dense layer takes all time steps, whose rows then share one draw of its weights.
+    """
+    is_dense = type(layer) is keras.layers.TimeDistributed and (
+        type(layer.layer) is keras.layers.Dense
+    )
+    return layer.layer if is_dense else layer
+
+
+def _form(layer: Any) -> Form | None:
+    """The class of a layer's counterpart and the arguments that it takes over; None for none."""
+    if getattr(layer, "groups", 1) != 1:
+        return _depthwise(layer)
+    return None if _has_states(layer) else _ARGUMENTS.get(type(layer))
+
+
+def _is_matrix(layer: keras.layers.EinsumDense) -> bool:
+    """Whether the kernel of an einsum is a matrix."""
     try:
-        return cls(**arguments, dtype=layer.dtype_policy)
+        layers.EinsumDenseBali(
+            layer.equation, layer.partial_output_shape, bias_axes=layer.bias_axes
+        )
     except ValueError:
-        if cls is not layers.EinsumDenseBali:
-            raise
-        return None  # its kernel is no matrix
+        return False
+    return True
 
 
-def _depthwise(layer: Any) -> tuple[type[keras.layers.Layer], tuple[str, ...]] | None:
+def _depthwise(layer: Any) -> Form | None:
     """The depthwise form of a convolution with one group per channel; None for other groups."""
-    forms = {keras.layers.Conv1D: keras.layers.DepthwiseConv1D}
-    forms[keras.layers.Conv2D] = keras.layers.DepthwiseConv2D
+    forms = {
+        keras.layers.Conv1D: keras.layers.DepthwiseConv1D,
+        keras.layers.Conv2D: keras.layers.DepthwiseConv2D,
+    }
     form = forms.get(type(layer))
     return _ARGUMENTS[form] if form is not None and layer.kernel.shape[-2] == 1 else None
 
@@ -170,8 +198,7 @@ def start_at(new: Any, old: Any) -> None:
         new: its counterpart.
         old: the stock layer.
     """
-    if isinstance(old, keras.layers.TimeDistributed):
-        old = old.layer
+    old = _within(old)
     if isinstance(old, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)):
         _set(new.depthwise, old.depthwise_kernel, None)
         _set(new.pointwise, old.pointwise_kernel, old.bias)

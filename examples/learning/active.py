@@ -30,6 +30,7 @@ from rich.table import Table
 
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
+from examples.learning.spread import standard_errors
 
 FIRST, MORE = 20, 10
 WAYS = "mutual information", "random"
@@ -73,19 +74,13 @@ def figure(labels: np.ndarray, curves: dict[str, np.ndarray]) -> plt.Figure:
     """Accuracy by number of labels, with standard errors."""
     fig, ax = plt.subplots(figsize=(6, 4))
     for way, values in curves.items():
-        mean, error = values.mean(axis=0), errors(values)
+        mean, error = values.mean(axis=0), standard_errors(values)
         (line,) = ax.plot(labels, mean, label=way)
         ax.fill_between(labels, mean - error, mean + error, color=line.get_color(), alpha=0.3)
     ax.set(xlabel="labels", ylabel="accuracy on test images")
     ax.legend(frameon=False)
     fig.tight_layout()
     return fig
-
-
-def errors(values: np.ndarray) -> np.ndarray:
-    """Standard errors of the means over seeds."""
-    seeds = len(values)
-    return values.std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else np.zeros(values.shape[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     labels = FIRST + MORE * np.arange(options.rounds + 1)
     table = Table("labels", *WAYS)
     for place, count in enumerate(labels):
-        columns = [(v.mean(axis=0)[place], errors(v)[place]) for v in curves.values()]
+        columns = [(v.mean(axis=0)[place], standard_errors(v)[place]) for v in curves.values()]
         table.add_row(str(count), *(f"{mean:.3f} +- {error:.3f}" for mean, error in columns))
     rich.print(table)
     options.out.mkdir(parents=True, exist_ok=True)

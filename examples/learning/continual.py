@@ -31,6 +31,7 @@ from rich.table import Table
 
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
+from examples.learning.spread import standard_errors
 
 STRENGTHS = 0.03, 0.1, 0.3, 1.0
 SECOND = 5  # the first digit of the second task
@@ -87,18 +88,13 @@ def measured(seeds: int, epochs: int) -> dict[str, np.ndarray]:
     return {name: np.array(rows) for name, rows in found.items()}
 
 
-def errors(rows: np.ndarray) -> np.ndarray:
-    """Standard errors of the means over seeds."""
-    return rows.std(axis=0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.zeros(2)
-
-
 def figure(found: dict[str, np.ndarray]) -> plt.Figure:
     """Accuracies on both tasks, as bars."""
     fig, ax = plt.subplots(figsize=(8, 3.5))
     places = np.arange(len(found))
     for task, (label, color) in enumerate((("digits 0-4", "C0"), ("digits 5-9", "C1"))):
         heights = [rows.mean(axis=0)[task] for rows in found.values()]
-        widths = [errors(rows)[task] for rows in found.values()]
+        widths = [standard_errors(rows)[task] for rows in found.values()]
         ax.bar(places + 0.4 * task - 0.2, heights, 0.4, yerr=widths, color=color, label=label)
     ax.set(xticks=places, xticklabels=list(found), ylabel="accuracy", ylim=(0.0, 1.0))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
@@ -117,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measured(options.seeds, options.epochs)
     table = Table("second task", "digits 0-4", "digits 5-9")
     for name, rows in found.items():
-        pairs = zip(rows.mean(axis=0), errors(rows), strict=True)
+        pairs = zip(rows.mean(axis=0), standard_errors(rows), strict=True)
         table.add_row(name, *(f"{mean:.3f} +- {error:.3f}" for mean, error in pairs))
     rich.print(table)
     options.out.mkdir(parents=True, exist_ok=True)
