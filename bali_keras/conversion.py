@@ -10,11 +10,12 @@ import keras
 from bali_keras.counterparts import (
     CONVERTED,
     Counterparts,
-    has_counterpart,
     is_bayesian,
     start_at,
 )
+from bali_keras.layers.composite import NOISY, CompositeBali, composed
 from bali_keras.model import BaliModel
+from bali_keras.parts import Parts
 from tfp_rank1.conversion import (
     Converted,
     Rows,
@@ -33,7 +34,7 @@ from tfp_rank1.conversion import (
     without_likelihood,
 )
 from tfp_rank1.heads import are_several
-from tfp_rank1.keras_internals import input_structure
+from tfp_rank1.keras_internals import calls_of, input_structure, layers_of
 
 __all__ = ["convert"]
 
@@ -57,6 +58,11 @@ def convert(
     epoch; a small one takes about a thousand steps, which also find a learned noise. Where the row
     covariances of all layers would take more than 256 MiB, those of the widest layers are stored in
     blocks, see `row_covariance` of `BaliLayer`.
+
+    So do these layers where they are parts of a layer, such as the encoder of a transformer, or
+    `Bidirectional`: its code then meets BALI layers. Parts stay as they are if their rows are not
+    those of examples, such as positions, or if the code does more with them than to call them; and
+    so do parts of other wrappers of Keras.
 
     All other layers keep their weights and are frozen: batch normalization then uses its moving
     statistics, and dropout is off. Convolutions of groups of several channels, recurrent layers
@@ -85,7 +91,8 @@ def convert(
         layers: which layers become BALI layers: `"all"` (default) that have a counterpart and are
             trainable; `"last"`, the last one of these, for a Bayesian head on features that stay as
             they are; a list of names; or a function of the stock layer that returns whether. All
-            others are frozen.
+            others are frozen. Parts of layers have paths for names, `"encoder.blocks.0.mlp"`; the
+            name of a layer stands for all of its parts.
 
     Returns:
         The new model, not compiled. Its attribute `conversion_report` is not saved.
@@ -114,9 +121,10 @@ def convert(
     check_model(model, "BALI")
     check_stock(model)
     likelihood = likelihoods_for(model, likelihood)
-    chosen = _chosen(model, layers)
-    counterparts = Counterparts(_layers_of_graphs(model), chosen, prior_at_kernels)
-    conversion = _Conversion(ends_to_drop(model, likelihood), counterparts)
+    parts = Parts(model)
+    chosen = _chosen(parts.candidates, layers)
+    counterparts = Counterparts([v for _, v in parts.candidates], chosen, prior_at_kernels)
+    conversion = _Conversion(ends_to_drop(model, likelihood), counterparts, parts, chosen)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
     with uncompiled(model):
         net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
@@ -146,48 +154,50 @@ def convert(
     return built
 
 
-def _chosen(model: keras.Model, choice: Choice) -> set[int]:
+def _chosen(candidates: list[tuple[str, Any]], choice: Choice) -> set[int]:
     """Ids of the layers that are to become BALI layers.
+
+    Args:
+        candidates: names or paths, and the layers that can.
+        choice: as for `convert`.
 
     Raises:
         ValueError: for a choice of another kind, and for names that cannot be converted.
     """
-    possible = [v for v in _layers_of_graphs(model) if has_counterpart(v)]
-    trainable = [id(v) for v in possible if v.trainable]
+    trainable = [id(v) for _, v in candidates if v.trainable]
     if choice == "all":
         return set(trainable)
     if choice == "last":
         return set(trainable[-1:])
     if callable(choice):
-        return {id(v) for v in possible if choice(v)}
+        return {id(v) for _, v in candidates if choice(v)}
     if isinstance(choice, str) or not all(isinstance(name, str) for name in choice):
         raise ValueError(
             "Argument `layers` must be 'all', 'last', a list of names of layers, or a function of "
             f"a layer that returns whether to convert it. Received: layers={choice!r}"
         )
-    named = {v.name: id(v) for v in possible}
-    wrong = [name for name in choice if name not in named]
+    # A layer that is made of layers stands for all of them.
+    named = {
+        name: [v for path, v in candidates if f"{path}.".startswith(f"{name}.")] for name in choice
+    }
+    wrong = [name for name, layers in named.items() if not layers]
     if wrong:
         raise ValueError(
-            f"Argument `layers` must name layers that can be converted: {list(named)}. "
+            "Argument `layers` must name layers that can be converted: "
+            f"{[path for path, _ in candidates]}. "
             f"Received: {wrong}"
         )
-    return {named[name] for name in choice}
-
-
-def _layers_of_graphs(model: Any) -> list[Any]:
-    """The layers of a model and of the models in it, without the parts that layers are made of."""
-    found: list[Any] = []
-    for layer in model.layers:
-        found += _layers_of_graphs(layer) if is_graph(layer) else [layer]
-    return found
+    return {id(v) for layers in named.values() for v in layers}
 
 
 class _Conversion:
     """One conversion: the counterpart of every layer."""
 
-    def __init__(self, dropped: list[Any], counterparts: Counterparts) -> None:
+    def __init__(
+        self, dropped: list[Any], counterparts: Counterparts, parts: Parts, chosen: set[int]
+    ) -> None:
         self.dropped, self._counterparts = dropped, counterparts
+        self._parts, self._chosen = parts, chosen
         # By the layer's id: the layer and its counterpart.
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self.rows = Rows()
@@ -202,13 +212,38 @@ class _Conversion:
                 self.rows.add(layer, new, note, is_chosen=not layer.trainable)
         return self.pairs[id(layer)][1]
 
+    def _part(self, part: Any, path: str) -> Any:
+        """The counterpart of a layer, or of a model, that is an attribute of a layer."""
+        if is_graph(part):
+            return keras.models.clone_model(part, clone_function=self.clone, recursive=True)
+        new = self._counterparts.of(part)
+        self.pairs[id(part)] = part, new
+        self.rows.add(part, new, name=path)
+        return new
+
+    def _composite(self, layer: Any) -> CompositeBali | None:
+        """A layer with BALI layers within; None without any, and if its code does not run so."""
+        parts = self._parts.within(layer, self._chosen)
+        if not parts:
+            return None
+        pairs, rows = dict(self.pairs), self.rows.copy()
+        try:
+            new = composed(layer, {k: self._part(v, f"{layer.name}.{k}") for k, v in parts.items()})
+            call = calls_of(layer)[0].arguments
+            new.compute_output_spec(*call.args, **call.kwargs)
+            return new
+        except Exception:  # code of a user may do anything, such as to read a kernel
+            self.pairs, self.rows = pairs, rows
+            return None
+
     def _counterpart(self, layer: Any) -> Any:
         new = layer  # an operation of keras.ops has no weights
         if isinstance(layer, keras.layers.Layer):
             check_training(layer)
             new = self._counterparts.of(layer)
+            new = self._composite(layer) if new is None else new
             if new is None:
-                new = copy(layer, _without_noise(layer.get_config(), type(layer)))
+                new = _left(layer)
         is_dropped = any(layer is end.operation for end in self.dropped)
         return without_function(layer, new) if is_dropped else new
 
@@ -219,7 +254,7 @@ class _Conversion:
                 continue
             if is_bayesian(new):
                 start_at(new, old)
-            elif isinstance(new, keras.layers.Layer):
+            elif isinstance(new, keras.layers.Layer) and not isinstance(new, CompositeBali):
                 new.trainable = False
                 if type(new) is type(old):
                     same_weights(old, new)
@@ -229,7 +264,9 @@ def _note_of(layer: Any, new: Any) -> str:
     """Why a layer has no posterior; empty for one that has."""
     if is_bayesian(new):
         return ""
-    if type(new) is not type(layer):
+    if isinstance(new, CompositeBali) and new.parts:
+        return "frozen but for the layers within that are named" if layer.weights else "no weights"
+    if type(new) not in (type(layer), CompositeBali):
         return "left to the likelihood"
     if not layer.weights:
         return "no weights"
@@ -242,6 +279,19 @@ def _way_out(layer: Any) -> str:
         "Leave the layer as it is: freeze it in the stock model, "
         f"model.get_layer({layer.name!r}).trainable = False."
     )
+
+
+def _left(layer: Any) -> Any:
+    """A copy of a layer that stays as it is, without noise."""
+    draws = any(isinstance(v, NOISY) and v.rate for v in layers_of(layer, include_self=False))
+    if draws and not type(layer).__module__.startswith("keras."):
+        return composed(layer, {})
+    try:
+        return copy(layer, _without_noise(layer.get_config(), type(layer)))
+    except ValueError:  # its config does not rebuild it, but may with the arguments alone
+        if not layer.built:
+            raise
+        return composed(layer, {})
 
 
 _NOISY = "Dropout", "Noise"

@@ -124,6 +124,8 @@ def _counterpart(
     for name in ("activation", "recurrent_activation"):
         if name in arguments:
             arguments[name] = getattr(stock, name)  # also one that no file knows
+    if getattr(stock, "zero_output_for_mask", False):  # Bidirectional sets it, no config has it
+        arguments["zero_output_for_mask"] = True
     if row_covariance != "auto":
         arguments["row_covariance"] = row_covariance
     return cls(

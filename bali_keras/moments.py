@@ -15,9 +15,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from bali_keras.layers import (
     BaliLayer,
+    GRUBali,
+    LSTMBali,
     MultiHeadAttentionBali,
     SeparableConv1DBali,
     SeparableConv2DBali,
@@ -25,7 +28,10 @@ from bali_keras.layers import (
 from tfp_rank1.moments import Moments, activated, propagate, register
 from tfp_rank1.moments.activations import with_shared
 from tfp_rank1.moments.attention import attention
+from tfp_rank1.moments.cells import gru_states, lstm_states, parts
 from tfp_rank1.moments.linear import MAX_JOINT, covariance_behind
+from tfp_rank1.moments.merging import added
+from tfp_rank1.moments.recurrent import over_time
 from tfp_rank1.scopes import mean_mode, variance_factor
 
 __all__: list[str] = []
@@ -62,6 +68,44 @@ register(MultiHeadAttentionBali)(attention)
 @register(SeparableConv1DBali, SeparableConv2DBali)
 def _separable(layer: Any, x: Moments) -> Moments:
     return propagate(layer.pointwise, propagate(layer.depthwise, x))
+
+
+@register(LSTMBali)
+def _lstm(layer: LSTMBali, x: Moments) -> Moments:
+    def step(before: list[Moments], of_x: Moments) -> list[Moments]:
+        of_h = _of_state(layer, before[0])
+        return lstm_states(layer, added(of_x, of_h), before)
+
+    return _recurrent(layer, x, step)
+
+
+@register(GRUBali)
+def _gru(layer: GRUBali, x: Moments) -> Moments:
+    def step(before: list[Moments], of_x: Moments) -> list[Moments]:
+        of_h = _of_state(layer, before[0])
+        return gru_states(layer, parts(of_x, 3), parts(of_h, 3), before)
+
+    return _recurrent(layer, x, step)
+
+
+def _of_state(layer: LSTMBali | GRUBali, h: Moments) -> Moments:
+    """`U'h`, `[B, k]`, as rows of one position: no step asks for covariances of its gates."""
+    found = propagate(layer.recurrent_map, h.moved(lambda value: value[:, tf.newaxis]))
+    return found.moved(lambda value: value[:, 0])
+
+
+def _recurrent(layer: LSTMBali | GRUBali, x: Moments, step: Any) -> Moments:
+    """Time steps, gates and states count as independent, as in `tfp_rank1.moments.recurrent`."""
+    of_x = dataclasses.replace(propagate(layer.input_map, x), mask=x.mask)
+    zeros = tf.zeros([tf.shape(of_x.mean)[0], layer.units], of_x.mean.dtype)
+    start = [Moments(zeros)] * layer.num_states
+    found = over_time(step, of_x, start, go_backwards=layer.go_backwards)[0]
+    if not layer.return_sequences:
+        return found.moved(lambda value: value[:, -1])
+    if x.mask is None or not layer.zero_output_for_mask:
+        return found
+    mask = ops.flip(x.mask, axis=1) if layer.go_backwards else x.mask
+    return found.scaled(tf.cast(mask, found.mean.dtype)[..., tf.newaxis])
 
 
 def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: Any) -> tf.Tensor:

@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import bali_keras as bk
 import tfp_rank1 as r1
+from tfp_rank1.moments import Moments, propagate
 
 K, L = keras.layers, bk.layers
 RNG = np.random.default_rng(0)
@@ -114,9 +116,49 @@ def test_training_answers_files_and_masks(kind, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.posterior_predictive(x, 16, seed=0).mean(), p.mean())
+    at_once = model.posterior_predictive(x, method="moments")
+    assert np.abs(at_once.mean() - p.mean()).mean() < 0.05
     counted = by_name(model)["recurrent_map"].rows.average
     assert float(counted.weight) > 0.0
     model.export_predictive(str(tmp_path / "served"))
+
+
+def a_layer(kind, **arguments):
+    """A recurrent layer whose biases and time steps all matter."""
+    layer = KINDS[kind][1](UNITS, seed=0, **arguments)
+    layer.build((None, STEPS, INPUTS))
+    rng = np.random.default_rng(1)
+    for inner in (layer.input_map, layer.recurrent_map):
+        state = inner.posterior_state
+        state.mean.assign(rng.normal(size=state.mean.shape) / 2.0)
+        state.rows.take(0.3 * tf.eye(state.size[0]), tf.constant(True))
+        state.column_factor.assign(0.3 * np.eye(state.size[1]))
+        state.column_covariance.assign(0.09 * np.eye(state.size[1]))
+    return layer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arguments", [{"return_sequences": True}, {"go_backwards": True}])
+def test_moments_without_variances_are_the_layer(kind, arguments):
+    layer, (x, _) = a_layer(kind, **arguments), sequences()
+    mask = RNG.random((ROWS, STEPS)) < 0.7
+    for given in (None, mask):
+        with r1.posterior_mean():
+            found = propagate(layer, Moments(tf.constant(x), mask=given))
+            expected = layer(x, mask=given)
+        np.testing.assert_allclose(found.mean, expected, atol=1e-5)
+        np.testing.assert_allclose(found.variance_or_zeros(), 0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_are_those_of_samples(kind):
+    """Time steps count as independent: over all units the deviation is right to a fifth."""
+    layer, (x, _) = a_layer(kind), sequences(4)
+    found = propagate(layer, Moments(tf.constant(x)))
+    draws = np.stack([layer(x) for _ in range(800)])
+    np.testing.assert_allclose(found.mean, draws.mean(axis=0), atol=0.03)
+    ratio = np.sqrt(np.mean(found.variance) / np.mean(draws.var(axis=0)))
+    assert abs(ratio - 1.0) < 0.2
 
 
 def test_layers_with_states_are_left():
@@ -132,3 +174,8 @@ def test_layers_with_states_are_left():
 def test_bad_arguments(make):
     with pytest.raises(ValueError, match=r"units|row_covariance"):
         make()
+
+
+def test_a_state_to_begin_with_is_refused():
+    with pytest.raises(ValueError, match=r"Argument `initial_state` must be None"):
+        a_layer("gru")(sequences()[0], initial_state=np.zeros((ROWS, UNITS)))

@@ -51,6 +51,7 @@ __all__ = [
     "missing_names",
     "nodes_in_order",
     "nodes_of",
+    "own_attributes",
     "own_state",
     "own_trainable_variables",
     "own_variables",
@@ -85,6 +86,14 @@ _CALL_CONTEXT = "current_call_ctx"
 def layers_of(layer: Any, include_self: bool = True) -> list[Any]:
     """A layer and all layers in it, each once; `model.layers` stops at the first level."""
     return list(layer._flatten_layers(include_self=include_self))
+
+
+def own_attributes(layer: Any) -> dict[str, Any]:
+    """The attributes of a layer that its class sets, without the notes of Keras and TensorFlow."""
+    plain = keras.layers.Layer()
+    plain.part = keras.layers.Layer()  # TensorFlow takes notes of parts
+    notes = vars(plain).keys() - {"part"}
+    return {name: value for name, value in vars(layer).items() if name not in notes}
 
 
 def own_trainable_variables(layer: Any) -> list[keras.Variable]:
@@ -207,21 +216,35 @@ def attention_value_dim(layer: Any) -> int:
     return int(layer._value_dim)
 
 
-def replace_part(layer: Any, name: str, new: Any) -> None:
-    """Replace a layer within `layer`, its attribute `name`, by `new`."""
+def replace_part(layer: Any, name: Any, new: Any, holder: Any = None) -> None:
+    """Replace a layer within `layer` by `new`.
+
+    Args:
+        layer: the layer.
+        name: of the attribute; or the index or key of an entry.
+        new: the layer that takes the place.
+        holder: the list or dict with the entry, within an attribute. Defaults to None: none.
+    """
     # Keras tracks what an attribute held before, so the weights of the old part would stay.
-    layer._tracker.untrack(getattr(layer, name))
-    setattr(layer, name, new)
+    with unlocked(layer):
+        if holder is None:
+            layer._tracker.untrack(getattr(layer, name))
+            setattr(layer, name, new)
+        else:
+            layer._tracker.untrack(holder[name])
+            holder[name] = layer._tracker.track(new)
 
 
 @contextlib.contextmanager
 def unlocked(layer: Any) -> Iterator[None]:
     """A context in which a built layer may create variables."""
+    was_locked = layer._tracker.locked
     layer._tracker.unlock()
     try:
         yield
     finally:
-        layer._tracker.lock()
+        if was_locked:
+            layer._tracker.lock()
 
 
 def set_better_direction(metric: Any, direction: str) -> None:

@@ -145,6 +145,7 @@ class _RecurrentBali(keras.layers.Layer):
         bias_initializer: Any = "zeros",
         return_sequences: bool = False,
         go_backwards: bool = False,
+        zero_output_for_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         self._bali = {name: kwargs.pop(name, default) for name, default in OF_POSTERIOR.items()}
@@ -154,6 +155,7 @@ class _RecurrentBali(keras.layers.Layer):
         self.recurrent_activation = keras.activations.get(recurrent_activation)
         self.use_bias = use_bias
         self.return_sequences, self.go_backwards = bool(return_sequences), bool(go_backwards)
+        self.zero_output_for_mask = bool(zero_output_for_mask)
         self.supports_masking = True
         seed = self._bali["seed"]
         shared = {**self._bali, "bias_initializer": bias_initializer, "dtype": self.dtype_policy}
@@ -182,16 +184,29 @@ class _RecurrentBali(keras.layers.Layer):
         self.built = True
 
     def call(
-        self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool | None = None
+        self,
+        inputs: tf.Tensor,
+        initial_state: None = None,
+        mask: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> tf.Tensor:
         """Outputs of the last time step, `[B, units]`, or of all, `[B, T, units]`."""
+        if initial_state is not None:  # an argument because `keras.layers.Bidirectional` passes it
+            raise ValueError(
+                f"Argument `initial_state` must be None: {type(self).__name__} begins every "
+                f"sequence with states of 0. Received: initial_state={initial_state!r}"
+            )
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
             mask = None if mask is None else ops.flip(mask, axis=1)
         parts = self.input_map(inputs, mask=mask, training=training)
         outputs = self.recurrent_map.unrolled(parts, self._cell, self.num_states, mask)
-        # Where a mask is False the states stay, so that the last ones are those of the last step.
-        return outputs if self.return_sequences else outputs[:, -1]
+        if not self.return_sequences:
+            # Where a mask is False the states stay: the last ones are those of the last step.
+            return outputs[:, -1]
+        if mask is None or not self.zero_output_for_mask:
+            return outputs
+        return tf.where(tf.cast(mask, tf.bool)[..., tf.newaxis], outputs, tf.zeros_like(outputs))
 
     def _cell(self, x: tf.Tensor, h: tf.Tensor, states: States) -> States:
         """The states after a time step.
@@ -227,6 +242,7 @@ class _RecurrentBali(keras.layers.Layer):
             "bias_initializer": first["bias_initializer"],
             "return_sequences": self.return_sequences,
             "go_backwards": self.go_backwards,
+            "zero_output_for_mask": self.zero_output_for_mask,
         }
 
 
@@ -242,8 +258,8 @@ class LSTMBali(_RecurrentBali):
 
     Args:
         units: size of the output.
-        activation, recurrent_activation, use_bias, return_sequences, go_backwards: as in the stock
-            layer.
+        activation, recurrent_activation, use_bias, return_sequences, go_backwards,
+            zero_output_for_mask: as in the stock layer.
         kernel_initializer, recurrent_initializer, bias_initializer: of the means.
         unit_forget_bias: whether the mean of the bias of f starts at 1. Defaults to True.
         **kwargs: `prior_at_mean`, `row_covariance`, `statistics_dtype` and `seed` as for
@@ -301,8 +317,8 @@ class GRUBali(_RecurrentBali):
 
     Args:
         units: size of the output.
-        activation, recurrent_activation, use_bias, return_sequences, go_backwards: as in the stock
-            layer.
+        activation, recurrent_activation, use_bias, return_sequences, go_backwards,
+            zero_output_for_mask: as in the stock layer.
         kernel_initializer, recurrent_initializer, bias_initializer: of the means.
         **kwargs: `prior_at_mean`, `row_covariance`, `statistics_dtype` and `seed` as for
             `BaliLayer`, for both maps.

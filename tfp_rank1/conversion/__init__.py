@@ -12,6 +12,7 @@ from tfp_rank1.conversion.stock import (
     without_likelihood,
 )
 from tfp_rank1.conversion.transfer import same_weights, uncompiled
+from tfp_rank1.conversion.trial import trial_inputs, trial_of
 from tfp_rank1.model.raw_outputs import ends_to_drop, is_graph
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "likelihoods_for",
     "register_converter",
     "same_weights",
+    "trial_inputs",
+    "trial_of",
     "uncompiled",
     "warn_of_points",
     "without_function",

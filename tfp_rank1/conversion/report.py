@@ -87,15 +87,27 @@ class Rows:
         self._counted: set[int] = set()
 
     def add(
-        self, layer: Any, new: Any, note: str = "", is_frozen: bool = False, is_chosen: bool = False
+        self,
+        layer: Any,
+        new: Any,
+        note: str = "",
+        is_frozen: bool = False,
+        is_chosen: bool = False,
+        name: str | None = None,
     ) -> None:
-        """Add the row of a layer; see `Row` for the arguments."""
+        """Add the row of a layer; see `Row` for the arguments. `name` defaults to the layer's."""
         variables = {id(v): v for part in layers_of(layer) for v in own_trainable_variables(part)}
         fresh = variables.keys() - self._counted
         self._counted |= fresh
         size = sum(math.prod(variables[i].shape) for i in fresh)
         kinds = type(layer).__name__, type(new).__name__
-        self._rows.append(Row(layer.name, *kinds, note, is_frozen, size, is_chosen))
+        self._rows.append(Row(name or layer.name, *kinds, note, is_frozen, size, is_chosen))
+
+    def copy(self) -> Rows:
+        """The same rows, to go on without changing these."""
+        new = Rows()
+        new._rows, new._counted = list(self._rows), set(self._counted)
+        return new
 
     def report(self) -> ConversionReport:
         """The report on all rows; a row with a note is a layer that was left."""

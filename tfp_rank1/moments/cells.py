@@ -23,7 +23,7 @@ from tfp_rank1.moments.merging import added, multiplied
 from tfp_rank1.moments.rank1 import perturbed
 from tfp_rank1.moments.registry import propagate, register
 
-__all__: list[str] = []
+__all__ = ["gru_states", "lstm_states", "parts"]
 
 layers = keras.layers
 States = list[Moments]
@@ -95,36 +95,61 @@ def _product(x: Moments, kernel: Any, columns: slice = slice(None)) -> Moments:
     return Moments(ops.matmul(x.mean, kernel), variance)
 
 
-def _parts(z: Moments, count: int) -> list[Moments]:
+def parts(z: Moments, count: int) -> list[Moments]:
     """Moments of gates that lie side by side."""
     means, variances = (tf.split(v, count, axis=-1) for v in (z.mean, z.variance_or_zeros()))
     return [Moments(*pair) for pair in zip(means, variances, strict=True)]
 
 
-def _lstm_step(products: _Stock, x: Moments, states: States) -> tuple[Moments, States]:
-    cell, (h, c) = products.cell, states
-    z = products.biased(added(products.inputs(x), products.state(h)))
-    z_i, z_f, candidate, z_o = _parts(z, 4)
+def lstm_states(cell: Any, z: Moments, states: States) -> States:
+    """Moments of the states h and c of an LSTM after a time step.
+
+    Args:
+        cell: names the activations.
+        z: pre-activations, `[rows, 4 units]`.
+        states: h and c before the time step.
+    """
+    z_i, z_f, candidate, z_o = parts(z, 4)
     i, f, o = (activated(cell.recurrent_activation, gate) for gate in (z_i, z_f, z_o))
-    c = added(multiplied(f, c), multiplied(i, activated(cell.activation, candidate)))
-    h = multiplied(o, activated(cell.activation, c))
+    c = added(multiplied(f, states[1]), multiplied(i, activated(cell.activation, candidate)))
+    return [multiplied(o, activated(cell.activation, c)), c]
+
+
+def _lstm_step(products: _Stock, x: Moments, states: States) -> tuple[Moments, States]:
+    z = products.biased(added(products.inputs(x), products.state(states[0])))
+    h, c = lstm_states(products.cell, z, states)
     return h, [h, c]
 
 
 def _gru_step(products: _Stock, x: Moments, states: States) -> tuple[Moments, States]:
     cell, (h,), units = products.cell, states, products.cell.units
-    from_x = _parts(products.biased(products.inputs(x)), 3)
+    of_x = parts(products.biased(products.inputs(x)), 3)
     if cell.reset_after:
-        from_h = _parts(products.biased(products.state(h), 1), 3)
-    else:
-        from_h = _parts(products.state(h, slice(0, 2 * units)), 2)
-    u, r = (activated(cell.recurrent_activation, added(from_x[i], from_h[i])) for i in (0, 1))
-    if cell.reset_after:
-        inner = multiplied(r, from_h[2])
-    else:
-        inner = products.state(multiplied(r, h), slice(2 * units, 3 * units))
-    h = _blended(u, h, activated(cell.activation, added(from_x[2], inner)))
+        (h,) = gru_states(cell, of_x, parts(products.biased(products.state(h), 1), 3), states)
+        return h, [h]
+    u, r = _gates(cell, of_x, parts(products.state(h, slice(0, 2 * units)), 2))
+    inner = products.state(multiplied(r, h), slice(2 * units, 3 * units))
+    h = _blended(u, h, activated(cell.activation, added(of_x[2], inner)))
     return h, [h]
+
+
+def gru_states(cell: Any, of_x: States, of_h: States, states: States) -> States:
+    """Moments of the state of a GRU that resets after the product, after a time step.
+
+    Args:
+        cell: names the activations.
+        of_x: pre-activations of gates and candidate from the inputs, three of `[rows, units]`.
+        of_h: those from the state.
+        states: h before the time step.
+    """
+    u, r = _gates(cell, of_x, of_h)
+    candidate = activated(cell.activation, added(of_x[2], multiplied(r, of_h[2])))
+    return [_blended(u, states[0], candidate)]
+
+
+def _gates(cell: Any, of_x: States, of_h: States) -> list[Moments]:
+    """Moments of the update and the reset gate."""
+    return [activated(cell.recurrent_activation, added(of_x[i], of_h[i])) for i in (0, 1)]
 
 
 def _blended(u: Moments, h: Moments, g: Moments) -> Moments:

@@ -12,6 +12,7 @@ recurrent part miss nothing, see `num_passes` of `predictive.moments`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,13 @@ from tfp_rank1 import scopes
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.registry import WAY_OUT, propagate, register
 
-__all__: list[str] = []
+__all__ = ["over_time"]
 
 layers = keras.layers
+# `(before, x_t) -> after`.
+Step = Callable[[list[Moments], Moments], list[Moments]]
+# Means and variances.
+Pairs = list[tuple[tf.Tensor, tf.Tensor]]
 
 
 @register(
@@ -39,51 +44,96 @@ layers = keras.layers
 )
 def _sequence(layer: Any, x: Moments, initial_state: Any = None) -> Moments | list[Moments]:
     _check_sequence(layer)
-    by_step = x.moved(lambda value: ops.swapaxes(value, 0, 1))
-    inputs = [by_step.mean, by_step.variance_or_zeros()]
-    if x.mask is not None:
-        inputs.append(ops.swapaxes(x.mask, 0, 1)[..., tf.newaxis])
-    if layer.go_backwards:
-        inputs = [ops.flip(value, axis=0) for value in inputs]
     states = _initial_states(layer, x, initial_state)
     output = layer.compute_output_shape(x.mean.shape)
     output = output[0] if layer.return_state else output
     zeros = tf.zeros([tf.shape(x.mean)[0], output[-1]], x.mean.dtype)
-    start = [(zeros, zeros), *((s.mean, s.variance_or_zeros()) for s in keras.tree.flatten(states))]
-    found = _scanned(layer, _step_of(layer, states), inputs, start)
-    outputs, *last = ([v[-1] for v in pair] for pair in found)
-    result = Moments(*outputs)
-    if layer.return_sequences:
-        result = Moments(*(ops.swapaxes(value, 0, 1) for value in found[0]))
-    return [result, *(Moments(*pair) for pair in last)] if layer.return_state else result
+
+    def step(before: list[Moments], x: Moments) -> list[Moments]:
+        own = keras.tree.pack_sequence_as(states, before[1:])
+        output, after = propagate(layer.cell, x, own)
+        return [output, *keras.tree.flatten(after)]
+
+    found = over_time(
+        step,
+        x,
+        [Moments(zeros), *keras.tree.flatten(states)],
+        go_backwards=layer.go_backwards,
+        is_unrolled=layer.unroll,
+        zero_output_for_mask=layer.zero_output_for_mask,
+    )
+    result = found[0] if layer.return_sequences else _last(found[0])
+    return [result, *map(_last, found[1:])] if layer.return_state else result
 
 
-def _step_of(layer: Any, states: Any) -> Callable[[Any, Any], Any]:
-    """A step `(carried, inputs) -> carried`: pairs of mean and variance, the output first."""
+def over_time(
+    step: Step,
+    x: Moments,
+    start: list[Moments],
+    *,
+    go_backwards: bool = False,
+    is_unrolled: bool = False,
+    zero_output_for_mask: bool = False,
+) -> list[Moments]:
+    """Moments of what a step returns, of all time steps, `[B, T, ...]` each.
 
-    def step(carried: Any, inputs: Any) -> Any:
-        before = keras.tree.pack_sequence_as(states, [Moments(*pair) for pair in carried[1:]])
+    Where `x.mask` is False nothing changes, and the first is as it was, or 0.
+
+    Args:
+        step: `(before, x_t) -> after`, lists of moments `[B, ...]`.
+        x: moments of all time steps, `[B, T, ...]`.
+        start: what the first time step finds.
+        go_backwards: whether to begin with the last time step.
+        is_unrolled: whether to repeat the step in place of a loop of the graph; scopes ask for that
+            as well.
+        zero_output_for_mask: whether the first is 0 where the mask is False.
+    """
+    swapped = functools.partial(ops.swapaxes, axis1=0, axis2=1)
+    inputs = [swapped(x.mean), swapped(x.variance_or_zeros())]
+    if x.mask is not None:
+        inputs.append(swapped(x.mask))
+    if go_backwards:
+        inputs = [ops.flip(value, axis=0) for value in inputs]
+
+    def one(before: Pairs, inputs: list[tf.Tensor]) -> Pairs:
         mean, variance, *mask = inputs
-        output, after = propagate(layer.cell, Moments(mean, variance), before)
-        new = [(m.mean, m.variance_or_zeros()) for m in (output, *keras.tree.flatten(after))]
-        if not mask:
-            return new
-        # A masked step changes no state, and its output is that of the step before, or 0.
-        old = list(carried)
-        if layer.zero_output_for_mask:
-            old[0] = tuple(map(tf.zeros_like, old[0]))
-        return [
-            tuple(tf.where(mask[0], n, o) for n, o in zip(*pairs, strict=True))
-            for pairs in zip(new, old, strict=True)
-        ]
+        after = _pairs(step([Moments(*pair) for pair in before], Moments(mean, variance)))
+        return _kept(mask[0], after, before, zero_output_for_mask) if mask else after
 
-    return step
+    found = _scanned(one, inputs, _pairs(start), is_unrolled or scopes.unrolled.value)
+    return [Moments(*map(swapped, pair)) for pair in found]
 
 
-def _scanned(layer: Any, step: Callable[[Any, Any], Any], inputs: Any, start: Any) -> Any:
+def _pairs(moments: list[Moments]) -> Pairs:
+    return [(m.mean, m.variance_or_zeros()) for m in moments]
+
+
+def _last(x: Moments) -> Moments:
+    """Moments of the last time step."""
+    return x.moved(lambda value: value[:, -1])
+
+
+def _kept(mask: tf.Tensor, after: Pairs, before: Pairs, zeros: bool) -> Pairs:
+    """What a step finds where its mask is False, for outputs 0 if `zeros`."""
+    old = list(before)
+    if zeros:
+        old[0] = tf.zeros_like(old[0][0]), tf.zeros_like(old[0][1])
+    rows = mask[:, tf.newaxis]
+    return [
+        (tf.where(rows, new[0], own[0]), tf.where(rows, new[1], own[1]))
+        for new, own in zip(after, old, strict=True)
+    ]
+
+
+def _scanned(
+    step: Callable[[Pairs, list[tf.Tensor]], Pairs],
+    inputs: list[tf.Tensor],
+    start: Pairs,
+    is_unrolled: bool,
+) -> Pairs:
     """What `step` carries, after every step; as a loop of the graph unless it is to unroll."""
     count = inputs[0].shape[0]
-    if count is None or not (layer.unroll or scopes.unrolled.value):
+    if count is None or not is_unrolled:
         return tf.scan(step, tuple(inputs), start)
     carried, steps = start, []
     for index in range(count):

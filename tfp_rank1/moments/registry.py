@@ -105,7 +105,12 @@ def _rule_of(operation: Any) -> Rule | None:
 
 def has_rule(operation: Any) -> bool:
     """Whether moments can pass through a layer or an operation of Keras."""
-    return _rule_of(operation) is not None
+    return _rule_of(_within(operation)) is not None
+
+
+def _within(operation: Any) -> Any:
+    """What an operation stands for: layers that only call another one say which."""
+    return getattr(operation, "moments_of", operation)
 
 
 def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +126,7 @@ def propagate(operation: Any, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ValueError: for a layer without a rule.
     """
+    operation = _within(operation)
     given = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Moments)]
     is_exact = all(v.is_exact for v in given) and not is_noisy(operation)
     if is_exact and type(operation) not in _for_exact:

@@ -1,0 +1,191 @@
+"""Layers that are made of layers: transformer blocks, bidirectional layers, parts that stay."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bali_keras as bk
+import tfp_rank1 as r1
+from bali_keras.layers.composite import CompositeBali, composed, layers_within
+
+K = keras.layers
+RNG = np.random.default_rng(0)
+WORDS, STEPS, WIDTH = 20, 6, 8
+
+
+@keras.saving.register_keras_serializable("parts")
+class Block(K.Layer):
+    """A transformer block as people write it: parts as attributes, in a model and in a list."""
+
+    def __init__(self, rate=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.attention = K.MultiHeadAttention(2, 4)
+        self.mlp = keras.Sequential(
+            [K.Dense(16, activation="relu", name="wide"), K.Dense(WIDTH, name="narrow")]
+        )
+        self.norms = [K.LayerNormalization(), K.LayerNormalization()]
+        self.dropout = K.Dropout(rate)
+        self.maps = [K.Dense(WIDTH, name="last")]
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+        self.mlp.build(shape)
+        for layer in (*self.norms, *self.maps):
+            layer.build(shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        h = self.norms[0](x + self.dropout(self.attention(x, x), training=training))
+        return self.maps[0](self.norms[1](h + self.mlp(h)))
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "note": "computed"}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)  # the constructor does not take the note
+
+
+@keras.saving.register_keras_serializable("parts")
+class Positions(K.Layer):
+    """Embeds tokens and positions; the latter are the same for all examples."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens, self.places = K.Embedding(WORDS, WIDTH), K.Embedding(STEPS, WIDTH)
+
+    def build(self, shape):
+        self.tokens.build(shape)
+        self.places.build((STEPS,))
+        self.built = True
+
+    def call(self, x):
+        return self.tokens(x) + self.places(keras.ops.arange(STEPS))[None]
+
+
+@keras.saving.register_keras_serializable("parts")
+class Nosy(K.Layer):
+    """Reads the kernel of its part."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.part = K.Dense(WIDTH)
+
+    def build(self, shape):
+        self.part.build(shape)
+        self.built = True
+
+    def call(self, x):
+        return self.part(x) + keras.ops.sum(self.part._kernel)
+
+
+def text_net():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS,), dtype="int32")
+    h = Nosy(name="nosy")(Block(name="block")(Positions(name="positions")(inputs)))
+    return keras.Model(inputs, K.Dense(2, name="head")(K.GlobalAveragePooling1D()(h)))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    x = RNG.integers(0, WORDS, (96, STEPS))
+    return x, (np.sum(x < 5, axis=1) > 1).astype("int32")
+
+
+def test_a_net_of_layers_of_layers(texts, tmp_path):
+    x, y = texts
+    stock = text_net()
+    model = bk.convert(stock, "categorical")
+    report = model.conversion_report
+    assert [row.name for row in report.converted] == [
+        "positions.tokens",
+        "block.attention",
+        "wide",
+        "narrow",
+        "block.maps.0",
+        "head",
+    ]
+    left = {row.name: row for row in report.left if row.parameters}
+    # Positions are no examples, and the code of `nosy` does not run without its own kernel.
+    assert {name: row.parameters for name, row in left.items()} == {
+        "positions": STEPS * WIDTH,
+        "block": 4 * WIDTH,
+        "nosy": WIDTH * WIDTH + WIDTH,
+    }
+    assert model.get_layer("block").layer.dropout.rate == 0.0
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), stock(x), atol=1e-6)
+    before = np.array(model.get_layer("block").layer.norms[0].gamma)
+    model.compile()
+    assert model.trainable_variables == []
+    first = model.evaluate(x, y, verbose=0, return_dict=True)["nll"]
+    model.fit(x, y, batch_size=32, epochs=20, verbose=0)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["nll"] < 0.8 * first
+    np.testing.assert_array_equal(model.get_layer("block").layer.norms[0].gamma, before)
+
+    answer = model.posterior_predictive(x, 8, seed=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    again = loaded.posterior_predictive(x, 8, seed=0)
+    np.testing.assert_array_equal(again.outputs, answer.outputs)
+    loaded.save(tmp_path / "again.keras")
+    keras.models.load_model(tmp_path / "again.keras")
+    model.export_predictive(str(tmp_path / "served"))
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    assert served is not None
+
+
+def test_parts_are_chosen_by_path(texts):
+    stock = text_net()
+    named = ["block.attention", "head"]
+    model = bk.convert(stock, "categorical", layers=named)
+    assert [row.name for row in model.conversion_report.converted] == named
+    model = bk.convert(stock, "categorical", layers=["block"])
+    assert len(model.conversion_report.converted) == 4
+    with pytest.raises(ValueError, match=r"block\.attention.*Received: \['block\.none'\]"):
+        bk.convert(stock, "categorical", layers=["block.none"])
+    # A backbone whose layers draw stays a function of its inputs in training.
+    model = bk.convert(stock, "categorical", layers="last")
+    assert [row.name for row in model.conversion_report.converted] == ["head"]
+    x, _ = texts
+    np.testing.assert_array_equal(
+        model.get_layer("block")(x[..., None] * np.ones(WIDTH), training=True),
+        model.get_layer("block")(x[..., None] * np.ones(WIDTH), training=True),
+    )
+
+
+@pytest.mark.parametrize("kind", [K.LSTM, K.GRU])
+def test_bidirectional_layers(kind):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS, 3))
+    h = K.Bidirectional(kind(4, return_sequences=True), name="first")(K.Masking()(inputs))
+    h = K.Bidirectional(kind(4), merge_mode="sum")(h)
+    stock = keras.Model(inputs, K.Dense(2)(h))
+    model = bk.convert(stock, "categorical")
+    assert [row for row in model.conversion_report.left if row.parameters] == []
+    x = RNG.normal(size=(32, STEPS, 3)).astype("float32")
+    x[:16, 4:] = 0.0
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), stock(x), atol=1e-6)
+    model.compile(prior_precision=0.1, covariance_scale=1.0)
+    model.fit(x, (x[:, 0, 0] > 0).astype("int32"), batch_size=16, epochs=5, verbose=0)
+    samples = model.posterior_predictive(x, 64, seed=0).mean()
+    moments = model.posterior_predictive(x, method="moments").mean()
+    assert np.abs(samples - moments).mean() < 0.05
+
+
+def test_parts_of_a_layer():
+    block = Block()
+    block.build((None, STEPS, WIDTH))
+    paths = [path for path, _ in layers_within(block)]
+    assert {"attention", "mlp", "norms.0", "norms.1", "dropout", "maps.0"} <= set(paths)
+    new = composed(block, {"maps.0": bk.layers.DenseBali(WIDTH)})
+    assert isinstance(new, CompositeBali)
+    assert new.layer.maps[0] is new.parts["maps.0"]
+    kernels = {id(w) for w in block.weights} & {id(w) for w in new.weights}
+    assert kernels == set()
+    assert len([w for w in new.weights if "last" in w.path]) == 0
+    with pytest.raises(KeyError, match=r"no parts \['maps.1'\]"):
+        composed(block, {"maps.1": bk.layers.DenseBali(WIDTH)})
