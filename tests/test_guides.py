@@ -6,7 +6,7 @@ import pytest
 
 from examples.datasets.houses import load_houses
 from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, words_of
-from examples.learning import active, continual
+from examples.learning import active, continual, drift, fine_tuning
 from examples.outputs import forecast, segmentation, tagging, two_heads
 
 
@@ -77,3 +77,31 @@ def test_active(tmp_path, capsys):
     active.main(["--seeds", "2", "--rounds", "2", "--epochs", "10", "--out", str(tmp_path)])
     assert (tmp_path / "active.png").stat().st_size > 1000
     assert "mutual information" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_drift(tmp_path, capsys):
+    drift.main(["--seeds", "2", "--steps", "100", "--out", str(tmp_path)])
+    assert (tmp_path / "drift.png").stat().st_size > 1000
+    assert "forgetting=0.02" in capsys.readouterr().out
+
+
+def test_images_turn():
+    image = np.zeros((1, 64))
+    image[0, 8 * 4 + 6] = 1.0  # right of the centre
+    np.testing.assert_allclose(drift.turned(image, 0.0), image, atol=1e-9)
+    half = drift.turned(image, 1.0).reshape(8, 8)
+    assert np.unravel_index(np.argmax(half), (8, 8)) == (3, 1)
+
+
+@pytest.mark.slow
+def test_fine_tuning(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 32, 32, 3), dtype="uint8")
+    labels = np.arange(40) % 10
+    file = tmp_path / "images.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    fine_tuning.main(
+        ["--npz", str(file), "--seeds", "1", "--epochs", "1", "--more", "1", "--images", "32"]
+    )
+    assert 'layers="all"' in capsys.readouterr().out
