@@ -202,7 +202,7 @@ def test_einsum_equals_stock_layer_between_factors(equation, output_shape, bias_
 
 
 @pytest.mark.parametrize("perturbation", ["multiplicative", "additive"])
-@pytest.mark.parametrize("sampling", ["example", "member"])
+@pytest.mark.parametrize("sampling", ["example", "member", "flipout"])
 def test_embedding_is_dense_on_one_hot_inputs(perturbation, sampling):
     """With the same draws: a token has one factor throughout an example."""
     arguments = {"ensemble_size": 2, "perturbation": perturbation, "sampling": sampling}
@@ -230,7 +230,7 @@ def test_einsum_kernels_without_a_batch_only():
         L.EinsumDenseRank1("ab,ac->c", 3)(np.ones((2, 3), "float32"))
 
 
-@pytest.mark.parametrize("sampling", ["example", "member"])
+@pytest.mark.parametrize("sampling", ["example", "member", "flipout"])
 def test_sample_mean_matches_closed_form(sampling):
     """At fixed parameters E[y] = (x o E r) W o E s + b, and the spread is the closed-form one."""
     layer = L.DenseRank1(
@@ -239,9 +239,9 @@ def test_sample_mean_matches_closed_form(sampling):
     x = np.random.default_rng(0).normal(size=(1, 4)).astype("float32")
     layer(np.repeat(x, 2, axis=0))
     draws = 4000
-    rows = 2 if sampling == "member" else 2 * draws
+    rows = 2 * draws if sampling == "example" else 2
     batch = np.repeat(x, rows, axis=0)
-    passes = draws if sampling == "member" else 1
+    passes = 1 if sampling == "example" else draws
     call = tf.function(lambda: layer(batch), autograph=False)
     samples = np.stack([call() for _ in range(passes)])
     samples = samples.reshape(passes, 2, -1, 3).transpose(1, 0, 2, 3).reshape(2, -1, 3)
@@ -265,7 +265,7 @@ def test_rows_of_one_member_share_a_draw_only_when_asked():
     assert len(np.unique(member, axis=0)) == 2
 
 
-@pytest.mark.parametrize("sampling", ["example", "member"])
+@pytest.mark.parametrize("sampling", ["example", "member", "flipout"])
 def test_no_tensor_is_larger_than_rows_or_kernel(sampling):
     """Memory is O(rows (in + out)): nothing of size rows x in x out is ever made."""
     rows, inputs, outputs = 64, 48, 40
@@ -386,7 +386,7 @@ ERRORS = [
     ),
     (
         lambda: L.DenseRank1(3, sampling="batch"),
-        "must be 'example' or 'member'.*'batch'",
+        r"must be one of \('example', 'member', 'flipout'\).*'batch'",
     ),
     (lambda: L.DenseRank1(3, kl_reduction="max"), "`kl_reduction` must be 'mean' or 'sum'"),
     (lambda: L.DenseRank1(3, kl_weight=-1.0), "`kl_weight` must be a finite number"),

@@ -54,7 +54,7 @@ def stock_row(layer, cell, draws, x, row):
     return keras.tree.map_structure(np.array, layer(x[row : row + 1]))
 
 
-@pytest.mark.parametrize("sampling", ["example", "member"])
+@pytest.mark.parametrize("sampling", ["example", "member", "flipout"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mode) or "plain")
 def test_every_sequence_has_one_draw(kind, mode, sampling):

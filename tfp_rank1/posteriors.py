@@ -83,6 +83,7 @@ class Posterior(Configurable):
         stochastic: whether samples differ; False for a point.
         positive: whether every sample is positive.
         finite_variance: whether the second moment exists.
+        symmetric: whether samples lie around `mean` symmetrically, as `sampling="flipout"` needs.
         default_prior: the name, in `tfp_rank1.priors`, of the prior that a factor gets by default;
             None for no prior.
     """
@@ -90,6 +91,7 @@ class Posterior(Configurable):
     stochastic: ClassVar[bool] = True
     positive: ClassVar[bool] = False
     finite_variance: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
     default_prior: ClassVar[str | None] = "normal"
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...], center: float) -> Variables:
@@ -299,6 +301,8 @@ class Normal(_LocationScale):
     ```
     """
 
+    symmetric = True
+
     def __init__(self, mean_initializer: Any = None, stddev: float = DEFAULT_SCALE) -> None:
         super().__init__(mean_initializer, positive("stddev", stddev))
         self.stddev = self.scale
@@ -439,6 +443,8 @@ class Cauchy(_HeavyTailed):
 
     Source: Dusenberry et al. (2020).
     """
+
+    symmetric = True
 
     default_prior: ClassVar[str | None] = "cauchy"
 

@@ -28,6 +28,7 @@ __all__ = [
     "save_seed_state",
     "seed_scope",
     "shared_seed",
+    "signs",
 ]
 
 _INT32_MAX = 2**31 - 1
@@ -228,6 +229,20 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     pairs = (count + 1) // 2
     bits = _integers(tf.stack([1, pairs]), seed)
     return tf.reshape(_box_muller(bits)[0, :count], shape)
+
+
+def signs(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
+    """Independent signs, -1 or 1, float32: one random bit each.
+
+    Args:
+        shape: dimensions, static or scalar tensors.
+        seed: int32 `[2]`.
+    """
+    count = tf.reduce_prod(tf.stack(shape))
+    words = _integers(tf.stack([(count + 31) // 32, 1]), seed)
+    # Every bit in turn comes to the front, and then fills the integer: 0 or -1.
+    bits = tf.bitwise.right_shift(tf.bitwise.left_shift(words, tf.range(32)), 31)
+    return tf.reshape(2.0 * tf.cast(tf.reshape(bits, [-1])[:count], tf.float32) + 1.0, shape)
 
 
 def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Tensor) -> tf.Tensor:

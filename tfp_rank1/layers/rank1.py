@@ -98,7 +98,9 @@ class Rank1Mixin(_Stock):
         bias_prior: prior of a random bias. Defaults to `"default"`, centred at 0.
         perturbation: `"multiplicative"` (default) or `"additive"`.
         sampling: `"example"` (default): one draw per row; `"member"`: one draw per member and
-            call, shared by the batch.
+            call, shared by the batch; `"flipout"`: one draw per member and call, whose distance
+            from the mean gets random signs in every row. Rows are then uncorrelated, and signs
+            cost less than draws. For Normal and Cauchy posteriors, and points.
         min_perturbation_value, max_perturbation_value: range to which draws of r and s from
             heavy-tailed posteriors (Cauchy, HalfCauchy) are clipped. Default to -10 and 10, as in
             Edward2. The clip is part of the likelihood (outputs depend on the clipped factor), so
@@ -162,7 +164,7 @@ class Rank1Mixin(_Stock):
         super().__init__(*args, **kwargs)
         self.ensemble_size = resolve_members(ensemble_size, 1, type(self).__name__)
         self.perturbation = choice("perturbation", perturbation, ("multiplicative", "additive"))
-        self.sampling = choice("sampling", sampling, ("example", "member"))
+        self.sampling = choice("sampling", sampling, ("example", "member", "flipout"))
         self.kl_reduction = choice("kl_reduction", kl_reduction, ("mean", "sum"))
         self.kl_weight = _check_kl_weight(kl_weight)
         self.min_perturbation_value = float(min_perturbation_value)
@@ -186,6 +188,20 @@ class Rank1Mixin(_Stock):
             if bias_posterior is None
             else self._make_factor("bias", bias_posterior, bias_prior, 0.0)
         )
+        if self.sampling == "flipout":
+            self._check_symmetric()
+
+    def _check_symmetric(self) -> None:
+        """Refuse posteriors whose draws are others with their signs around the mean changed."""
+        factors = [self.r_factor, self.s_factor, self.bias_factor]
+        given = [factor.posterior for factor in factors if factor is not None]
+        skew = {type(q).__name__ for q in given if q.stochastic and not q.symmetric}
+        if skew:
+            raise ValueError(
+                "With sampling='flipout' posteriors must be symmetric around their means: Normal, "
+                "NormalSharedStddev, NormalFixedStddev, Cauchy, or points. Use sampling='example' "
+                f"or 'member'. Received: {sorted(skew)}"
+            )
 
     def _make_factor(self, name: str, posterior: Any, prior: Any, center: float) -> Factor:
         is_default = isinstance(prior, str) and prior == DEFAULT
@@ -296,7 +312,12 @@ class Rank1Mixin(_Stock):
 
     def _draw(self, factor: Factor, rows: Any, seed: tf.Tensor) -> tf.Tensor:
         """Draws of a factor, or its mean in mean mode: `[K, rows or 1, dim]`."""
-        value = factor.mean() if scopes.mean_mode.value else factor.sample(rows, seed)
+        if scopes.mean_mode.value:
+            value = factor.mean()
+        elif self.sampling == "flipout" and scopes.shared_draws.value is None:
+            value = factor.flipped(rows, seed)
+        else:
+            value = factor.sample(rows, seed)
         # The range is for heavy tails of r and s; a clip of other draws would only take time.
         if factor.posterior.finite_variance or factor is self.bias_factor:
             return value

@@ -15,7 +15,7 @@ from keras import ops
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import lstm_carry_and_output
 from tfp_rank1.layers.docstrings import fill_docstring
-from tfp_rank1.layers.folding import check_rows
+from tfp_rank1.layers.folding import check_rows, fold
 from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
 from tfp_rank1.serialization import registered
@@ -38,6 +38,9 @@ class Draws(NamedTuple):
             `[..., gates * units]`.
         bias: `[..., gates * units]`, twice as long for a GRU with `reset_after`; None without a
             bias.
+        is_ready: whether a loop over time steps is under way. The cell then gets the products of
+            the kernel in place of inputs, the factors of the recurrent kernel are rows `[K*B, ...]`
+            and so is the bias, which is only that of the state.
     """
 
     r: tf.Tensor
@@ -45,6 +48,7 @@ class Draws(NamedTuple):
     recurrent_r: tf.Tensor
     recurrent_s: tf.Tensor
     bias: tf.Tensor | None
+    is_ready: bool = False
 
 
 class _CellRank1(Rank1Mixin):
@@ -111,6 +115,60 @@ class _CellRank1(Rank1Mixin):
         found = scopes.held_draws.value.get(self)
         return self._draw_all(x) if found is None else found
 
+    # -- all steps at once ----------------------------------------------------------------------
+
+    def before_loop(self, sequences: tf.Tensor) -> tf.Tensor:
+        """What the gates take from the inputs, for all time steps: `s o (W^T (x o r)) + b`.
+
+        The draws are held as the loop needs them. Dropout of the inputs has no place here.
+
+        Args:
+            sequences: `[K*B, T, in]`.
+
+        Returns:
+            `[K*B, T, gates * units]`.
+        """
+        draws = self._draws(sequences[:, 0])
+        products = self._input_part(sequences, None, draws)
+        shape = (self.ensemble_size, tf.shape(sequences)[0] // self.ensemble_size)
+
+        def by_row(value: tf.Tensor) -> tf.Tensor:
+            rows = tf.broadcast_to(value, (*shape, value.shape[-1]))
+            return ops.cast(fold(rows), products.dtype)
+
+        _, bias = self._biases(draws)
+        scopes.held_draws.value[self] = draws._replace(
+            recurrent_r=by_row(draws.recurrent_r),
+            recurrent_s=by_row(draws.recurrent_s),
+            bias=None if bias is None else by_row(bias),
+            is_ready=True,
+        )
+        return products
+
+    def _input_part(self, x: tf.Tensor, mask: Any, draws: Draws) -> tf.Tensor:
+        """`s o (W^T (x o mask o r)) + b`; inputs that are such products come back as they are."""
+        if draws.is_ready:
+            return x
+        bias, _ = self._biases(draws)
+        return self._add(
+            self._perturb(self._project(x, mask, self.kernel, draws.r), draws.s, -1), bias
+        )
+
+    def _biases(self, draws: Draws) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """The bias of the inputs and that of the state."""
+        return (None, draws.bias) if draws.is_ready else (draws.bias, None)
+
+    def _state_part(
+        self, h: tf.Tensor, mask: Any, draws: Draws, gates: slice = slice(None)
+    ) -> tf.Tensor:
+        """`s' o (U^T (h o mask o r'))` for the columns of U of some gates."""
+        kernel, s = ops.convert_to_tensor(self.recurrent_kernel), draws.recurrent_s
+        if gates != slice(None):
+            columns = slice(gates.start * self.units, gates.stop * self.units)
+            kernel, s = kernel[:, columns], s[..., columns]
+            mask = mask[gates] if isinstance(mask, Sequence) else mask
+        return self._factored(self._project(h, mask, kernel, draws.recurrent_r), s)
+
     # -- one step -------------------------------------------------------------------------------
 
     def _masks(self, inputs: tf.Tensor, h: tf.Tensor, training: Any) -> tuple[Any, Any]:
@@ -129,10 +187,18 @@ class _CellRank1(Rank1Mixin):
         if isinstance(mask, Sequence):
             parts = zip(mask, ops.split(kernel, len(mask), axis=1), strict=True)
             return ops.concatenate([self._project(x, m, w, r) for m, w in parts], axis=-1)
-        return ops.matmul(self._perturb(x if mask is None else x * mask, r, -1), kernel)
+        return ops.matmul(self._factored(x if mask is None else x * mask, r), kernel)
+
+    def _factored(self, x: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        """`x o value`, or `x + value`, for draws `[K, B or 1, dim]` or their rows `[K*B, dim]`."""
+        if len(value.shape) == 3:
+            return self._perturb(x, value, -1)
+        return x * value if self.perturbation == "multiplicative" else x + value
 
     def _add(self, z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        return z if bias is None else self.by_member(z, bias, -1, tf.add)
+        if bias is None:
+            return z
+        return z + bias if len(bias.shape) == 2 else self.by_member(z, bias, -1, tf.add)
 
 
 @registered("tfp_rank1")
@@ -181,9 +247,7 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
         h, c = states
         draws = self._draws(inputs)
         mask, recurrent_mask = self._masks(inputs, h, training)
-        z = self._perturb(self._project(inputs, mask, self.kernel, draws.r), draws.s, -1)
-        inner = self._project(h, recurrent_mask, self.recurrent_kernel, draws.recurrent_r)
-        z = self._add(z + self._perturb(inner, draws.recurrent_s, -1), draws.bias)
+        z = self._input_part(inputs, mask, draws) + self._state_part(h, recurrent_mask, draws)
         c, o = lstm_carry_and_output(self, ops.split(z, 4, axis=1), c)
         h = o * self.activation(c)
         return h, [h, c]
@@ -230,31 +294,27 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         h = states[0] if is_nested else states
         draws = self._draws(inputs)
         mask, recurrent_mask = self._masks(inputs, h, training)
-        bias, recurrent_bias = draws.bias, None
-        if bias is not None and self.reset_after:
-            bias, recurrent_bias = ops.split(bias, 2, axis=-1)
-        x = self._perturb(self._project(inputs, mask, self.kernel, draws.r), draws.s, -1)
-        x = ops.split(self._add(x, bias), 3, axis=-1)
+        x = ops.split(self._input_part(inputs, mask, draws), 3, axis=-1)
         if self.reset_after:
-            inner = self._state(h, recurrent_mask, draws, slice(0, 3))
-            inner = ops.split(self._add(inner, recurrent_bias), 3, axis=-1)
+            _, bias = self._biases(draws)
+            inner = self._add(self._state_part(h, recurrent_mask, draws), bias)
+            inner = ops.split(inner, 3, axis=-1)
         else:
-            inner = ops.split(self._state(h, recurrent_mask, draws, slice(0, 2)), 2, axis=-1)
+            inner = self._state_part(h, recurrent_mask, draws, slice(0, 2))
+            inner = ops.split(inner, 2, axis=-1)
         z, r = (self.recurrent_activation(x[i] + inner[i]) for i in range(2))
         if self.reset_after:
             candidate = r * inner[2]
         else:
-            candidate = self._state(r * h, recurrent_mask, draws, slice(2, 3))
+            candidate = self._state_part(r * h, recurrent_mask, draws, slice(2, 3))
         h = z * h + (1 - z) * self.activation(x[2] + candidate)
         return h, [h] if is_nested else h
 
-    def _state(self, h: tf.Tensor, mask: Any, draws: Draws, gates: slice) -> tf.Tensor:
-        """`s' o (U^T (h o r'))` for the columns of U of some gates."""
-        columns = slice(gates.start * self.units, gates.stop * self.units)
-        mask = mask[gates] if isinstance(mask, Sequence) else mask
-        kernel = ops.convert_to_tensor(self.recurrent_kernel)[:, columns]
-        inner = self._project(h, mask, kernel, draws.recurrent_r)
-        return self._perturb(inner, draws.recurrent_s[..., columns], -1)
+    def _biases(self, draws: Draws) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        if draws.is_ready or draws.bias is None or not self.reset_after:
+            return super()._biases(draws)
+        own, of_state = ops.split(draws.bias, 2, axis=-1)
+        return own, of_state
 
 
 class _RecurrentRank1(Composite):
@@ -313,6 +373,15 @@ class _RecurrentRank1(Composite):
             cell: Any = self.cell
             # Keras does so itself, but not after an error: the next call would find old draws.
             cell.reset_dropout_mask()
+
+    def inner_loop(
+        self, sequences: tf.Tensor, initial_state: Any, mask: Any, training: bool = False
+    ) -> Any:
+        """The loop over time steps; what does not depend on the state comes before it."""
+        cell: Any = self.cell
+        if not (training and 0.0 < cell.dropout < 1.0):
+            sequences = cell.before_loop(sequences)
+        return super().inner_loop(sequences, initial_state, mask, training)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
