@@ -15,7 +15,7 @@ from keras import ops
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import lstm_carry_and_output
 from tfp_rank1.layers.docstrings import fill_docstring
-from tfp_rank1.layers.folding import check_rows, fold
+from tfp_rank1.layers.folding import check_rows, fold, unfold
 from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
 from tfp_rank1.serialization import registered
@@ -38,17 +38,18 @@ class Draws(NamedTuple):
             `[..., gates * units]`.
         bias: `[..., gates * units]`, twice as long for a GRU with `reset_after`; None without a
             bias.
-        is_ready: whether a loop over time steps is under way. The cell then gets the products of
-            the kernel in place of inputs, the factors of the recurrent kernel are rows `[K*B, ...]`
-            and so is the bias, which is only that of the state.
+        kernel, recurrent_kernel: as a loop over time steps multiplies by them, `[in, ...]` and
+            `[units, ...]` or one per member, `[K, in, ...]`; None outside of one. In a loop draws
+            are rows `[K*B, ...]`, and factors None that the kernels hold.
     """
 
-    r: tf.Tensor
-    s: tf.Tensor
-    recurrent_r: tf.Tensor
-    recurrent_s: tf.Tensor
+    r: tf.Tensor | None
+    s: tf.Tensor | None
+    recurrent_r: tf.Tensor | None
+    recurrent_s: tf.Tensor | None
     bias: tf.Tensor | None
-    is_ready: bool = False
+    kernel: tf.Tensor | None = None
+    recurrent_kernel: tf.Tensor | None = None
 
 
 class _CellRank1(Rank1Mixin):
@@ -115,57 +116,61 @@ class _CellRank1(Rank1Mixin):
         found = scopes.held_draws.value.get(self)
         return self._draw_all(x) if found is None else found
 
-    # -- all steps at once ----------------------------------------------------------------------
+    # -- before the loop over time steps --------------------------------------------------------
 
-    def before_loop(self, sequences: tf.Tensor) -> tf.Tensor:
-        """What the gates take from the inputs, for all time steps: `s o (W^T (x o r)) + b`.
+    def before_loop(self, sequences: tf.Tensor) -> None:
+        """Turn the draws that are held into what every time step multiplies by.
 
-        The draws are held as the loop needs them. Dropout of the inputs has no place here.
+        Draws that all rows of a member share go into a kernel of its own, `W_k = W o (r_k s_k^T)`,
+        which the steps then share; other draws become rows.
 
         Args:
             sequences: `[K*B, T, in]`.
-
-        Returns:
-            `[K*B, T, gates * units]`.
         """
         draws = self._draws(sequences[:, 0])
-        products = self._input_part(sequences, None, draws)
-        shape = (self.ensemble_size, tf.shape(sequences)[0] // self.ensemble_size)
-
-        def by_row(value: tf.Tensor) -> tf.Tensor:
-            rows = tf.broadcast_to(value, (*shape, value.shape[-1]))
-            return ops.cast(fold(rows), products.dtype)
-
-        _, bias = self._biases(draws)
-        scopes.held_draws.value[self] = draws._replace(
-            recurrent_r=by_row(draws.recurrent_r),
-            recurrent_s=by_row(draws.recurrent_s),
-            bias=None if bias is None else by_row(bias),
-            is_ready=True,
+        rows = tf.shape(sequences)[0] // self.ensemble_size
+        kernel, r, s = self._for_loop(sequences, self.kernel, draws.r, draws.s)
+        recurrent = self.recurrent_kernel, draws.recurrent_r, draws.recurrent_s
+        recurrent_kernel, recurrent_r, recurrent_s = self._for_loop(sequences, *recurrent)
+        bias = draws.bias
+        bias = None if bias is None else self._rows_of(bias, rows)
+        scopes.held_draws.value[self] = Draws(
+            r, s, recurrent_r, recurrent_s, bias, kernel, recurrent_kernel
         )
-        return products
+
+    def _for_loop(
+        self, sequences: tf.Tensor, kernel: Any, r: tf.Tensor, s: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+        """A kernel and its factors as `before_loop` holds them."""
+        kernel = ops.cast(kernel, self.compute_dtype)
+        # Kernels of members take no more memory than all steps' products, for batches of 16 rows.
+        is_small = kernel.shape[0] <= 16 * (sequences.shape[1] or 1)
+        if self.perturbation == "multiplicative" and is_small and r.shape[1] == s.shape[1] == 1:
+            r, s = (ops.cast(value, kernel.dtype) for value in (r, s))
+            own = tf.transpose(r, [0, 2, 1]) * kernel * s
+            return own[0] if self.ensemble_size == 1 else own, None, None
+        rows = tf.shape(sequences)[0] // self.ensemble_size
+        return kernel, self._rows_of(r, rows), self._rows_of(s, rows)
+
+    def _rows_of(self, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Draws `[K, B or 1, dim]` as `[K*B, dim]`."""
+        shape = (self.ensemble_size, rows, value.shape[-1])
+        return ops.cast(fold(tf.broadcast_to(value, shape)), self.compute_dtype)
 
     def _input_part(self, x: tf.Tensor, mask: Any, draws: Draws) -> tf.Tensor:
-        """`s o (W^T (x o mask o r)) + b`; inputs that are such products come back as they are."""
-        if draws.is_ready:
-            return x
-        bias, _ = self._biases(draws)
-        return self._add(
-            self._perturb(self._project(x, mask, self.kernel, draws.r), draws.s, -1), bias
-        )
-
-    def _biases(self, draws: Draws) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """The bias of the inputs and that of the state."""
-        return (None, draws.bias) if draws.is_ready else (draws.bias, None)
+        """`s o (W^T (x o mask o r))`."""
+        kernel = self.kernel if draws.kernel is None else draws.kernel
+        return self._factored(self._project(x, mask, kernel, draws.r), draws.s)
 
     def _state_part(
         self, h: tf.Tensor, mask: Any, draws: Draws, gates: slice = slice(None)
     ) -> tf.Tensor:
         """`s' o (U^T (h o mask o r'))` for the columns of U of some gates."""
-        kernel, s = ops.convert_to_tensor(self.recurrent_kernel), draws.recurrent_s
+        kernel, s = draws.recurrent_kernel, draws.recurrent_s
+        kernel = ops.convert_to_tensor(self.recurrent_kernel) if kernel is None else kernel
         if gates != slice(None):
             columns = slice(gates.start * self.units, gates.stop * self.units)
-            kernel, s = kernel[:, columns], s[..., columns]
+            kernel, s = kernel[..., columns], None if s is None else s[..., columns]
             mask = mask[gates] if isinstance(mask, Sequence) else mask
         return self._factored(self._project(h, mask, kernel, draws.recurrent_r), s)
 
@@ -181,16 +186,21 @@ class _CellRank1(Rank1Mixin):
             self.get_recurrent_dropout_mask(h) if on_state else None,
         )
 
-    def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor) -> tf.Tensor:
+    def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor | None) -> tf.Tensor:
         """`W^T (x o mask o r)`, with one mask for all gates or a list of one per gate."""
         # Keras has a mask per gate under `implementation=1`: then each gate is a product by itself.
         if isinstance(mask, Sequence):
-            parts = zip(mask, ops.split(kernel, len(mask), axis=1), strict=True)
+            parts = zip(mask, ops.split(kernel, len(mask), axis=-1), strict=True)
             return ops.concatenate([self._project(x, m, w, r) for m, w in parts], axis=-1)
-        return ops.matmul(self._factored(x if mask is None else x * mask, r), kernel)
+        x = self._factored(x if mask is None else x * mask, r)
+        if len(kernel.shape) == 2:
+            return ops.matmul(x, kernel)
+        return fold(ops.matmul(unfold(x, self.ensemble_size), kernel))
 
-    def _factored(self, x: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    def _factored(self, x: tf.Tensor, value: tf.Tensor | None) -> tf.Tensor:
         """`x o value`, or `x + value`, for draws `[K, B or 1, dim]` or their rows `[K*B, dim]`."""
+        if value is None:
+            return x
         if len(value.shape) == 3:
             return self._perturb(x, value, -1)
         return x * value if self.perturbation == "multiplicative" else x + value
@@ -248,6 +258,7 @@ class LSTMCellRank1(_CellRank1, keras.layers.LSTMCell):
         draws = self._draws(inputs)
         mask, recurrent_mask = self._masks(inputs, h, training)
         z = self._input_part(inputs, mask, draws) + self._state_part(h, recurrent_mask, draws)
+        z = self._add(z, draws.bias)
         c, o = lstm_carry_and_output(self, ops.split(z, 4, axis=1), c)
         h = o * self.activation(c)
         return h, [h, c]
@@ -294,10 +305,13 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
         h = states[0] if is_nested else states
         draws = self._draws(inputs)
         mask, recurrent_mask = self._masks(inputs, h, training)
-        x = ops.split(self._input_part(inputs, mask, draws), 3, axis=-1)
+        bias, recurrent_bias = draws.bias, None
+        if bias is not None and self.reset_after:
+            bias, recurrent_bias = ops.split(bias, 2, axis=-1)
+        x = self._add(self._input_part(inputs, mask, draws), bias)
+        x = ops.split(x, 3, axis=-1)
         if self.reset_after:
-            _, bias = self._biases(draws)
-            inner = self._add(self._state_part(h, recurrent_mask, draws), bias)
+            inner = self._add(self._state_part(h, recurrent_mask, draws), recurrent_bias)
             inner = ops.split(inner, 3, axis=-1)
         else:
             inner = self._state_part(h, recurrent_mask, draws, slice(0, 2))
@@ -309,12 +323,6 @@ class GRUCellRank1(_CellRank1, keras.layers.GRUCell):
             candidate = self._state_part(r * h, recurrent_mask, draws, slice(2, 3))
         h = z * h + (1 - z) * self.activation(x[2] + candidate)
         return h, [h] if is_nested else h
-
-    def _biases(self, draws: Draws) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        if draws.is_ready or draws.bias is None or not self.reset_after:
-            return super()._biases(draws)
-        own, of_state = ops.split(draws.bias, 2, axis=-1)
-        return own, of_state
 
 
 class _RecurrentRank1(Composite):
@@ -377,10 +385,9 @@ class _RecurrentRank1(Composite):
     def inner_loop(
         self, sequences: tf.Tensor, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
-        """The loop over time steps; what does not depend on the state comes before it."""
+        """The loop over time steps; what is the same in all of them comes before it."""
         cell: Any = self.cell
-        if not (training and 0.0 < cell.dropout < 1.0):
-            sequences = cell.before_loop(sequences)
+        cell.before_loop(sequences)
         return super().inner_loop(sequences, initial_state, mask, training)
 
     def get_config(self) -> dict[str, Any]:
