@@ -110,7 +110,7 @@ class Factor:
 
     def mean(self) -> tf.Tensor:
         """The posterior mean (the median in a family without a mean), `[members, 1, dim]`."""
-        return self.posterior.mean(self.posterior_variables)[:, tf.newaxis]
+        return tf.expand_dims(self.posterior.mean(self.posterior_variables), 1)
 
     def assign_mean(self, mean: Any) -> None:
         """Put the posterior mean at `mean`, `[members, dim]` or broadcast to it."""
@@ -130,7 +130,8 @@ class Factor:
             return self.mean()
         with draw_scope():
             parameters = {
-                name: tf.convert_to_tensor(variable)[:, tf.newaxis]
+                # Not `[:, tf.newaxis]`, whose gradient is more than a reshape.
+                name: tf.expand_dims(tf.convert_to_tensor(variable), 1)
                 for name, variable in self.posterior_variables.items()
             }
             draws = self.posterior.sample(parameters, rows, seed)

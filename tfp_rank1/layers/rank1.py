@@ -327,7 +327,7 @@ class Rank1Mixin(_Stock):
         """A bias for every member or, if random, for every row: `[K, rows or 1, dim]`."""
         if self.bias_factor is not None:
             return self._draw(self.bias_factor, rows, fold_in(seed, 2))
-        return ops.convert_to_tensor(self.bias)[:, tf.newaxis]
+        return tf.expand_dims(ops.convert_to_tensor(self.bias), 1)
 
     def _num_draws(self, x: tf.Tensor) -> Any:
         is_shared = self.sampling == "member" or scopes.shared_draws.value is not None
