@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from bali_keras.counterparts import (
     is_bayesian,
     start_at,
 )
-from bali_keras.layers.composite import NOISY, CompositeBali, composed
+from bali_keras.layers.composite import CompositeBali, composed
 from bali_keras.model import BaliModel
 from bali_keras.parts import Parts
 from tfp_rank1.conversion import (
@@ -34,7 +35,7 @@ from tfp_rank1.conversion import (
     without_likelihood,
 )
 from tfp_rank1.heads import are_several
-from tfp_rank1.keras_internals import calls_of, input_structure, layers_of
+from tfp_rank1.keras_internals import calls_of, freeze, input_structure, layers_of
 
 __all__ = ["convert"]
 
@@ -61,8 +62,11 @@ def convert(
 
     So do these layers where they are parts of a layer, such as the encoder of a transformer, or
     `Bidirectional`: its code then meets BALI layers. Parts stay as they are if their rows are not
-    those of examples, such as positions, or if the code does more with them than to call them; and
-    so do parts of other wrappers of Keras.
+    those of examples, such as positions, and so do parts of other wrappers of Keras. Any layer
+    stays whose weights other code reads, such as a tied embedding, or whose outputs a training step
+    cannot follow: it is called in a loop or a branch of the graph, or no gradient comes back from
+    the model's outputs. Runs on random inputs find that out. Padding counts as data where a mask is
+    an argument or an input, and not a mask of Keras.
 
     All other layers keep their weights and are frozen: batch normalization then uses its moving
     statistics, and dropout is off. Convolutions of groups of several channels, recurrent layers
@@ -130,6 +134,11 @@ def convert(
         net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
     conversion.copy_weights()
     report = conversion.rows.report()
+    if not report.converted and not chosen and parts.candidates and layers != "all":
+        raise ValueError(
+            "Argument `layers` must choose at least one layer, of "
+            f"{[names[0] for names, _ in parts.candidates]}. Received: layers={layers!r}"
+        )
     if not report.converted:
         raise ValueError(
             "The model has no trainable layer that can be converted: "
@@ -154,11 +163,11 @@ def convert(
     return built
 
 
-def _chosen(candidates: list[tuple[str, Any]], choice: Choice) -> set[int]:
+def _chosen(candidates: list[tuple[tuple[str, ...], Any]], choice: Choice) -> set[int]:
     """Ids of the layers that are to become BALI layers.
 
     Args:
-        candidates: names or paths, and the layers that can.
+        candidates: names that stand for a layer, and the layer, for all that can.
         choice: as for `convert`.
 
     Raises:
@@ -176,15 +185,12 @@ def _chosen(candidates: list[tuple[str, Any]], choice: Choice) -> set[int]:
             "Argument `layers` must be 'all', 'last', a list of names of layers, or a function of "
             f"a layer that returns whether to convert it. Received: layers={choice!r}"
         )
-    # A layer that is made of layers stands for all of them.
-    named = {
-        name: [v for path, v in candidates if f"{path}.".startswith(f"{name}.")] for name in choice
-    }
+    named = {name: [v for names, v in candidates if name in names] for name in choice}
     wrong = [name for name, layers in named.items() if not layers]
     if wrong:
         raise ValueError(
             "Argument `layers` must name layers that can be converted: "
-            f"{[path for path, _ in candidates]}. "
+            f"{[names[0] for names, _ in candidates]}. "
             f"Received: {wrong}"
         )
     return {id(v) for layers in named.values() for v in layers}
@@ -255,7 +261,7 @@ class _Conversion:
             if is_bayesian(new):
                 start_at(new, old)
             elif isinstance(new, keras.layers.Layer) and not isinstance(new, CompositeBali):
-                new.trainable = False
+                freeze(new)
                 if type(new) is type(old):
                     same_weights(old, new)
 
@@ -283,9 +289,11 @@ def _way_out(layer: Any) -> str:
 
 def _left(layer: Any) -> Any:
     """A copy of a layer that stays as it is, without noise."""
-    draws = any(isinstance(v, NOISY) and v.rate for v in layers_of(layer, include_self=False))
-    if draws and not type(layer).__module__.startswith("keras."):
-        return composed(layer, {})
+    has_parts = any(v.weights or v.built for v in layers_of(layer, include_self=False))
+    is_own = not type(layer).__module__.startswith("keras.")
+    if is_own and has_parts:  # that may draw, or be built by calls alone
+        with contextlib.suppress(ValueError):
+            return composed(layer, {})
     try:
         return copy(layer, _without_noise(layer.get_config(), type(layer)))
     except ValueError:  # its config does not rebuild it, but may with the arguments alone

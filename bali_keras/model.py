@@ -30,13 +30,14 @@ from bali_keras.search import search_for_hyperparameters
 from bali_keras.settings import Settings
 from tfp_rank1.checks import positive
 from tfp_rank1.heads import are_several, map_heads, names_of, packed
-from tfp_rank1.keras_internals import layers_of, nodes_of
+from tfp_rank1.keras_internals import freeze, layers_of, nodes_of
 from tfp_rank1.losses import NegativeLogLikelihood
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.model.counting import batch_size_of
 from tfp_rank1.model.example_weights import weight_of
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
+from tfp_rank1.model.raw_outputs import is_graph
 from tfp_rank1.scopes import mean_mode
 from tfp_rank1.serialization import registered
 
@@ -150,6 +151,13 @@ class BaliModel(BayesianModel):
         # Keras must not track these variables: they are no weights of the model.
         object.__setattr__(self, "hyperparameters", Hyperparameters())
         self._health = {name: keras.metrics.Mean(name=name) for name in _HEALTH}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """As in Keras, where frozen layers stay frozen with all layers within."""
+        model = super().from_config(config, custom_objects=custom_objects)
+        _freeze_again(model)
+        return model
 
     @property
     def bali_layers(self) -> list[BaliLayer]:
@@ -677,3 +685,12 @@ def _take_multiplier(arguments: dict[str, Any], optimizer: Any) -> float:
             )
     multiplier = arguments.pop("factor_learning_rate_multiplier", 1.0)
     return check_multiplier(multiplier, optimizer)
+
+
+def _freeze_again(model: Any) -> None:
+    """Freeze what is in frozen layers: configs say so of the layers alone."""
+    for layer in model.layers:
+        if is_graph(layer):
+            _freeze_again(layer)
+        elif not layer.trainable:
+            freeze(layer)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from bali_keras.counterparts import has_counterpart
 from bali_keras.layers.composite import layers_within
-from tfp_rank1.conversion import is_graph, trial_inputs, trial_of
-from tfp_rank1.keras_internals import input_structure
+from bali_keras.trials import met_by_example, out_of_reach
+from tfp_rank1.conversion import is_graph
+from tfp_rank1.keras_internals import calls_of
 
 __all__ = ["Parts"]
-
-# Numbers of rows of two trial runs: a part whose first axis follows them meets examples.
-_ROWS = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +23,15 @@ class _Place:
     """Where a layer is in a net.
 
     Attributes:
-        path: names of the layers of the net, and of attributes within them.
+        names: the path, of names of layers and of attributes within them; then those of layers
+            and models around it.
         layer: the layer.
         owner: the layer that it is an attribute of, at any depth; None for a layer of a graph.
         attribute: its path within the owner.
         is_part: whether it is, or is within, an attribute of a layer.
     """
 
-    path: str
+    names: tuple[str, ...]
     layer: Any
     owner: Any = None
     attribute: str = ""
@@ -44,28 +41,36 @@ class _Place:
 class Parts:
     """Which layers of a net, at any depth, can become BALI layers.
 
-    A layer within another, such as `encoder.mlp.0`, can if one attribute alone holds it and if
-    every row that it meets belongs to one example, which a trial run shows: rows of positions are
-    the same for all examples.
+    A layer can if a training step can follow its outputs, and if nothing but its own call reads its
+    weights. One within another layer, such as `encoder.mlp.0`, must also be held by one attribute
+    alone, and every row that it meets must belong to one example: rows of positions are the same
+    for all examples. Trial runs show that.
 
     Args:
         model: a model with a graph.
 
     Attributes:
-        candidates: names or paths, and the layers that can become BALI layers.
+        candidates: the layers that can become BALI layers, by names that stand for them: their
+            paths, those of layers around them, and of models.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self._places = list(_places(model, "", False))
-        parts = [v.layer for v in self._places if v.is_part and has_counterpart(v.layer)]
+        self._places = list(_places(model, "", ()))
+        possible = [v for v in self._places if has_counterpart(v.layer) and not _has_state(v.layer)]
+        layers = list({id(v.layer): v.layer for v in possible}.values())
+        parts = [v.layer for v in possible if v.is_part]
         uses = collections.Counter(map(id, parts))
-        by_example = _meet_examples(model, parts) if parts else set()
-        self.candidates = [
-            (v.path, v.layer)
-            for v in self._places
-            if has_counterpart(v.layer)
+        by_example = met_by_example(model, parts) if parts else set()
+        lost, order = out_of_reach(model, layers)
+        found = [
+            v
+            for v in possible
+            if id(v.layer) not in lost
             and (not v.is_part or (uses[id(v.layer)] == 1 and id(v.layer) in by_example))
         ]
+        ranks = {key: rank for rank, key in enumerate(order)}
+        found.sort(key=lambda v: ranks.get(id(v.layer), len(ranks)))
+        self.candidates = [(v.names, v.layer) for v in found]
 
     def within(self, layer: Any, chosen: set[int]) -> dict[str, Any]:
         """The parts of a layer that are chosen, or models with a layer that is, by attribute."""
@@ -79,21 +84,40 @@ class Parts:
 
 def _holds(model: Any, chosen: set[int]) -> bool:
     """Whether a model has a chosen layer, or a layer that is made of some."""
-    return any(id(v.layer) in chosen for v in _places(model, "", True))
+    return any(id(v.layer) in chosen for v in _places(model, "", ()))
 
 
-def _places(model: Any, prefix: str, is_part: bool) -> Iterator[_Place]:
-    """The layers of a model, of the models in it, and of its layers."""
+def _places(model: Any, prefix: str, around: tuple[str, ...]) -> Iterator[_Place]:
+    """The layers of a model, of the models in it, and of its layers.
+
+    Args:
+        model: the model.
+        prefix: of the paths of its layers.
+        around: names that stand for all of them.
+    """
     for layer in model.layers:
-        if is_graph(layer):
-            yield from _places(layer, prefix, is_part)
-            continue
         path = f"{prefix}{layer.name}"
-        yield _Place(path, layer, is_part=is_part)
+        if is_graph(layer):
+            yield from _places(layer, prefix, (*around, path))
+            continue
+        is_part = bool(prefix)
+        yield _Place((path, *around), layer, is_part=is_part)
         for attribute, part in () if _is_closed(layer) else layers_within(layer, _is_closed):
-            yield _Place(f"{path}.{attribute}", part, layer, attribute, is_part=True)
+            own = f"{path}.{attribute}"
+            # "encoder.mlp.0" is also "encoder.mlp" and "encoder".
+            steps = own.split(".")
+            names = *(".".join(steps[:end]) for end in range(len(steps), 0, -1)), *around
+            yield _Place(names, part, layer, attribute, is_part=True)
             if is_graph(part):
-                yield from _places(part, f"{path}.{attribute}.", is_part=True)
+                yield from _places(part, f"{own}.", names)
+
+
+def _has_state(layer: Any) -> bool:
+    """Whether a recurrent layer is called with a state to begin with."""
+    if not isinstance(layer, keras.layers.RNN):
+        return False
+    calls = [call.arguments for call in calls_of(layer)]
+    return any(len(v.args) > 1 or v.kwargs.get("initial_state") is not None for v in calls)
 
 
 def _is_closed(layer: Any) -> bool:
@@ -106,54 +130,3 @@ def _is_closed(layer: Any) -> bool:
         return False
     closed = keras.Model, keras.layers.Wrapper, keras.layers.RNN
     return isinstance(layer, closed) or has_counterpart(layer)
-
-
-# -- the trial run --------------------------------------------------------------------------------
-
-
-def _meet_examples(model: Any, layers: list[Any]) -> set[int]:
-    """Ids of the layers whose inputs have one entry per example in their first axis.
-
-    A layer is called at least once, and in every call of two runs, of 2 and of 3 examples.
-    """
-    found: list[set[int]] = []
-    for rows in _ROWS:
-        calls = _calls(model, layers, rows)
-        found.append({key for key, sizes in calls.items() if sizes == {rows}})
-    return set.intersection(*found)
-
-
-def _calls(model: Any, layers: list[Any], rows: int) -> dict[int, set[Any]]:
-    """Sizes of the first axes that every layer met in a run on random inputs; empty without one."""
-    for inputs in trial_inputs(model, rows):
-        seen: dict[int, set[Any]] = {id(layer): set() for layer in layers}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(trial_of(model))
-            for layer in {id(v): v for v in layers}.values():
-                stack.enter_context(_watched(layer, seen[id(layer)].update))
-            with contextlib.suppress(Exception):  # of inputs that the model does not take
-                model(tf.nest.pack_sequence_as(input_structure(model), inputs))
-                return seen
-    return {}
-
-
-@contextlib.contextmanager
-def _watched(layer: Any, note: Callable[[list[Any]], None]) -> Iterator[None]:
-    """A context in which a layer notes the first axis of the tensors that it is called with."""
-    call = layer.call
-
-    def watching(*args: Any, **kwargs: Any) -> Any:
-        given = [v for v in keras.tree.flatten((args, _inputs_of(kwargs))) if tf.is_tensor(v)]
-        note([v.shape[0] if v.shape.rank else None for v in given])
-        return call(*args, **kwargs)
-
-    object.__setattr__(layer, "call", watching)
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
-
-
-def _inputs_of(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call that are no masks, whose first axis may be 1."""
-    return {name: value for name, value in kwargs.items() if not name.endswith("mask")}

@@ -189,3 +189,162 @@ def test_parts_of_a_layer():
     assert len([w for w in new.weights if "last" in w.path]) == 0
     with pytest.raises(KeyError, match=r"no parts \['maps.1'\]"):
         composed(block, {"maps.1": bk.layers.DenseBali(WIDTH)})
+
+
+def registered(cls):
+    return keras.saving.register_keras_serializable("parts")(cls)
+
+
+@registered
+class Pair(K.Layer):
+    """Two dense parts; subclasses say what becomes of them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.second, self.first = K.Dense(WIDTH), K.Dense(WIDTH, activation="tanh")
+
+    def build(self, x_shape):
+        self.first.build(x_shape)
+        self.second.build(x_shape)
+        self.built = True
+
+    def call(self, x):
+        return self.second(self.first(x)) + 1.0
+
+
+@registered
+class Loops(Pair):
+    def call(self, x):
+        more = keras.ops.while_loop(lambda i, h: i < 2, lambda i, h: (i + 1, self.first(h)), (0, x))
+        return self.second(more[1])
+
+
+@registered
+class Stops(Pair):
+    def call(self, x):
+        return self.second(x) + keras.ops.stop_gradient(self.first(x))
+
+
+@registered
+class OutOfTraining(Pair):
+    def call(self, x, training=None):
+        return self.second(x) if training else self.second(x) + 0.0 * self.first(x)
+
+
+@registered
+class Tied(Pair):
+    def call(self, x):
+        return keras.ops.matmul(self.second(self.first(x)), self.first.kernel)
+
+
+def dense_net(layer):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS, WIDTH))
+    return keras.Model(inputs, K.Dense(2, name="head")(K.Flatten()(layer(inputs))))
+
+
+def converted(model):
+    return [row.name for row in model.conversion_report.converted]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    x = RNG.normal(size=(32, STEPS, WIDTH)).astype("float32")
+    return x, (x[:, 0, 0] > 0).astype("int32")
+
+
+@pytest.mark.parametrize("kind", [Loops, Stops, OutOfTraining, Tied])
+def test_parts_that_a_step_cannot_follow_stay(kind, rows):
+    """Or whose weights other code reads: it would see the means and send back no gradient."""
+    model = bk.convert(dense_net(kind(name="pair")), "categorical")
+    assert converted(model) == ["pair.second", "head"]
+    model.compile()
+    model.fit(*rows, batch_size=16, verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'pair'")
+def test_a_layer_that_stops_masks_stops_them_as_before(rows):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS, WIDTH))
+    h = Pair(name="pair")(K.Masking()(inputs))
+    stock = keras.Model(inputs, K.Dense(2)(K.GlobalAveragePooling1D()(h)))
+    x = np.where(np.arange(STEPS)[:, None] < 4, rows[0], 0.0)
+    model = bk.convert(stock, "categorical")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), stock(x), atol=1e-6)
+
+
+@registered
+class Scaled(Pair):
+    def build(self, query_shape, context_shape=None):
+        super().build(query_shape)
+
+    def call(self, query, context=None, scale=1.0):
+        return self.second(self.first(query)) * scale + context
+
+
+def test_tensors_and_numbers_as_arguments(rows, tmp_path):
+    inputs = [keras.Input((STEPS, WIDTH)), keras.Input((STEPS, WIDTH))]
+    h = Scaled()(inputs[0], context=inputs[1], scale=2.0)
+    stock = keras.Model(inputs, K.Dense(2)(K.Flatten()(h)))
+    model = bk.convert(stock, "categorical")
+    x = [rows[0], rows[0][::-1]]
+    with r1.posterior_mean():
+        np.testing.assert_allclose(model(x), stock(x), atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with r1.posterior_mean():
+        np.testing.assert_allclose(loaded(x), stock(x), atol=1e-6)
+
+
+@registered
+class Late(K.Layer):
+    """Has a part that only a call builds, and one that is trained."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.rnn = K.LayerNormalization(), K.SimpleRNN(WIDTH, return_sequences=True)
+
+    def call(self, x):
+        return self.norm(self.rnn(x))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.filterwarnings("ignore:`build")
+def test_what_is_frozen_is_frozen_after_loading(rows, tmp_path):
+    stock = dense_net(Late(name="late"))
+    stock(rows[0])
+    stock.get_layer("late").norm.gamma.assign(np.linspace(0.5, 1.5, WIDTH))
+    with pytest.warns(UserWarning, match="became Bayesian"):
+        model = bk.convert(stock, "categorical")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.trainable_variables == []
+    with r1.posterior_mean():
+        np.testing.assert_allclose(loaded(rows[0]), stock(rows[0]), atol=1e-5)
+
+
+def test_the_last_layer_is_the_last_to_be_called():
+    inputs = keras.Input((STEPS, WIDTH))
+    stock = keras.Model(inputs, Pair(name="pair")(inputs))
+    model = bk.convert(stock, "normal", layers="last")
+    assert converted(model) == ["pair.second"]
+
+
+def test_models_within_have_names(rows):
+    inner = keras.Sequential([keras.Input((WIDTH,)), K.Dense(4, name="inner")], name="backbone")
+    inputs = keras.Input((WIDTH,))
+    stock = keras.Model(inputs, K.Dense(2, name="head")(inner(inputs)))
+    assert converted(bk.convert(stock, "categorical", layers=["backbone"])) == ["inner"]
+    with pytest.raises(ValueError, match=r"must choose at least one layer, of \['inner', 'head'\]"):
+        bk.convert(stock, "categorical", layers=[])
+
+
+def test_a_recurrent_layer_with_a_given_state_stays():
+    inputs = keras.Input((STEPS, 3))
+    _, state = K.GRU(4, return_state=True)(inputs)
+    stock = keras.Model(inputs, K.Dense(2, name="head")(K.GRU(4)(inputs, initial_state=state)))
+    with pytest.warns(UserWarning, match="became Bayesian"):
+        assert converted(bk.convert(stock, "categorical")) == ["head"]

@@ -36,6 +36,7 @@ __all__ = [
     "compiled_loss",
     "compiled_metrics",
     "forget_metrics",
+    "freeze",
     "function_within",
     "graph_of",
     "has_strategy_of_its_own",
@@ -69,6 +70,7 @@ __all__ = [
     "set_mask",
     "standardized_inputs",
     "stored_weight",
+    "take_signature",
     "tracked_by_tensorflow",
     "unlocked",
     "unpickle_model",
@@ -86,6 +88,12 @@ _CALL_CONTEXT = "current_call_ctx"
 def layers_of(layer: Any, include_self: bool = True) -> list[Any]:
     """A layer and all layers in it, each once; `model.layers` stops at the first level."""
     return list(layer._flatten_layers(include_self=include_self))
+
+
+def freeze(layer: Any) -> None:
+    """Freeze a layer and all layers in it, also those of a layer that is frozen already."""
+    for part in layers_of(layer):
+        part.trainable = False  # Keras takes no notice of a value that an attribute has
 
 
 def own_attributes(layer: Any) -> dict[str, Any]:
@@ -233,6 +241,20 @@ def replace_part(layer: Any, name: Any, new: Any, holder: Any = None) -> None:
         else:
             layer._tracker.untrack(holder[name])
             holder[name] = layer._tracker.track(new)
+
+
+def take_signature(layer: Any, other: Any) -> None:
+    """Have Keras pass arguments on to a layer as it would to `other`, masks and all."""
+    names = (
+        "_call_signature",
+        "call_signature_parameters",
+        "_call_has_training_arg",
+        "_call_has_mask_arg",
+        "_call_has_context_arg",
+    )
+    for name in names:
+        if hasattr(other, name):  # some are of newer versions
+            setattr(layer, name, getattr(other, name))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,14 @@ from typing import Any
 
 import keras
 
-from tfp_rank1.conversion import same_weights
-from tfp_rank1.keras_internals import layers_of, own_attributes, replace_part
+from tfp_rank1.conversion import same_own_weights, same_weights
+from tfp_rank1.keras_internals import (
+    freeze,
+    layers_of,
+    own_attributes,
+    replace_part,
+    take_signature,
+)
 from tfp_rank1.serialization import registered
 
 __all__ = ["CompositeBali", "composed", "layers_within"]
@@ -48,7 +54,7 @@ class CompositeBali(keras.layers.Layer):
         self, layer: Mapping[str, Any], parts: Mapping[str, keras.layers.Layer], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.supports_masking = True
+        self.supports_masking = True  # see `compute_mask`
         self._description = dict(layer)  # as it was: a layer may read its config from its parts
         self.layer: Any = None
         self.parts = dict(parts)
@@ -72,6 +78,7 @@ class CompositeBali(keras.layers.Layer):
                 part.build_from_config(self._shapes[path])
             _replace(layer, path, part)
         _freeze(layer, list(self.parts.values()))
+        take_signature(self, layer)
         self.built = True
 
     def get_build_config(self) -> dict[str, Any]:
@@ -82,7 +89,8 @@ class CompositeBali(keras.layers.Layer):
         """Create all weights, and put the parts in their places."""
         shapes = config["shapes"]
         layer = _made(self._description)
-        layer.build_from_config(shapes[""])
+        if not layer.built:
+            layer.build_from_config(shapes[""])
         _build_within(layer, shapes)
         self.take(layer)
 
@@ -97,7 +105,8 @@ class CompositeBali(keras.layers.Layer):
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask that the layer passes on."""
-        return self.layer.compute_mask(inputs, previous_mask)
+        layer = self.layer
+        return layer.compute_mask(inputs, previous_mask) if layer.supports_masking else None
 
     def get_config(self) -> dict[str, Any]:
         parts = {path: keras.saving.serialize_keras_object(v) for path, v in self.parts.items()}
@@ -121,13 +130,29 @@ def composed(layer: Any, parts: Mapping[str, keras.layers.Layer]) -> CompositeBa
     """
     description = description_of(layer)
     new = _made(description)
-    new.build_from_config(layer.get_build_config())
+    if not new.built:
+        new.build_from_config(layer.get_build_config())
     shapes = {path: v.get_build_config() for path, v in layers_within(layer) if v.built}
     _build_within(new, shapes)
-    same_weights(layer, new)
+    _same_weights(layer, new)
     result = CompositeBali(description, parts, name=layer.name, dtype=layer.dtype_policy)
     result.take(new)
     return result
+
+
+def _same_weights(old: Any, new: Any) -> None:
+    """Copy the weights of a layer and of all its parts, path by path: orders may differ."""
+    same_own_weights(old, new)
+    found = dict(layers_within(new))
+    for path, part in layers_within(old):
+        if path not in found:
+            raise ValueError(
+                f"A layer has to be copied, and its config makes one without {path!r}. Give the "
+                "class a get_config with all arguments of its constructor. "
+                f"Received: layer {old.name!r} of class {type(old).__name__}"
+            )
+        copy = same_weights if isinstance(part, keras.Model) else same_own_weights
+        copy(part, found[path])
 
 
 def _build_within(layer: Any, shapes: Mapping[str, Any]) -> None:
@@ -213,7 +238,7 @@ def _freeze(layer: Any, parts: list[Any]) -> None:
     Frozen parts are not trained, and their noise would count as noise of the observations.
     """
     kept = [(v, v.trainable) for part in parts for v in layers_of(part)]
-    layer.trainable = False  # and all that is in it
+    freeze(layer)
     for part, flag in kept:
         part.trainable = flag
     own = {id(part) for part, _ in kept}

@@ -133,6 +133,8 @@ class _RecurrentBali(keras.layers.Layer):
     num_gates: int
     num_states: int
     recurrent_bias = False
+    # `keras.layers.Bidirectional` asks for both.
+    stateful = return_state = False
 
     def __init__(
         self,
@@ -157,6 +159,7 @@ class _RecurrentBali(keras.layers.Layer):
         self.return_sequences, self.go_backwards = bool(return_sequences), bool(go_backwards)
         self.zero_output_for_mask = bool(zero_output_for_mask)
         self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         seed = self._bali["seed"]
         shared = {**self._bali, "bias_initializer": bias_initializer, "dtype": self.dtype_policy}
         width = self.num_gates * self.units

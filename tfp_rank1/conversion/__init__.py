@@ -11,7 +11,7 @@ from tfp_rank1.conversion.stock import (
     without_function,
     without_likelihood,
 )
-from tfp_rank1.conversion.transfer import same_weights, uncompiled
+from tfp_rank1.conversion.transfer import same_own_weights, same_weights, uncompiled
 from tfp_rank1.conversion.trial import trial_inputs, trial_of
 from tfp_rank1.model.raw_outputs import ends_to_drop, is_graph
 
@@ -30,6 +30,7 @@ __all__ = [
     "is_graph",
     "likelihoods_for",
     "register_converter",
+    "same_own_weights",
     "same_weights",
     "trial_inputs",
     "trial_of",

@@ -69,17 +69,22 @@ def nothing(old: Any, new: Any) -> None:
 
 def same_weights(old: Any, new: Any) -> None:
     """Copy the weights of a layer and of all layers in it."""
-    # As each layer saves and loads itself: loading computes constants that depend on weights, and
-    # saving merges LoRA weights into their kernel.
     for before, after in zip(layers_of(old), layers_of(new), strict=True):
-        store: dict[str, Any] = {}
-        before.save_own_variables(store)
-        if store:
-            after.load_own_variables(store)
-        if hasattr(before, "save_assets"):  # such as vocabularies, which are no weights
-            with tempfile.TemporaryDirectory() as folder:
-                before.save_assets(folder)
-                after.load_assets(folder)
+        same_own_weights(before, after)
+
+
+def same_own_weights(old: Any, new: Any) -> None:
+    """Copy the weights of a layer alone, and what else it saves."""
+    # As it saves and loads itself: loading computes constants that depend on weights, and saving
+    # merges LoRA weights into their kernel.
+    store: dict[str, Any] = {}
+    old.save_own_variables(store)
+    if store:
+        new.load_own_variables(store)
+    if hasattr(old, "save_assets"):  # such as vocabularies, which are no weights
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
 
 
 def weights_of_members(old: Any, new: Any) -> None:

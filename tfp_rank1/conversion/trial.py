@@ -49,7 +49,7 @@ def trial_inputs(model: Any, rows: int) -> Iterator[list[Any]]:
     """Random values for the inputs of a Functional or Sequential model, one guess after another.
 
     Numbers are standard normal; whole numbers and texts are such as the layers that read them know:
-    rows of an embedding, entries of a vocabulary.
+    rows of an embedding, entries of a vocabulary. Layers that mask a value find it once.
 
     Args:
         model: the model.
@@ -60,10 +60,15 @@ def trial_inputs(model: Any, rows: int) -> Iterator[list[Any]]:
     """
     rng = np.random.default_rng(0)
     known = [_known_values(t, model) for t in model.inputs]
+    masks = (v.mask_value for v in layers_of(model) if isinstance(v, keras.layers.Masking))
+    masked = next(masks, None)
     for size in _SIZES:
         for is_narrow in (False, True):
             pairs = zip(model.inputs, known, strict=True)
-            yield [_values(t, rng, rows, size, () if is_narrow else v, is_narrow) for t, v in pairs]
+            yield [
+                _values(t, rng, rows, size, () if is_narrow else v, is_narrow, masked)
+                for t, v in pairs
+            ]
 
 
 def _values(
@@ -73,6 +78,7 @@ def _values(
     size: int,
     known: Sequence[Any],
     is_narrow: bool,
+    masked: float | None,
 ) -> Any:
     """Random values in the shape and dtype of a symbolic input; see `trial_inputs`."""
     shape = [tensor.shape[0] or rows, *(size if d is None else d for d in tensor.shape[1:])]
@@ -88,6 +94,8 @@ def _values(
         kind = object if tensor.dtype == "string" else None
         is_range = isinstance(known, range)  # which may be too long for an array
         values = places if is_range else np.array(known, dtype=kind)[places]
+    if masked is not None and not known and values.ndim > 2:
+        values[0, -1] = masked
     values = tf.cast(tf.constant(values), tensor.dtype)
     if tensor.sparse:
         return tf.sparse.from_dense(values)
