@@ -156,7 +156,7 @@ def test_parts_are_chosen_by_path(texts):
     )
 
 
-@pytest.mark.parametrize("kind", [K.LSTM, K.GRU])
+@pytest.mark.parametrize("kind", [K.LSTM, pytest.param(K.GRU, marks=pytest.mark.slow)])
 def test_bidirectional_layers(kind):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((STEPS, 3))
