@@ -20,14 +20,15 @@ def draws_of(layer, x, draws=DRAWS):
     return np.stack([call() for _ in range(draws)])
 
 
-def test_signs():
-    signs = r1.random.signs((7, 500, 3), r1.random.make_seed(0)).numpy()
-    assert signs.shape == (7, 500, 3) and set(np.unique(signs)) == {-1.0, 1.0}
-    assert abs(signs.mean()) < 4.5 / np.sqrt(signs.size)
-    flat = signs.reshape(-1, 3)
+@pytest.mark.parametrize("width", [3, 64])
+def test_coins(width):
+    coins = r1.random.coins((7, 500, width), r1.random.make_seed(0)).numpy()
+    assert coins.shape == (7, 500, width) and set(np.unique(coins)) == {-1.0, 0.0}
+    assert abs(coins.mean() + 0.5) < 4.5 * 0.5 / np.sqrt(coins.size)
+    flat = coins.reshape(-1, width)[:, :3]
     np.testing.assert_allclose(np.corrcoef(flat.T), np.eye(3), atol=4.5 / np.sqrt(len(flat)))
-    again = tf.function(lambda n: r1.random.signs((7, n, 3), r1.random.make_seed(0)))
-    np.testing.assert_array_equal(again(500), signs)
+    again = tf.function(lambda n: r1.random.coins((7, n, width), r1.random.make_seed(0)))
+    np.testing.assert_array_equal(again(500), coins)
 
 
 @pytest.mark.parametrize("sampling", ["flipout", "member"])

@@ -17,6 +17,7 @@ __all__ = [
     "SeedSource",
     "SharedDraws",
     "as_drawn",
+    "coins",
     "draw_scope",
     "entropy_seed",
     "fold_in",
@@ -28,7 +29,6 @@ __all__ = [
     "save_seed_state",
     "seed_scope",
     "shared_seed",
-    "signs",
 ]
 
 _INT32_MAX = 2**31 - 1
@@ -231,18 +231,24 @@ def normal(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     return tf.reshape(_box_muller(bits)[0, :count], shape)
 
 
-def signs(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Independent signs, -1 or 1, float32: one random bit each.
+def coins(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
+    """Independent tosses of a fair coin, -1 or 0, float32: one random bit each.
 
     Args:
         shape: dimensions, static or scalar tensors.
         seed: int32 `[2]`.
     """
+    *rows, width = shape
+    # Whole words for every row where they fit, as a slice would copy all of them.
+    fits = isinstance(width, int) and width % 32 == 0
     count = tf.reduce_prod(tf.stack(shape))
     words = _integers(tf.stack([(count + 31) // 32, 1]), seed)
     # Every bit in turn comes to the front, and then fills the integer: 0 or -1.
     bits = tf.bitwise.right_shift(tf.bitwise.left_shift(words, tf.range(32)), 31)
-    return tf.reshape(2.0 * tf.cast(tf.reshape(bits, [-1])[:count], tf.float32) + 1.0, shape)
+    flat = tf.cast(bits, tf.float32)
+    if not fits:
+        flat = tf.reshape(flat, [-1])[:count]
+    return tf.reshape(flat, (*rows, width))
 
 
 def normal_rows(first_row: int | tf.Tensor, shape: tuple[Any, ...], seed: tf.Tensor) -> tf.Tensor:

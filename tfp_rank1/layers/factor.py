@@ -10,7 +10,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_rank1 import scopes
 from tfp_rank1.posteriors import Posterior, Variables
 from tfp_rank1.priors import FactorState, Prior
-from tfp_rank1.random import as_drawn, draw_scope, fold_in, signs
+from tfp_rank1.random import as_drawn, coins, draw_scope, fold_in
 
 __all__ = [
     "Factor",
@@ -156,11 +156,11 @@ class Factor:
         draw = self.sample(1, seed)
         if not self.posterior.stochastic:
             return draw
-        mean = self.mean()
         members, _, dim = draw.shape
         with draw_scope():
-            flips = signs((members, rows, dim), fold_in(seed, _FLIPS))
-        return mean + as_drawn(flips) * (draw - mean)
+            flips = coins((members, rows, dim), fold_in(seed, _FLIPS))
+        # -1 turns the draw into `mean - (draw - mean)`.
+        return draw + as_drawn(flips) * (2.0 * (draw - self.mean()))
 
     def moments(self, bounds: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Mean and variance of the draws of `sample`, `[members, 1, dim]` each.
