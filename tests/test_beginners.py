@@ -257,7 +257,8 @@ def test_callbacks_that_need_an_optimizer_are_named(table, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Only 3.4% of the parameters")  # the others are recurrent
-def test_dropout_of_frozen_parts_is_off():
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_dropout_of_frozen_parts_is_off(is_frozen):
     """Its noise would be learned as noise of the observations."""
     layers = keras.layers
     inputs = keras.Input((5, 3))
@@ -266,8 +267,11 @@ def test_dropout_of_frozen_parts_is_off():
     h = layers.TimeDistributed(layers.Dropout(0.4))(layers.Reshape((4, 2))(h))
     h = layers.Dropout(0.5)(layers.Flatten()(h))
     stock = keras.Model(inputs, layers.Dense(1)(h))
+    stock.get_layer(index=3).trainable = not is_frozen  # else it is made of BALI layers
     model = bk.convert(stock, "normal")
-    model.bali_layers[0].trainable = False  # so that the call may say training=True
+    assert len(model.bali_layers) == (1 if is_frozen else 5)
+    for layer in model.bali_layers:
+        layer.trainable = False  # so that the call may say training=True
     x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype("float32")
     with r1.posterior_mean():
         np.testing.assert_allclose(model(x, training=True), model(x), rtol=1e-6)
