@@ -127,6 +127,11 @@ def convert(
     likelihood = likelihoods_for(model, likelihood)
     parts = Parts(model)
     chosen = _chosen(parts.candidates, layers)
+    if not chosen and parts.candidates and layers != "all":
+        raise ValueError(
+            "Argument `layers` must choose at least one layer, of "
+            f"{[names[0] for names, _ in parts.candidates]}. Received: layers={layers!r}"
+        )
     counterparts = Counterparts([v for _, v in parts.candidates], chosen, prior_at_kernels)
     conversion = _Conversion(ends_to_drop(model, likelihood), counterparts, parts, chosen)
     # Keras compiles the clone of a compiled model, which fails for a loss that is not registered.
@@ -134,11 +139,6 @@ def convert(
         net = keras.models.clone_model(model, clone_function=conversion.clone, recursive=True)
     conversion.copy_weights()
     report = conversion.rows.report()
-    if not report.converted and not chosen and parts.candidates and layers != "all":
-        raise ValueError(
-            "Argument `layers` must choose at least one layer, of "
-            f"{[names[0] for names, _ in parts.candidates]}. Received: layers={layers!r}"
-        )
     if not report.converted:
         raise ValueError(
             "The model has no trainable layer that can be converted: "

@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from bali_keras.layers import (
     BaliLayer,
@@ -31,7 +30,7 @@ from tfp_rank1.moments.attention import attention
 from tfp_rank1.moments.cells import gru_states, lstm_states, parts
 from tfp_rank1.moments.linear import MAX_JOINT, covariance_behind
 from tfp_rank1.moments.merging import added
-from tfp_rank1.moments.recurrent import over_time
+from tfp_rank1.moments.recurrent import last, over_time
 from tfp_rank1.scopes import mean_mode, variance_factor
 
 __all__: list[str] = []
@@ -98,14 +97,19 @@ def _recurrent(layer: LSTMBali | GRUBali, x: Moments, step: Any) -> Moments:
     """Time steps, gates and states count as independent, as in `tfp_rank1.moments.recurrent`."""
     of_x = dataclasses.replace(propagate(layer.input_map, x), mask=x.mask)
     zeros = tf.zeros([tf.shape(of_x.mean)[0], layer.units], of_x.mean.dtype)
-    start = [Moments(zeros)] * layer.num_states
-    found = over_time(step, of_x, start, go_backwards=layer.go_backwards)[0]
-    if not layer.return_sequences:
-        return found.moved(lambda value: value[:, -1])
-    if x.mask is None or not layer.zero_output_for_mask:
-        return found
-    mask = ops.flip(x.mask, axis=1) if layer.go_backwards else x.mask
-    return found.scaled(tf.cast(mask, found.mean.dtype)[..., tf.newaxis])
+
+    def with_output(before: list[Moments], of_x: Moments) -> list[Moments]:
+        states = step(before[1:], of_x)
+        return [states[0], *states]
+
+    found = over_time(
+        with_output,
+        of_x,
+        [Moments(zeros)] * (1 + layer.num_states),
+        go_backwards=layer.go_backwards,
+        zero_output_for_mask=layer.return_sequences and layer.zero_output_for_mask,
+    )[0]
+    return found if layer.return_sequences else last(found)
 
 
 def _row_variance(layer: BaliLayer, h: tf.Tensor, v: tf.Tensor | None, shared: Any) -> tf.Tensor:

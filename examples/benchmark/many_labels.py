@@ -17,13 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,6 +29,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import rich
 from rich.table import Table
+
+from examples.benchmark.memory import resident
 
 BATCH, EPOCHS, TESTED, SAMPLES, RATE = 256, 5, 1000, 32, 1e-3
 MEBIBYTE = 2**20
@@ -45,15 +45,9 @@ def features(labels: int, inputs: int, rows: int) -> tuple[np.ndarray, ...]:
     return x[:rows], y[:rows], x[rows:], y[rows:]
 
 
-def resident() -> float:
-    """Mebibytes that the process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / MEBIBYTE
-
-
-def peak() -> float:
-    """Mebibytes that the process held at its peak."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def held(before: int) -> float:
+    """Mebibytes at the peak beyond the bytes held before."""
+    return (resident("VmHWM") - before) / MEBIBYTE
 
 
 def nll(probabilities: np.ndarray, y: np.ndarray) -> float:
@@ -81,13 +75,13 @@ def bali(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
     outputs = bk.layers.DenseBali(int(y.max()) + 1)(inputs)
     model = bk.BaliModel(inputs, outputs, likelihood="categorical")
     model.compile()
-    before = resident()
+    before = resident("VmRSS")
     fit, _ = timed(lambda: model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0))
     options: dict[str, Any] = {"num_samples": SAMPLES, "seed": 0} if way == "samples" else {}
     predict, answer = timed(
         lambda: model.posterior_predictive(x_test, method=way, **options).mean()
     )
-    return {"fit": fit, "predict": predict, "memory": peak() - before, "nll": nll(answer, y_test)}
+    return {"fit": fit, "predict": predict, "memory": held(before), "nll": nll(answer, y_test)}
 
 
 def point(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
@@ -100,11 +94,11 @@ def point(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
     model.compile(
         keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    before = resident()
+    before = resident("VmRSS")
     fit, _ = timed(lambda: model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0))
     predict, logits = timed(lambda: model.predict(x_test, verbose=0))
     answer = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    return {"fit": fit, "predict": predict, "memory": peak() - before, "nll": nll(answer, y_test)}
+    return {"fit": fit, "predict": predict, "memory": held(before), "nll": nll(answer, y_test)}
 
 
 def laplace(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
@@ -119,7 +113,7 @@ def laplace(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(x, y), batch_size=BATCH, shuffle=True
     )
-    before = resident()
+    before = resident("VmRSS")
 
     def fit() -> Any:
         optimizer = torch.optim.Adam(net.parameters(), RATE)
@@ -144,7 +138,7 @@ def laplace(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
     return {
         "fit": seconds,
         "predict": predict * share,
-        "memory": peak() - before,
+        "memory": held(before),
         "nll": nll(answer, data[3][: len(tested)]),
     }
 

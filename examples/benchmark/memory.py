@@ -32,13 +32,13 @@ def peak(function: Callable[[], Any], repeats: int = 5) -> int:
     libc.mallopt(_MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
     (_PROCESS / "clear_refs").write_text("5")  # the peak starts from here
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(repeats):
         function()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
-    """A line of the process's status, in bytes."""
+def resident(name: str) -> int:
+    """Bytes that the process holds now, `"VmRSS"`, or held at its peak, `"VmHWM"`."""
     lines = (_PROCESS / "status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

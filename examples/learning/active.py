@@ -30,7 +30,7 @@ from rich.table import Table
 
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
-from examples.learning.spread import standard_errors
+from examples.learning.spread import cells, draw
 
 FIRST, MORE = 20, 10
 WAYS = "mutual information", "random"
@@ -74,9 +74,7 @@ def figure(labels: np.ndarray, curves: dict[str, np.ndarray]) -> plt.Figure:
     """Accuracy by number of labels, with standard errors."""
     fig, ax = plt.subplots(figsize=(6, 4))
     for way, values in curves.items():
-        mean, error = values.mean(axis=0), standard_errors(values)
-        (line,) = ax.plot(labels, mean, label=way)
-        ax.fill_between(labels, mean - error, mean + error, color=line.get_color(), alpha=0.3)
+        draw(ax, labels, values, way)
     ax.set(xlabel="labels", ylabel="accuracy on test images")
     ax.legend(frameon=False)
     fig.tight_layout()
@@ -100,9 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves = {way: np.array(rows) for way, rows in collected.items()}
     labels = FIRST + MORE * np.arange(options.rounds + 1)
     table = Table("labels", *WAYS)
-    for place, count in enumerate(labels):
-        columns = [(v.mean(axis=0)[place], standard_errors(v)[place]) for v in curves.values()]
-        table.add_row(str(count), *(f"{mean:.3f} +- {error:.3f}" for mean, error in columns))
+    for row in zip(map(str, labels), *map(cells, curves.values()), strict=True):
+        table.add_row(*row)
     rich.print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     figure(labels, curves).savefig(options.out / "active.png", dpi=150)

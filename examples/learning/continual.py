@@ -31,7 +31,7 @@ from rich.table import Table
 
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
-from examples.learning.spread import standard_errors
+from examples.learning.spread import cells, standard_errors
 
 STRENGTHS = 0.03, 0.1, 0.3, 1.0
 SECOND = 5  # the first digit of the second task
@@ -113,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measured(options.seeds, options.epochs)
     table = Table("second task", "digits 0-4", "digits 5-9")
     for name, rows in found.items():
-        pairs = zip(rows.mean(axis=0), standard_errors(rows), strict=True)
-        table.add_row(name, *(f"{mean:.3f} +- {error:.3f}" for mean, error in pairs))
+        table.add_row(name, *cells(rows))
     rich.print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     figure(found).savefig(options.out / "continual.png", dpi=150)

@@ -33,7 +33,7 @@ from scipy.ndimage import rotate
 
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
-from examples.learning.spread import standard_errors
+from examples.learning.spread import cells, draw
 
 RATES = 0.1, 0.02, 0.005, 0.001
 BATCH, LOOKS, TURN = 32, 20, 180.0
@@ -104,9 +104,7 @@ def figure(found: dict[str, np.ndarray]) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(7, 4))
     angles = TURN * np.arange(1, LOOKS + 1) / LOOKS
     for name, rows in found.items():
-        mean, error = rows.mean(axis=0), standard_errors(rows)
-        (line,) = ax.plot(angles, mean, label=name)
-        ax.fill_between(angles, mean - error, mean + error, color=line.get_color(), alpha=0.3)
+        draw(ax, angles, rows, name)
     ax.set(xlabel="angle of the images, degrees", ylabel="NLL of test images, nats", yscale="log")
     ax.legend()
     fig.tight_layout()
@@ -124,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measured(options.seeds, options.steps)
     table = Table("", "NLL of the second half, nats")
     for name, rows in found.items():
-        late = rows[:, LOOKS // 2 :].mean(axis=1)
-        table.add_row(name, f"{late.mean():.3f} +- {standard_errors(late[:, np.newaxis])[0]:.3f}")
+        late = rows[:, LOOKS // 2 :].mean(axis=1, keepdims=True)
+        table.add_row(name, *cells(late))
     rich.print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     figure(found).savefig(options.out / "drift.png", dpi=150)

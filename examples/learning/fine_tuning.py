@@ -30,7 +30,7 @@ import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.images import load_images
 from examples.datasets.small import Split
-from examples.learning.spread import standard_errors
+from examples.learning.spread import cells
 
 BATCH, RATE = 64, 1e-3
 METRICS = "accuracy", "NLL, nats", "calibration error", "seconds"
@@ -128,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measured(data, options.seeds, options.epochs, options.more)
     table = Table("", *METRICS)
     for name, rows in found.items():
-        pairs = zip(rows.mean(axis=0), standard_errors(rows), strict=True)
-        table.add_row(name, *(f"{mean:.3f} +- {error:.3f}" for mean, error in pairs))
+        table.add_row(name, *cells(rows))
     rich.print(table)
 
 

@@ -129,9 +129,11 @@ class _CellRank1(Rank1Mixin):
         """
         draws = self._draws(sequences[:, 0])
         rows = tf.shape(sequences)[0] // self.ensemble_size
-        kernel, r, s = self._for_loop(sequences, self.kernel, draws.r, draws.s)
+        # Kernels of members take no more memory than all steps' products, for batches of 16 rows.
+        widest = 16 * (sequences.shape[1] or 1)
+        kernel, r, s = self._for_loop(self.kernel, draws.r, draws.s, rows, widest)
         recurrent = self.recurrent_kernel, draws.recurrent_r, draws.recurrent_s
-        recurrent_kernel, recurrent_r, recurrent_s = self._for_loop(sequences, *recurrent)
+        recurrent_kernel, recurrent_r, recurrent_s = self._for_loop(*recurrent, rows, widest)
         bias = draws.bias
         bias = None if bias is None else self._rows_of(bias, rows)
         scopes.held_draws.value[self] = Draws(
@@ -139,17 +141,15 @@ class _CellRank1(Rank1Mixin):
         )
 
     def _for_loop(
-        self, sequences: tf.Tensor, kernel: Any, r: tf.Tensor, s: tf.Tensor
+        self, kernel: Any, r: tf.Tensor, s: tf.Tensor, rows: tf.Tensor, widest: int
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
         """A kernel and its factors as `before_loop` holds them."""
         kernel = ops.cast(kernel, self.compute_dtype)
-        # Kernels of members take no more memory than all steps' products, for batches of 16 rows.
-        is_small = kernel.shape[0] <= 16 * (sequences.shape[1] or 1)
+        is_small = kernel.shape[0] <= widest
         if self.perturbation == "multiplicative" and is_small and r.shape[1] == s.shape[1] == 1:
             r, s = (ops.cast(value, kernel.dtype) for value in (r, s))
             own = tf.transpose(r, [0, 2, 1]) * kernel * s
             return own[0] if self.ensemble_size == 1 else own, None, None
-        rows = tf.shape(sequences)[0] // self.ensemble_size
         return kernel, self._rows_of(r, rows), self._rows_of(s, rows)
 
     def _rows_of(self, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

@@ -25,7 +25,7 @@ from tfp_rank1 import scopes
 from tfp_rank1.moments.carrier import Moments
 from tfp_rank1.moments.registry import WAY_OUT, propagate, register
 
-__all__ = ["over_time"]
+__all__ = ["last", "over_time"]
 
 layers = keras.layers
 # `(before, x_t) -> after`.
@@ -62,8 +62,8 @@ def _sequence(layer: Any, x: Moments, initial_state: Any = None) -> Moments | li
         is_unrolled=layer.unroll,
         zero_output_for_mask=layer.zero_output_for_mask,
     )
-    result = found[0] if layer.return_sequences else _last(found[0])
-    return [result, *map(_last, found[1:])] if layer.return_state else result
+    result = found[0] if layer.return_sequences else last(found[0])
+    return [result, *map(last, found[1:])] if layer.return_state else result
 
 
 def over_time(
@@ -108,7 +108,7 @@ def _pairs(moments: list[Moments]) -> Pairs:
     return [(m.mean, m.variance_or_zeros()) for m in moments]
 
 
-def _last(x: Moments) -> Moments:
+def last(x: Moments) -> Moments:
     """Moments of the last time step."""
     return x.moved(lambda value: value[:, -1])
 
