@@ -15,7 +15,7 @@ from keras import ops
 from tfp_rank1 import scopes
 from tfp_rank1.keras_internals import lstm_carry_and_output
 from tfp_rank1.layers.docstrings import fill_docstring
-from tfp_rank1.layers.folding import check_rows, fold, unfold
+from tfp_rank1.layers.folding import check_rows, fold
 from tfp_rank1.layers.rank1 import SEED_STEP, Composite, Rank1Mixin, by_name, rank1_config
 from tfp_rank1.random import fold_in, next_seed
 from tfp_rank1.serialization import registered
@@ -38,15 +38,14 @@ class Draws(NamedTuple):
             `[..., gates * units]`.
         bias: `[..., gates * units]`, twice as long for a GRU with `reset_after`; None without a
             bias.
-        kernel, recurrent_kernel: as a loop over time steps multiplies by them, `[in, ...]` and
-            `[units, ...]` or one per member, `[K, in, ...]`; None outside of one. In a loop draws
-            are rows `[K*B, ...]`, and factors None that the kernels hold.
+        kernel, recurrent_kernel: as a loop over time steps multiplies by them, in the dtype that
+            the layer computes in; None outside of a loop. Inside, draws are rows `[K*B, ...]`.
     """
 
-    r: tf.Tensor | None
-    s: tf.Tensor | None
-    recurrent_r: tf.Tensor | None
-    recurrent_s: tf.Tensor | None
+    r: tf.Tensor
+    s: tf.Tensor
+    recurrent_r: tf.Tensor
+    recurrent_s: tf.Tensor
     bias: tf.Tensor | None
     kernel: tf.Tensor | None = None
     recurrent_kernel: tf.Tensor | None = None
@@ -119,38 +118,21 @@ class _CellRank1(Rank1Mixin):
     # -- before the loop over time steps --------------------------------------------------------
 
     def before_loop(self, sequences: tf.Tensor) -> None:
-        """Turn the draws that are held into what every time step multiplies by.
-
-        Draws that all rows of a member share go into a kernel of its own, `W_k = W o (r_k s_k^T)`,
-        which the steps then share; other draws become rows.
+        """Turn the draws that are held into rows, which every time step multiplies by.
 
         Args:
             sequences: `[K*B, T, in]`.
         """
-        draws = self._draws(sequences[:, 0])
+        # A kernel per member in place of rows of shared draws would spare the step two products by
+        # entry, but then the matrix products of some CPUs take twice the time.
+        held = self._draws(sequences[:, 0])
         rows = tf.shape(sequences)[0] // self.ensemble_size
-        # Kernels of members take no more memory than all steps' products, for batches of 16 rows.
-        widest = 16 * (sequences.shape[1] or 1)
-        kernel, r, s = self._for_loop(self.kernel, draws.r, draws.s, rows, widest)
-        recurrent = self.recurrent_kernel, draws.recurrent_r, draws.recurrent_s
-        recurrent_kernel, recurrent_r, recurrent_s = self._for_loop(*recurrent, rows, widest)
-        bias = draws.bias
-        bias = None if bias is None else self._rows_of(bias, rows)
+        draws = (held.r, held.s, held.recurrent_r, held.recurrent_s, held.bias)
+        kernels = (self.kernel, self.recurrent_kernel)
         scopes.held_draws.value[self] = Draws(
-            r, s, recurrent_r, recurrent_s, bias, kernel, recurrent_kernel
+            *(None if value is None else self._rows_of(value, rows) for value in draws),
+            *(ops.cast(kernel, self.compute_dtype) for kernel in kernels),
         )
-
-    def _for_loop(
-        self, kernel: Any, r: tf.Tensor, s: tf.Tensor, rows: tf.Tensor, widest: int
-    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
-        """A kernel and its factors as `before_loop` holds them."""
-        kernel = ops.cast(kernel, self.compute_dtype)
-        is_small = kernel.shape[0] <= widest
-        if self.perturbation == "multiplicative" and is_small and r.shape[1] == s.shape[1] == 1:
-            r, s = (ops.cast(value, kernel.dtype) for value in (r, s))
-            own = tf.transpose(r, [0, 2, 1]) * kernel * s
-            return own[0] if self.ensemble_size == 1 else own, None, None
-        return kernel, self._rows_of(r, rows), self._rows_of(s, rows)
 
     def _rows_of(self, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Draws `[K, B or 1, dim]` as `[K*B, dim]`."""
@@ -170,7 +152,7 @@ class _CellRank1(Rank1Mixin):
         kernel = ops.convert_to_tensor(self.recurrent_kernel) if kernel is None else kernel
         if gates != slice(None):
             columns = slice(gates.start * self.units, gates.stop * self.units)
-            kernel, s = kernel[..., columns], None if s is None else s[..., columns]
+            kernel, s = kernel[..., columns], s[..., columns]
             mask = mask[gates] if isinstance(mask, Sequence) else mask
         return self._factored(self._project(h, mask, kernel, draws.recurrent_r), s)
 
@@ -186,21 +168,16 @@ class _CellRank1(Rank1Mixin):
             self.get_recurrent_dropout_mask(h) if on_state else None,
         )
 
-    def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor | None) -> tf.Tensor:
+    def _project(self, x: tf.Tensor, mask: Any, kernel: Any, r: tf.Tensor) -> tf.Tensor:
         """`W^T (x o mask o r)`, with one mask for all gates or a list of one per gate."""
         # Keras has a mask per gate under `implementation=1`: then each gate is a product by itself.
         if isinstance(mask, Sequence):
             parts = zip(mask, ops.split(kernel, len(mask), axis=-1), strict=True)
             return ops.concatenate([self._project(x, m, w, r) for m, w in parts], axis=-1)
-        x = self._factored(x if mask is None else x * mask, r)
-        if len(kernel.shape) == 2:
-            return ops.matmul(x, kernel)
-        return fold(ops.matmul(unfold(x, self.ensemble_size), kernel))
+        return ops.matmul(self._factored(x if mask is None else x * mask, r), kernel)
 
-    def _factored(self, x: tf.Tensor, value: tf.Tensor | None) -> tf.Tensor:
+    def _factored(self, x: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
         """`x o value`, or `x + value`, for draws `[K, B or 1, dim]` or their rows `[K*B, dim]`."""
-        if value is None:
-            return x
         if len(value.shape) == 3:
             return self._perturb(x, value, -1)
         return x * value if self.perturbation == "multiplicative" else x + value
