@@ -70,6 +70,22 @@ def test_families_that_are_not_symmetric_are_refused(family):
         layer_of("flipout", family)
 
 
+def test_a_subclass_that_draws_in_its_own_way_says_itself_whether_it_is_symmetric():
+    class Skew(Q.Normal):
+        def sample(self, parameters, rows, seed):
+            return tf.exp(super().sample(parameters, rows, seed))
+
+    class Still(Q.Normal):
+        symmetric = True
+
+        def sample(self, parameters, rows, seed):
+            return super().sample(parameters, rows, seed)
+
+    with pytest.raises(ValueError, match="Skew"):
+        layer_of("flipout", Skew())
+    assert layer_of("flipout", Still()).sampling == "flipout"
+
+
 def test_points_take_no_signs():
     layer = layer_of("flipout", Q.Deterministic("ones"))
     x = np.ones((ROWS, INPUTS), "float32")

@@ -83,7 +83,8 @@ class Posterior(Configurable):
         stochastic: whether samples differ; False for a point.
         positive: whether every sample is positive.
         finite_variance: whether the second moment exists.
-        symmetric: whether samples lie around `mean` symmetrically, as `sampling="flipout"` needs.
+        symmetric: whether samples lie around `mean` symmetrically, as `sampling="flipout"` needs. A
+            subclass with a `distribution` or a `sample` of its own does not inherit it.
         default_prior: the name, in `tfp_rank1.priors`, of the prior that a factor gets by default;
             None for no prior.
     """
@@ -93,6 +94,13 @@ class Posterior(Configurable):
     finite_variance: ClassVar[bool] = True
     symmetric: ClassVar[bool] = False
     default_prior: ClassVar[str | None] = "normal"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Draws of its own may be skew: their class has to say that they are not.
+        own = cls.__dict__
+        if ("sample" in own or "distribution" in own) and "symmetric" not in own:
+            cls.symmetric = False
 
     def build(self, add_weight: AddWeight, shape: tuple[int, ...], center: float) -> Variables:
         """Create the variables.

@@ -326,7 +326,7 @@ def _check_samples_differ(model: Any) -> None:
     if shared:
         raise ValueError(
             "With num_train_samples above 1 layers must draw for every example: build them "
-            f"with sampling='example'. Received: sampling='member' in {shared}"
+            f"with sampling='example' or 'flipout'. Received: sampling='member' in {shared}"
         )
 
 
