@@ -9,7 +9,7 @@
     model.fit(x, y, batch_size=64, epochs=100)
 
 `bali_keras` builds on the general parts of `tfp_rank1` (model, likelihoods, predictive
-distribution, metrics, export) and never on its layers.
+distribution, metrics, export) and never on its rank-1 layers.
 
 Source: Kurle, Klushyn & Herbrich (2024), "Learning Neural Networks via Bayesian Layerwise
 Inference".
@@ -25,6 +25,7 @@ except ImportError as error:
 from bali_keras import (
     layers,
     matrix_normal,
+    models,
     moments,  # noqa: F401  registers the rules of the layers
     recording,
     schedules,
@@ -40,6 +41,7 @@ __all__ = [
     "convert",
     "layers",
     "matrix_normal",
+    "models",
     "recording",
     "schedules",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from tfp_rank1.checks import positive, whole
 from tfp_rank1.serialization import registered
 
 __all__ = [
+    "ByFeature",
     "InverseSoftplus",
     "RandomSign",
     "WideSigns",
@@ -92,6 +94,49 @@ class WideSigns(RandomSign):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "width": self.width}
+
+
+@registered("tfp_rank1")
+class ByFeature(keras.initializers.Initializer):
+    """One value per feature of a table, for all entries that the feature takes: `[K, entries]`.
+
+    A member then sees a feature as a whole with another sign or size, and not every entry of the
+    feature's vector.
+
+    Args:
+        initializer: a Keras initializer of the values `[K, features]`, or its name.
+        sizes: number of entries of every feature, in the order of the entries, at least 1 each.
+
+    Raises:
+        ValueError: for a size below 1; when called, for a shape with another number of entries.
+
+    Example: `posteriors.Deterministic(ByFeature(RandomSign(), [16] * 8))`, for 128 entries.
+
+    Source: Gorishniy, Kotelnikov & Babenko (2025), "TabM: Advancing Tabular Deep Learning with
+    Parameter-Efficient Ensembling".
+    """
+
+    def __init__(self, initializer: Any, sizes: Sequence[int]) -> None:
+        self.initializer = keras.initializers.get(initializer)
+        self.sizes = [whole("sizes", size) for size in sizes]
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
+        """The values, each repeated for its feature."""
+        if shape[-1] != sum(self.sizes):
+            raise ValueError(
+                f"ByFeature is for {sum(self.sizes)} entries, the sum of its sizes. Received: "
+                f"shape={tuple(shape)}"
+            )
+        values = self.initializer((*shape[:-1], len(self.sizes)), dtype)
+        return keras.ops.repeat(values, self.sizes, axis=-1)
+
+    def clone(self) -> ByFeature:
+        """A copy; of an initializer without a seed one that draws other values."""
+        return ByFeature(self.initializer.clone(), self.sizes)
+
+    def get_config(self) -> dict[str, Any]:
+        config = keras.initializers.serialize(self.initializer)
+        return {"initializer": config, "sizes": self.sizes}
 
 
 @registered("tfp_rank1")

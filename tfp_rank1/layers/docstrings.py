@@ -11,7 +11,7 @@ import re
 import textwrap
 from typing import TypeVar
 
-__all__ = ["fill_docstring"]
+__all__ = ["fill", "fill_docstring"]
 
 T = TypeVar("T")
 
@@ -89,13 +89,26 @@ def fill_docstring(cls: type[T]) -> type[T]:
     class DenseRank1(Rank1Mixin, keras.layers.Dense): ...      # {{raises}} in its docstring
     ```
     """
+    facts = {"stock": cls.__name__.removesuffix("Rank1")}
+    for dimensions, words in _CONVOLUTIONS.items():
+        facts |= words if dimensions in cls.__name__ else {}
+    return fill(cls, _SECTIONS | facts)
+
+
+def fill(cls: type[T], sections: dict[str, str]) -> type[T]:
+    """The class, with sections in the places of the placeholders in its docstring.
+
+    Args:
+        cls: the class.
+        sections: texts by name; they may hold placeholders too.
+
+    Raises:
+        KeyError: for a placeholder without a section.
+    """
     # `python -OO` strips docstrings.
     if cls.__doc__ is not None:
-        facts = {"stock": cls.__name__.removesuffix("Rank1")}
-        for dimensions, words in _CONVOLUTIONS.items():
-            facts |= words if dimensions in cls.__name__ else {}
         # Before Python 3.13 a docstring keeps the indentation of its source, sections have none.
-        cls.__doc__ = _fill(inspect.cleandoc(cls.__doc__), _SECTIONS | facts)
+        cls.__doc__ = _fill(inspect.cleandoc(cls.__doc__), sections)
     return cls
 
 

@@ -63,6 +63,7 @@ from tfp_rank1.model.options import (
     loss_weights_of,
     own_metrics,
 )
+from tfp_rank1.model.pruning import prune_members
 from tfp_rank1.model.replicas import Replicas
 from tfp_rank1.moments import takes_one_pass
 from tfp_rank1.predictive import (
@@ -291,7 +292,8 @@ class BayesianModel(Replicas):
                 and `predict`, rounded up to a multiple of the members; the same draws in every
                 call. Without a meaning for moments in one pass. Defaults to 8.
             kernel_precision: p of the prior of the kernels, at least 0: an entry has the precision
-                `p fan_in` a priori, and `-log p(W) / N` is part of the loss. 0 for no prior.
+                `p fan_in` a priori, and `-log p(W) / N` is part of the loss; tables of embeddings
+                have no such prior. 0 for no prior.
                 Defaults to None: 0 after `convert` and for a net whose factors have no prior. For
                 others the first `fit` to a small table of classes or counts finds it: fits to parts
                 of the training examples are compared on the examples that they left out, before the
@@ -1055,6 +1057,42 @@ class BayesianModel(Replicas):
         )  # fmt: skip
         answer_state.set_conformal(self, found)
         return found
+
+    def prune_members(
+        self,
+        num_members: int,
+        x: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """A new model of fewer members, whose answers take as much less time.
+
+        Training with many members and answering with few is often as good. Members are chosen one
+        by one, each the one that raises the likelihood of the mixture on held-out examples most.
+
+        Args:
+            num_members: number of members of the new model, from 1 to K.
+            x: held-out inputs, or batches of pairs. Defaults to None: the first members, which
+                are as good as any others that were not looked at.
+            y: targets, for arrays.
+            sample_weight: one number per example. Defaults to None: 1.
+            batch_size: examples per pass, for arrays. Defaults to None: 128.
+
+        Returns:
+            A model with copies of the weights, compiled like this one, with a new optimizer. It is
+            neither calibrated nor conformalized: its answers are others.
+
+        Raises:
+            ValueError: for more members than K, a subclassed model, or a net without members.
+
+        Example:
+        ```python
+        small = model.prune_members(4, x_val, y_val)
+        small.calibrate(x_val, y_val)
+        ```
+        """
+        return prune_members(self, num_members, x, y, sample_weight, batch_size)
 
     @property
     def conformal(self) -> Any:

@@ -1,0 +1,370 @@
+"""What the estimators share: a table to arrays, a fit with held-out rows, and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
+
+from tfp_rank1.checks import level, positive, whole
+from tfp_rank1.layers import quantile_edges
+from tfp_rank1.sklearn.columns import TableColumns
+
+__all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
+
+_INT32_MAX = 2**31 - 1
+
+
+class TableEstimator(BaseEstimator):
+    """Base of the estimators: columns, held-out rows, training and answers.
+
+    A subclass makes its net in `_build` and compiles it in `_compile`. Its constructor has at least
+    the arguments `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
+    `validation_fraction`, `n_iter_no_change`, `calibrate`, `categorical_features`, `random_state`
+    and `verbose`.
+    """
+
+    def _build(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
+        """The net, a `tfp_rank1.BayesianModel`.
+
+        Args:
+            table: arguments `num_numeric`, `categories` and `edges` of the builders of nets.
+            num_outputs: number of outputs D.
+            likelihood: name of the likelihood.
+        """
+        raise NotImplementedError
+
+    def _compile(self, model: Any) -> None:
+        """Compile the net for training."""
+        raise NotImplementedError
+
+    # -- fit ------------------------------------------------------------------------------------
+
+    def _fit_net(
+        self,
+        X: Any,
+        y: np.ndarray,
+        sample_weight: Any,
+        num_outputs: int,
+        likelihood: str,
+    ) -> None:
+        """Fit columns, net and calibration; a fit that fails leaves the estimator as it was.
+
+        Args:
+            X: the table.
+            y: targets as the likelihood takes them.
+            sample_weight: one number per row, or None.
+            num_outputs: number of outputs D.
+            likelihood: name of the likelihood.
+        """
+        if not hasattr(X, "iloc"):
+            X = check_array(X, dtype=None, ensure_all_finite=False)
+        seed = int(check_random_state(self.random_state).randint(_INT32_MAX))
+        rows, held_out = self._split(y, seed)
+        columns = TableColumns(self.categorical_features).fit(_rows_of(X, rows))
+        arrays = columns.transform(X)
+        numbers = arrays.get("numeric")
+        needs_edges = self.numeric_embedding in ("piecewise_linear", "encoding")
+        edges = None
+        if numbers is not None and needs_edges:
+            edges = quantile_edges(numbers[rows], whole("num_bins", self.num_bins))
+        table = {
+            "num_numeric": columns.num_numeric_,
+            "categories": columns.cardinalities_,
+            "edges": edges,
+        }
+        with _seeded(seed):
+            model = self._build(table, num_outputs, likelihood)
+            self._compile(model)
+            weights = None if sample_weight is None else np.asarray(sample_weight, "float32")
+            whole_table = _inputs(arrays), y, weights
+            judged = _taken(whole_table, held_out)
+            history = self._train(model, _taken(whole_table, rows), judged, seed)
+        if self.calibrate and len(held_out):
+            model.calibrate(*judged, verbose=0)
+        self.columns_, self.model_ = columns, model
+        self.history_, self.n_iter_ = history, len(history["loss"])
+        _take_names(self, columns)
+
+    def _split(self, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, and rows that are held out; none of them where nothing asks for it."""
+        rows = np.arange(len(y))
+        if not (self.early_stopping or self.calibrate):
+            return rows, rows[:0]
+        fraction = level(self.validation_fraction, "validation_fraction")
+        count = max(1, round(fraction * len(y)))
+        if count >= len(y):
+            raise ValueError(
+                "Rows are held out by early_stopping=True and calibrate=True, and none would be "
+                f"left to train on: n_samples={len(y)} with validation_fraction={fraction}. "
+                "Use early_stopping=False and calibrate=False"
+            )
+        is_whole = y.dtype.kind in "iu"
+        sizes = np.bincount(y.ravel()) if is_whole else np.zeros(1, int)
+        sizes = sizes[sizes > 0]
+        is_stratified = is_whole and sizes.min() > 1 and len(sizes) <= min(count, len(y) - count)
+        parts = train_test_split(
+            rows, test_size=count, random_state=seed, stratify=y if is_stratified else None
+        )
+        return np.sort(parts[0]), np.sort(parts[1])
+
+    def _train(self, model: Any, data: Any, held_out: Any, seed: int) -> dict[str, list[float]]:
+        """Train until the held-out NLL stops falling, or for all epochs; the logs by epoch."""
+        callbacks = []
+        validation = None
+        if self.early_stopping:
+            patience = whole("n_iter_no_change", self.n_iter_no_change)
+            callbacks.append(
+                keras.callbacks.EarlyStopping(
+                    "val_nll", mode="min", patience=patience, restore_best_weights=True
+                )
+            )
+            validation = _batches(held_out, 1024, None)
+        size = self._rows_per_step(len(data[1]))
+        history = model.fit(
+            _batches(data, size, seed),
+            epochs=whole("epochs", self.epochs),
+            validation_data=validation,
+            callbacks=callbacks,
+            shuffle=False,  # the batches are shuffled already
+            verbose=self.verbose,
+        )
+        return dict(history.history)
+
+    def _rows_per_step(self, count: int) -> int:
+        """Rows of a batch: some forty steps per epoch, of 32 to 256 rows."""
+        if self.batch_size == "auto":
+            return int(2 ** np.clip(np.round(np.log2(max(count, 1) / 40.0)), 5, 8))
+        return whole("batch_size", self.batch_size)
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def _predictive(self, X: Any) -> Any:
+        """The predictive distribution of the rows of a table, the same on every call."""
+        check_is_fitted(self, "model_")
+        inputs = _inputs(self.columns_.transform(X))
+        model = self.model_
+        if model.evaluation_method == "moments" and _draws(model):
+            return model.posterior_predictive(inputs, method="moments")
+        # Nothing is drawn: one pass has the outputs of all members.
+        return model.posterior_predictive(inputs, num_samples=1, seed=0)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        return tags
+
+
+class TableClassifier(ClassifierMixin, TableEstimator):
+    """Base of the classifiers: labels of any kind, and probabilities."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Train on a table.
+
+        Args:
+            X: a DataFrame or an array `[N, columns]`.
+            y: labels `[N]`, of numbers or text.
+            sample_weight: one number per row; 2 counts as seeing the row twice. Defaults to None.
+
+        Raises:
+            ValueError: for columns that `TableColumns` refuses, a single class, or labels that
+                are no classes.
+        """
+        y = _targets(X, y, dtype=None)
+        check_classification_targets(y)
+        encoder = LabelEncoder().fit(y)
+        classes = encoder.classes_
+        if len(classes) < 2:
+            raise ValueError(
+                f"A classifier needs two classes or more. Received: one class, {classes[0]!r}"
+            )
+        weights = _weights(sample_weight, y)
+        codes = encoder.transform(y).astype("int32")
+        self._fit_net(X, codes, weights, len(classes), "categorical")
+        self.classes_ = classes
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes, `[N, classes]`, in the order of `classes_`."""
+        found = np.asarray(self._predictive(X).mean(), np.float64)
+        return found / found.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of every row, `[N]`."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[np.argmax(probabilities, axis=1)]
+
+    def predict_uncertainty(self, X: Any) -> dict[str, np.ndarray]:
+        """How unsure the answers are, in nats, `[N]` each.
+
+        Returns:
+            `"entropy"` of the probabilities, all that is unsure; and `"mutual_information"`, the
+            part of it that more data would take away, large for rows unlike the training part.
+        """
+        found = self._predictive(X)
+        return {
+            "entropy": np.asarray(found.entropy()),
+            "mutual_information": np.asarray(found.mutual_information()),
+        }
+
+
+class TableRegressor(RegressorMixin, TableEstimator):
+    """Base of the regressors: targets of any unit, standard deviations and intervals."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Train on a table.
+
+        Args:
+            X: a DataFrame or an array `[N, columns]`.
+            y: targets `[N]`, or `[N, targets]`.
+            sample_weight: one number per row; 2 counts as seeing the row twice. Defaults to None.
+
+        Raises:
+            ValueError: for columns that `TableColumns` refuses, or targets that are not finite.
+        """
+        y = _targets(X, y, dtype="numeric").astype("float64")
+        weights, is_single = _weights(sample_weight, y), y.ndim == 1
+        y = y.reshape(len(y), -1)
+        offset = np.average(y, axis=0, weights=weights)
+        spread = np.sqrt(np.average((y - offset) ** 2, axis=0, weights=weights))
+        scale = np.where(spread > 0.0, spread, 1.0)
+        scaled = ((y - offset) / scale).astype("float32")
+        self._fit_net(X, scaled, weights, y.shape[1], "normal")
+        self.offset_, self.scale_, self._is_single = offset, scale, is_single
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """The predictive mean of every row, in units of the target, `[N]` or `[N, targets]`.
+
+        Args:
+            X: a table with the columns of the training part.
+            return_std: whether to return the predictive standard deviations as well, of noise and
+                of what is not known. Defaults to False.
+        """
+        found = self._predictive(X)
+        mean = self._in_units(found.mean())
+        return (mean, self._in_units(found.stddev(), 0.0)) if return_std else mean
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """Central intervals of the predictive distribution, `[N, 2]` or `[N, targets, 2]`.
+
+        Args:
+            X: a table with the columns of the training part.
+            coverage: probability of an interval, in (0, 1). Defaults to 0.9.
+        """
+        low, high = self._predictive(X).credible_interval(level(coverage, "coverage"))
+        return np.stack([self._in_units(low), self._in_units(high)], axis=-1)
+
+    def _in_units(self, values: Any, offset: Any = None) -> np.ndarray:
+        """Values of the net in units of the target."""
+        values = np.asarray(values, np.float64) * self.scale_
+        values = values + (self.offset_ if offset is None else offset)
+        return values[:, 0] if self._is_single else values
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _targets(X: Any, y: Any, dtype: Any) -> np.ndarray:
+    """Targets as an array with a row for each row of the table."""
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    if dtype is None:  # one label per row
+        y = column_or_1d(y, warn=True)
+    else:
+        y = check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
+    check_consistent_length(X, y)
+    return y
+
+
+def _weights(sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
+    """Sample weights as an array, refused unless at least one is above 0 and none below."""
+    if sample_weight is None:
+        return None
+    weights = _check_sample_weight(sample_weight, np.zeros((len(y), 1)), ensure_non_negative=True)
+    positive("sum of sample_weight", float(weights.sum()))
+    return weights
+
+
+def _take_names(estimator: Any, columns: TableColumns) -> None:
+    """The number and the names of columns, as scikit-learn asks for them."""
+    estimator.n_features_in_ = columns.n_features_in_
+    if hasattr(columns, "feature_names_in_"):
+        estimator.feature_names_in_ = columns.feature_names_in_
+    elif hasattr(estimator, "feature_names_in_"):  # of a fit before, to a DataFrame
+        del estimator.feature_names_in_
+
+
+def _rows_of(X: Any, rows: np.ndarray) -> Any:
+    """Some rows of a DataFrame or an array."""
+    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
+
+
+def _inputs(arrays: dict[str, np.ndarray]) -> Any:
+    """What a net takes: an array, or a dict of two."""
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+
+def _taken(parts: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
+    """Some rows of inputs, targets and weights."""
+    return tuple(
+        None if part is None else keras.tree.map_structure(lambda a: a[rows], part)
+        for part in parts
+    )
+
+
+def _batches(data: tuple[Any, ...], size: int, seed: int | None) -> tf.data.Dataset:
+    """Batches of inputs, targets and, if there are any, weights; shuffled by a seed.
+
+    Args:
+        data: inputs, targets, and weights or None.
+        size: rows of a batch.
+        seed: of the order, which is another in every epoch; None for the order of the rows.
+    """
+    tensors = keras.tree.map_structure(tf.constant, tuple(v for v in data if v is not None))
+    count = len(data[1])
+    rows = tf.data.Dataset.range(count)
+    if seed is not None:
+        rows = rows.shuffle(count, seed=seed)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its threads hold up the start of an epoch
+    return (
+        rows.batch(size)
+        .map(lambda i: keras.tree.map_structure(lambda a: tf.gather(a, i), tensors))
+        .prefetch(2)
+        .with_options(options)
+    )
+
+
+def _draws(model: Any) -> bool:
+    """Whether answers of a model are random."""
+    return any(getattr(layer, "is_random", True) for layer in model.layers if _is_bayesian(layer))
+
+
+def _is_bayesian(layer: Any) -> bool:
+    return hasattr(layer, "factor_variables") or hasattr(layer, "kl")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's generator, from which Keras takes the seeds of layers, at a seed; then as before."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
