@@ -402,3 +402,46 @@ def test_budgets_and_published_rows():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_counts_what_is_freed_again():
     assert 45_000_000 < memory.peak(lambda: b"x" * 50_000_000) < 60_000_000
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def test_estimators_are_scored_and_ranked_on_tables(tmp_path):
+    names = "linear", "boosting", "rank1_table"
+    assert runner.run(request(tmp_path, task="tables", names=names, splits=1)) == 0
+    content = results.read(tmp_path / "tables-smoke" / "rank1_table.json")
+    scores = content["splits"]["0"]["scores"]
+    assert {"nll", "ece", "train_seconds", "disagreement", "member_variance"} <= scores.keys()
+    assert content["configuration"]["method"]["ensemble_size"] == "4"
+    shutil.copytree(tmp_path / "tables-smoke", tmp_path / "tables-a")
+    for path in (tmp_path / "tables-a").iterdir():
+        path.write_text(path.read_text().replace("tables-smoke", "tables-a"))
+    report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Tables: nll" in text
+    assert "| rank1_table less | a |" in text
+    assert "## Tables: rmse" not in text
+
+
+def test_a_table_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.3f},{rng.choice(['x', 'y'])},{2 * a:.3f}" for a in rng.normal(size=60)]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,kind,price", *rows]))
+    options = Options(table=tmp_path / "mine.csv", target="price")
+    asked = request(tmp_path / "out", task="tables/file", names=("linear",), options=options)
+    assert runner.run(asked) == 0
+    found = results.read(tmp_path / "out" / "tables-mine" / "linear.json")
+    assert found["summary"]["rmse"]["mean"] < 0.1
+    with pytest.raises(ValueError, match=r"--target must be one of \['a', 'kind', 'price'\]"):
+        tasks.get("tables/file", Options(table=tmp_path / "mine.csv", target="cost"))
+    for task, wrong, message in (
+        ("tables/none", Options(), "Sets of 'tables'"),
+        ("tables/file", Options(), "--table FILE"),
+        ("tables/concrete", Options(), "--manual-dir"),
+        ("uci", Options(table=tmp_path / "mine.csv"), "--table"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.get(task, wrong)
+    with pytest.raises(ValueError, match="A method for tables"):
+        runner.run(request(tmp_path, task="tables", names=("bali",)))

@@ -51,6 +51,17 @@ def test_one_sample_agrees_with_itself_and_regressions_are_refused():
         metric.update_state(np.zeros((5, 1)), np.zeros((5, 2, 1), "float32"))
 
 
+def test_member_variance_is_that_of_logits_but_for_their_shift():
+    outputs = RNG.normal(size=(50, 4, 3)).astype("float32")
+    centred = outputs - outputs.mean(-1, keepdims=True)
+    metric = r1.metrics.MemberVariance()
+    metric.update_state(RNG.integers(0, 3, 50), outputs + RNG.normal(size=(50, 4, 1)))
+    assert float(metric.result()) == pytest.approx(centred.var(axis=1).mean(), rel=1e-4)
+    metric = r1.metrics.MemberVariance(likelihood=r1.likelihoods.Normal(scale=1.0))
+    metric.update_state(np.zeros((50, 3)), outputs)
+    assert float(metric.result()) == pytest.approx(outputs.var(axis=1).mean(), rel=1e-5)
+
+
 def test_disagreement_is_saved_with_its_name():
     metric = r1.metrics.MemberDisagreement(name="parts")
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))

@@ -5,10 +5,13 @@
     python -m examples.benchmark mnist --curve
     python -m examples.benchmark mnist --npz mnist.npz --outside-npz fashion_mnist.npz
     python -m examples.benchmark toy
+    python -m examples.benchmark tables/breast_cancer
+    python -m examples.benchmark tables/file --table houses.csv --target price
     python -m examples.benchmark report
 
-Tasks: uci (or uci/SET), toy (or toy/SET), mnist, fashion_mnist, cifar10, or any image set of TFDS
-by name. Results go to one JSON per task and method below --out; what is there is not run again.
+Tasks: uci (or uci/SET), toy (or toy/SET), tables (or tables/SET), mnist, fashion_mnist, cifar10, or
+any image set of TFDS by name. Results go to one JSON per task and method below --out; what is there
+is not run again.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from examples.benchmark import methods, report
-from examples.benchmark.runner import Request, run
+from examples.benchmark import report
+from examples.benchmark.runner import Request, default_methods, run
 from examples.benchmark.tasks import Options
 
 BUDGET = "epochs", "steps", "batch_size"
@@ -35,7 +38,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", help="a task, or `report`")
-    parser.add_argument("--methods", default=",".join(methods.METHODS), help="names, by commas")
+    parser.add_argument("--methods", help="names, by commas; default: all of this project")
     parser.add_argument("--splits", "--seeds", type=int, help="the first so many; default: all")
     parser.add_argument("--epochs", type=int, help="at least so many, in place of the task's")
     parser.add_argument("--steps", type=int, help="at least so many, in place of the task's")
@@ -51,6 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--npz", type=Path, help="a local image archive in place of TFDS")
     parser.add_argument("--outside-npz", type=Path, help="one of out-of-distribution images")
     parser.add_argument("--data-dir", type=Path, help="of TFDS")
+    parser.add_argument("--table", type=Path, help="a csv file or npz archive, for tables/file")
+    parser.add_argument("--target", help="column of its targets; default: the last one")
     parser.add_argument("--manual-dir", type=Path, help="files that TFDS cannot download")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -63,9 +68,11 @@ def main() -> int:
     args = arguments()
     options = Options(
         args.data_dir, args.manual_dir, args.npz, args.outside_npz, args.net, args.corruptions,
-        args.held_out, args.smoke,
+        args.held_out, args.smoke, args.table, args.target,
     )  # fmt: skip
-    names = tuple(name for name in args.methods.split(",") if name)
+    names = default_methods(args.task)
+    if args.methods is not None:
+        names = tuple(name for name in args.methods.split(",") if name)
     try:
         if args.task == "report":
             print(report.write(args.out))

@@ -13,9 +13,11 @@ from examples.benchmark.results import mean_and_error, read_all, values
 from examples.benchmark.scores import BETTER
 
 REFERENCE = "bali"
+TABLE_REFERENCE = "rank1_table"
+TABLE_SCORES = "nll", "ece", "rmse", "train_seconds"
 UCI_SCORES = "log_likelihood", "rmse", "crps"
 RANKED = "log_likelihood"
-SMOKE = "uci-smoke"
+SMOKE = "uci-smoke", "tables-smoke"
 CORRUPTED = "accuracy", "nll", "ece"
 # What results of one table must share, and what is said of it.
 ALIKE = "layers", "held_out", "smoke", "corruptions", "data"
@@ -40,7 +42,7 @@ def write(folder: Path) -> str:
     for task, found in by_task.items():
         _check_alike(task, found)
     parts = ["# Results", "", *_origin(contents), ""]
-    uci = {t: c for t, c in by_task.items() if t.startswith("uci-") and t != SMOKE}
+    uci = {t: c for t, c in by_task.items() if t.startswith("uci-") and t not in SMOKE}
     if uci:
         ranks = folder / "uci-ranks.png"
         ranks.unlink(missing_ok=True)
@@ -50,7 +52,12 @@ def write(folder: Path) -> str:
             parts += [f"![Ranks by {title_of(RANKED)}]({ranks.name})", ""]
         if not _is_held_out(uci):
             parts += [published.NOTE, ""]
-        parts += [*_paired(uci), ""]
+        parts += [*_paired(uci, "uci-", REFERENCE), ""]
+    tables = {t: c for t, c in by_task.items() if t.startswith("tables-") and t not in SMOKE}
+    if tables:
+        for name in TABLE_SCORES:
+            parts += [*_score_table(tables, name), ""]
+        parts += [*_paired(tables, "tables-", TABLE_REFERENCE), ""]
     for task, found in by_task.items():
         parts += [*_task_table(task, found), ""]
     for title, path in figures.draw_all(folder, by_task):
@@ -118,13 +125,39 @@ def _budget(budget: dict[str, int]) -> str:
 
 def _uci_table(folder: Path, uci: dict[str, Contents], name: str) -> list[str]:
     sets = sorted(uci)
-    methods = list(dict.fromkeys(c["method"] for t in sets for c in uci[t]))
+    rows, by_set = _ranked(uci, sets, name)
+    if name == RANKED and len(by_set) > 1:
+        figures.draw_ranks(by_set, folder / "uci-ranks.png")
+    header = ["", *(t.removeprefix("uci-") for t in sets), "mean rank"]
+    if name in ("rmse", "log_likelihood") and not _is_held_out(uci):
+        for title, row in published.ROWS.items():
+            known = row.rmse if name == "rmse" else row.log_likelihood
+            found_cells = [_published(known.get(t.removeprefix("uci-"))) for t in sets]
+            rows.append([f"*{title}* ({row.source})", *found_cells, ""])
+    return [f"## UCI regression: {title_of(name)}", "", *_markdown(header, rows)]
+
+
+def _score_table(tables: dict[str, Contents], name: str) -> list[str]:
+    """Tables by score, of the sets that have it."""
+    sets = sorted(t for t, c in tables.items() if any(_scores(one, name) for one in c))
+    header = ["", *(t.removeprefix("tables-") for t in sets), "mean rank"]
+    if not sets:
+        return []
+    rows, _ = _ranked(tables, sets, name)
+    return [f"## Tables: {title_of(name)}", "", *_markdown(header, rows)]
+
+
+def _ranked(
+    by_task: dict[str, Contents], sets: list[str], name: str
+) -> tuple[list[list[str]], dict[str, list[float]]]:
+    """Rows of methods with their cells and mean ranks, best first; and the ranks by set."""
+    methods = list(dict.fromkeys(c["method"] for t in sets for c in by_task[t]))
     means: dict[str, dict[str, float]] = defaultdict(dict)
     cells: dict[str, dict[str, str]] = defaultdict(dict)
     for task in sets:
-        whole = max(len(content["splits"]) for content in uci[task])
-        for content in uci[task]:
-            found = list(values(content, name).values())
+        whole = max(len(content["splits"]) for content in by_task[task])
+        for content in by_task[task]:
+            found = list(_scores(content, name).values())
             if found:
                 cells[content["method"]][task] = cell(mean_and_error(found), whole=whole)
             if len(found) == whole:  # the mean of fewer splits is that of other data
@@ -132,19 +165,19 @@ def _uci_table(folder: Path, uci: dict[str, Contents], name: str) -> list[str]:
     by_set = _ranks(means, sets, name)
     ranks = {m: float(np.mean(r)) for m, r in by_set.items()}
     order = sorted(methods, key=lambda m: (ranks.get(m, np.inf), m))
-    if name == RANKED and len(ranks) > 1:
-        figures.draw_ranks({m: by_set[m] for m in order if m in by_set}, folder / "uci-ranks.png")
-    header = ["", *(t.removeprefix("uci-") for t in sets), "mean rank"]
     rows = []
     for method in order:
         rank = f"{ranks[method]:.2f}" if method in ranks else ""
         rows.append([method, *(cells[method].get(t, "") for t in sets), rank])
-    if name in ("rmse", "log_likelihood") and not _is_held_out(uci):
-        for title, row in published.ROWS.items():
-            known = row.rmse if name == "rmse" else row.log_likelihood
-            found_cells = [_published(known.get(t.removeprefix("uci-"))) for t in sets]
-            rows.append([f"*{title}* ({row.source})", *found_cells, ""])
-    return [f"## UCI regression: {title_of(name)}", "", *_markdown(header, rows)]
+    return rows, {m: by_set[m] for m in order if m in by_set}
+
+
+def _scores(content: dict[str, Any], name: str) -> dict[str, float]:
+    """A score by split; of regressions the NLL is the log-likelihood with another sign."""
+    found = values(content, name)
+    if found or name != "nll":
+        return found
+    return {i: -value for i, value in values(content, "log_likelihood").items()}
 
 
 def _ranks(
@@ -168,22 +201,26 @@ def _published(value: tuple[float, float | None] | None) -> str:
     return f"{mean:.2f}" if error is None else f"{mean:.2f} +- {error:.2f}"
 
 
-def _paired(uci: dict[str, Contents]) -> list[str]:
+def _paired(by_task: dict[str, Contents], prefix: str, chosen: str) -> list[str]:
     """Log-likelihood of the reference less that of each method, split by split."""
-    sets = sorted(uci)
+    sets = sorted(by_task)
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for task in sets:
-        by_method = {c["method"]: values(c, "log_likelihood") for c in uci[task]}
+        by_method = {
+            c["method"]: {i: -value for i, value in _scores(c, "nll").items()}
+            for c in by_task[task]
+        }
         whole = max(map(len, by_method.values()))
-        reference = by_method.get(REFERENCE, {})
+        reference = by_method.get(chosen, {})
         for method, found in by_method.items():
             common = sorted(reference.keys() & found.keys())
-            if method != REFERENCE and common:
+            if method != chosen and common:
                 differences = [reference[i] - found[i] for i in common]
                 rows[method][task] = cell(mean_and_error(differences), sign=True, whole=whole)
-    header = [f"{REFERENCE} less", *(t.removeprefix("uci-") for t in sets)]
+    header = [f"{chosen} less", *(t.removeprefix(prefix) for t in sets)]
     table = [[m, *(cells.get(t, "") for t in sets)] for m, cells in sorted(rows.items())]
-    title = "## UCI regression: paired differences in log-likelihood"
+    kind = "UCI regression" if prefix == "uci-" else "Tables"
+    title = f"## {kind}: paired differences in log-likelihood"
     return [title, "", *_markdown(header, table)] if table else []
 
 

@@ -86,12 +86,16 @@ def run(request: Request) -> int:
         ValueError: before anything is trained, for an unknown method or task, data that cannot
             be read or used, or results of another configuration.
     """
-    check_methods(request.methods)
+    check_methods(request.methods, request.task)
     check_writable(request.out)
     stores: dict[tuple[str, str], Results] = {}
     jobs = []
     for name, task in _named_tasks(request):
-        if request.tuned and not any(m.tuned.get(task.kind) for m in methods.METHODS.values()):
+        if (
+            task.kind != "tables"
+            and request.tuned
+            and not any(m.tuned.get(task.kind) for m in methods.METHODS.values())
+        ):
             raise ValueError(
                 f"No method has a budget of its own for {task.kind}: leave out --tuned"
             )
@@ -104,7 +108,7 @@ def run(request: Request) -> int:
         for method in request.methods:
             budget = request.budget_of(task, method)
             settings = configuration(request, task, method, budget, mark)
-            packages = peers.DISTRIBUTIONS if method in peers.PEERS else ()
+            packages = _packages(task, method)
             stores[name, method] = store = Results(
                 request.out, task.name, method, settings, request.jobs, packages
             )
@@ -133,7 +137,29 @@ def run(request: Request) -> int:
     return failed
 
 
-def check_methods(names: tuple[str, ...]) -> None:
+def _is_table(task: str) -> bool:
+    return task.partition("/")[0] == "tables"
+
+
+def default_methods(task: str) -> tuple[str, ...]:
+    """The methods of a task where none are named: all but those of other libraries."""
+    if not _is_table(task):
+        return tuple(methods.METHODS)
+    from examples.benchmark.tables.methods import METHODS
+
+    return tuple(name for name in METHODS if name != "tabm")
+
+
+def _packages(task: Task, method: str) -> tuple[str, ...]:
+    """Distributions whose versions matter for a method, beside those of this project."""
+    if task.kind == "tables":
+        from examples.benchmark.tables.methods import METHODS
+
+        return METHODS[method].packages
+    return peers.DISTRIBUTIONS if method in peers.PEERS else ()
+
+
+def check_methods(names: tuple[str, ...], task: str) -> None:
     """Refuse names that there are not, none at all, or one twice.
 
     Raises:
@@ -141,6 +167,16 @@ def check_methods(names: tuple[str, ...]) -> None:
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--methods must be different names. Received: {','.join(names)!r}")
+    if _is_table(task):
+        from examples.benchmark.tables import tabm
+        from examples.benchmark.tables.methods import METHODS
+
+        unknown = [name for name in names if name not in METHODS]
+        if unknown:
+            raise ValueError(f"A method for tables is one of {[*METHODS]}. Received: {unknown}")
+        if "tabm" in names:
+            tabm.require()
+        return
     unknown = [name for name in names if name not in methods.METHODS and name not in peers.PEERS]
     if unknown:
         raise ValueError(
@@ -169,8 +205,12 @@ def _named_tasks(request: Request) -> list[tuple[str, Task]]:
 def fingerprint(data: tasks.Data) -> str:
     """Digest of the first split and of what is told apart from it."""
     found = hashlib.sha256()
-    for array in (*data.split, *data.outside.values()):
-        found.update(np.ascontiguousarray(array).data)
+    parts: list[Any] = [*data.split, *data.outside.values()]
+    for array in parts:
+        if hasattr(array, "columns"):  # a frame, whose columns may hold text
+            found.update(array.to_csv().encode())
+        else:
+            found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()[:16]
 
 
@@ -181,6 +221,14 @@ def configuration(
     options = {
         name: getattr(request.options, name) for name in ("net", "corruptions", "held_out", "smoke")
     }
+    settings: dict[str, Any]
+    if task.kind == "tables":
+        from examples.benchmark.tables.methods import settings_of
+
+        settings = settings_of(method, task.likelihood == "normal", request.options.smoke)
+        # An estimator has its own net, and trains for as long as it takes.
+        flags = {name: options[name] for name in ("held_out", "smoke")}
+        return {"method": settings, **flags, "data": data}
     if method in peers.PEERS:
         settings = {"rate": peers.RATE, "samples": peers.SAMPLES}
     else:
@@ -205,6 +253,8 @@ def check(task: Task, data: tasks.Data) -> None:
         ValueError: naming the part.
     """
     for name, values in zip(data.split._fields, data.split, strict=True):
+        if hasattr(values, "columns"):  # a frame, which estimators check by column
+            continue
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(
                 f"Task {task.name!r}: {name} must hold finite numbers and at least one example. "
@@ -239,7 +289,12 @@ def work(job: Job) -> Any:
     try:
         task = _tasks(job.name, job.options)[0]
         data = task.load(job.index)
-        if job.method in peers.PEERS:
+        if task.kind == "tables":
+            from examples.benchmark.tables import methods as of_tables
+
+            is_normal = task.likelihood == "normal"
+            fitted = of_tables.fit(job.method, is_normal, data, job.index, job.options.smoke)
+        elif job.method in peers.PEERS:
             fitted = peers.fit(job.method, task, data, job.budget, job.index)
         else:
             method = methods.get(job.method)

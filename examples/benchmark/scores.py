@@ -33,11 +33,9 @@ def score(fitted: Fitted, task: Task, data: Data) -> tuple[dict[str, float], dic
     """
     x, y = data.split.x_test, data.split.y_test
     inside, seconds = timed(fitted, x)
-    scores = {
-        "parameters": float(fitted.parameters),
-        "train_seconds": fitted.seconds,
-        "steps": float(fitted.steps),
-    }
+    scores = {"train_seconds": fitted.seconds, "steps": float(fitted.steps)}
+    if fitted.parameters is not None:
+        scores = {"parameters": float(fitted.parameters), **scores}
     if len(x) >= TIMED_ROWS:
         scores["seconds_per_1000"] = seconds
     figures: dict[str, Any] = {"curve": fitted.curve} if fitted.curve else {}
@@ -46,6 +44,8 @@ def score(fitted: Fitted, task: Task, data: Data) -> tuple[dict[str, float], dic
     else:
         scores.update(classification(inside, y))
         figures["reliability"] = reliability(inside, y)
+    if fitted.members is not None:
+        scores.update(diversity(fitted.members(x), y))
     for name, images in data.outside.items():
         outside = fitted.predict(images)
         scores.update(told_apart(inside, outside))
@@ -93,6 +93,15 @@ def classification(p: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
         "ece": _metric(r1.metrics.ExpectedCalibrationError(), p, y),
         "brier": _metric(r1.metrics.BrierScore(), p, y),
     }
+
+
+def diversity(members: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
+    """How far members lie apart: in the classes that they predict, and in their outputs."""
+    variance = r1.metrics.MemberVariance(likelihood=members.likelihood)
+    found = {"member_variance": _metric(variance, members, y)}
+    if members.likelihood.is_categorical:
+        found["disagreement"] = _metric(r1.metrics.MemberDisagreement(), members, y)
+    return found
 
 
 def told_apart(inside: PredictiveMixture, outside: PredictiveMixture) -> dict[str, float]:

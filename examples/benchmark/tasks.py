@@ -94,6 +94,8 @@ class Options:
         held_out: whether to score a fifth of the training set in place of the test set, as for
             choosing settings.
         smoke: a few examples only, of sets that need no download.
+        table: a csv file or npz archive, for the task `tables/file`.
+        target: column of its targets.
     """
 
     data_dir: Path | None = None
@@ -104,6 +106,8 @@ class Options:
     corruptions: bool = False
     held_out: bool = False
     smoke: bool = False
+    table: Path | None = None
+    target: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Task:
         net: what all methods use.
         likelihood: `"normal"` or `"categorical"`.
         budget: of every method; see `budgets` for the tuned ones.
-        kind: `"uci"`, `"images"` or `"toy"`.
+        kind: `"uci"`, `"images"`, `"toy"` or `"tables"`.
         splits: how many the task has by standard; for seeds the default number.
     """
 
@@ -130,12 +134,15 @@ class Task:
 
 
 def get(name: str, options: Options) -> list[Task]:
-    """Tasks by name: `uci` or `uci/boston`, `toy` or `toy/gap`, or an image set.
+    """Tasks by name: `uci` or `uci/boston`, `toy/gap`, `tables/adult`, or an image set.
 
     Raises:
         ValueError: for a name of a set that there is not.
     """
     kind, _, part = name.partition("/")
+    if kind == "tables":
+        _check_no_image_options(kind, options)
+        return tables_of(part, options)
     if kind in ("uci", "toy"):
         known = list(SETS) if kind == "uci" else list(TOYS)
         if part and part not in known:
@@ -157,6 +164,7 @@ def _check_no_image_options(kind: str, options: Options) -> None:
         "--outside-npz": options.outside_npz is not None,
         "--held-out": options.held_out and kind == "toy",
         "--manual-dir": options.manual_dir is not None and kind == "toy",
+        "--table": options.table is not None and kind != "tables",
     }
     ignored = [name for name, is_given in given.items() if is_given]
     if ignored:
@@ -239,6 +247,67 @@ def _toy(name: str, options: Options) -> Task:
     budget = Budget(32, 2 if options.smoke else 20, 20 if options.smoke else 4000)
     likelihood = "categorical" if classes else "normal"
     return Task(f"toy-{name}", load, net, likelihood, budget, "toy", 1)
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+# Splits of a table, into seven tenths and three.
+TABLE_SPLITS = 5
+
+
+def tables_of(part: str, options: Options) -> list[Task]:
+    """Tasks of tables: all sets, one, or `file` for `--table FILE`.
+
+    Raises:
+        ValueError: for a name of a set that there is not, or `file` without one.
+    """
+    from examples.benchmark.tables.sets import SETS as TABLES  # pandas, which others do not need
+
+    if options.smoke:
+        return [_table("breast_cancer", options, rows=120)]
+    if part == "file":
+        if options.table is None:
+            raise ValueError("The task 'tables/file' needs a file: --table FILE [--target COLUMN]")
+        return [_table(options.table.stem, options)]
+    if part and part not in TABLES:
+        raise ValueError(f"Sets of 'tables' are {[*TABLES, 'file']}. Received: {part!r}")
+    return [_table(name, options) for name in ([part] if part else TABLES)]
+
+
+def _table(name: str, options: Options, rows: int | None = None) -> Task:
+    from examples.benchmark.tables.sets import SETS as TABLES
+    from examples.benchmark.tables.sets import from_file
+
+    @functools.cache
+    def whole() -> tuple[Any, np.ndarray, bool]:
+        if options.table is not None:
+            frame, y = from_file(options.table, options.target)
+            regression = y.dtype.kind == "f"
+        else:
+            found = TABLES[name]
+            (frame, y), regression = found.load(options.manual_dir), found.regression
+        if regression:
+            y = y.astype("float32")[:, np.newaxis]
+        else:
+            y = np.unique(y, return_inverse=True)[1]
+        return frame[:rows], y[:rows], regression
+
+    def load(index: int) -> Data:
+        frame, y, regression = whole()
+        kept = None if regression else y
+        parts = train_test_split(frame, y, test_size=0.3, random_state=index, stratify=kept)
+        if options.held_out:
+            kept = None if regression else parts[2]
+            parts = train_test_split(
+                parts[0], parts[2], test_size=0.3, random_state=1000 + index, stratify=kept
+            )
+        return Data(Split(parts[0], parts[2], parts[1], parts[3]))
+
+    frame, y, regression = whole()
+    net = Net((frame.shape[1],), (), 1 if regression else int(y.max()) + 1)
+    likelihood = "normal" if regression else "categorical"
+    task = f"tables-{'smoke' if rows else name}"
+    return Task(task, load, net, likelihood, Budget(1, 1), "tables", 1 if rows else TABLE_SPLITS)
 
 
 # -- images ---------------------------------------------------------------------------------------

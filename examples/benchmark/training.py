@@ -34,19 +34,21 @@ class Fitted:
 
     Attributes:
         predict: the predictive distribution at inputs.
-        parameters: numbers that were learned.
+        parameters: numbers that were learned; None where nobody counts them.
         seconds: of training, evaluation for curves not counted.
         steps: of training.
         curve: points of `Curve`, or none.
         model: what was trained, if it is a Keras model.
+        members: the outputs of every member at inputs, if there are members.
     """
 
     predict: Callable[[np.ndarray], PredictiveMixture]
-    parameters: int
+    parameters: int | None
     seconds: float
     steps: int
     curve: list[dict[str, float]]
     model: r1.BayesianModel | None = None
+    members: Callable[[np.ndarray], PredictiveMixture] | None = None
 
 
 class Curve(keras.callbacks.Callback):

@@ -16,6 +16,7 @@ from tfp_rank1.metrics.curves import (
 )
 from tfp_rank1.metrics.disagreement import MemberDisagreement
 from tfp_rank1.metrics.keras_metrics import OfPredictiveMean, on_predictive_mean
+from tfp_rank1.metrics.member_variance import MemberVariance
 from tfp_rank1.metrics.ood import FPR95, OODAUPR, OODAUROC, ood_score
 from tfp_rank1.metrics.prediction_sets import Coverage, SetSize
 from tfp_rank1.metrics.probabilistic import (
@@ -43,6 +44,7 @@ __all__ = [
     "IntervalCoverage",
     "IntervalWidth",
     "MemberDisagreement",
+    "MemberVariance",
     "OfPredictiveMean",
     "PredictiveNLL",
     "RiskCoverage",

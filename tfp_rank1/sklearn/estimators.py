@@ -68,8 +68,6 @@ class TableEstimator(BaseEstimator):
             num_outputs: number of outputs D.
             likelihood: name of the likelihood.
         """
-        if not hasattr(X, "iloc"):
-            X = check_array(X, dtype=None, ensure_all_finite=False)
         seed = int(check_random_state(self.random_state).randint(_INT32_MAX))
         rows, held_out = self._split(y, seed)
         columns = TableColumns(self.categorical_features).fit(_rows_of(X, rows))
@@ -182,6 +180,7 @@ class TableClassifier(ClassifierMixin, TableEstimator):
             ValueError: for columns that `TableColumns` refuses, a single class, or labels that
                 are no classes.
         """
+        X = _table(X)
         y = _targets(X, y, dtype=None)
         check_classification_targets(y)
         encoder = LabelEncoder().fit(y)
@@ -234,6 +233,7 @@ class TableRegressor(RegressorMixin, TableEstimator):
         Raises:
             ValueError: for columns that `TableColumns` refuses, or targets that are not finite.
         """
+        X = _table(X)
         y = _targets(X, y, dtype="numeric").astype("float64")
         weights, is_single = _weights(sample_weight, y), y.ndim == 1
         y = y.reshape(len(y), -1)
@@ -277,6 +277,12 @@ class TableRegressor(RegressorMixin, TableEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _table(X: Any) -> Any:
+    """A DataFrame as it is, anything else as an array with rows and columns."""
+    is_frame = hasattr(X, "iloc") and len(X)
+    return X if is_frame else check_array(X, dtype=None, ensure_all_finite=False)
 
 
 def _targets(X: Any, y: Any, dtype: Any) -> np.ndarray:

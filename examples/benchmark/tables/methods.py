@@ -1,0 +1,191 @@
+"""The methods for tables: estimators, each with its floor or peer, by the same names for classes
+and numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import BayesianRidge, LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+
+import tfp_rank1 as r1
+from bali_keras.sklearn import BaliClassifier, BaliRegressor
+from examples.benchmark.tables.tabm import TabMClassifier, TabMRegressor
+from examples.benchmark.tasks import Data
+from examples.benchmark.training import Fitted
+from tfp_rank1 import likelihoods
+from tfp_rank1.predictive.mixture import PredictiveMixture
+from tfp_rank1.sklearn import Rank1Classifier, Rank1Regressor, TableColumns
+
+__all__ = ["METHODS", "TableMethod", "fit", "settings_of"]
+
+# Below the likelihood's smallest scale the inverse of softplus would be that of a negative number.
+_MIN_SCALE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class TableMethod:
+    """A row of the tables.
+
+    Attributes:
+        classifier: makes an estimator from a seed.
+        regressor: likewise; it answers `predict(x, return_std=True)`.
+        brief: arguments of both for a run of seconds.
+        packages: distributions whose versions matter.
+    """
+
+    classifier: Callable[..., Any]
+    regressor: Callable[..., Any]
+    brief: dict[str, Any] = dataclasses.field(default_factory=dict)
+    packages: tuple[str, ...] = ("scikit-learn",)
+
+
+def _one_hot(arrays: dict[str, np.ndarray], cardinalities: list[int]) -> np.ndarray:
+    """Scaled numbers beside a column per category."""
+    parts = [arrays["numeric"]] if "numeric" in arrays else []
+    for place, count in enumerate(cardinalities):
+        parts.append(np.equal.outer(arrays["categorical"][:, place], np.arange(count)))
+    return np.concatenate(parts, axis=1).astype("float64")
+
+
+class OneHotColumns(TransformerMixin, BaseEstimator):
+    """`TableColumns` as one array."""
+
+    def fit(self, X: Any, y: Any = None) -> OneHotColumns:  # noqa: N803  scikit-learn's name
+        """Learn scales and categories."""
+        self.columns_ = TableColumns().fit(X)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
+        """`[N, numbers and categories]`."""
+        return _one_hot(self.columns_.transform(X), self.columns_.cardinalities_)
+
+
+class NoisyBoosting(RegressorMixin, BaseEstimator):
+    """Gradient boosting of trees, with the errors on held-out rows as its standard deviation."""
+
+    def __init__(self, random_state: int = 0) -> None:
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: np.ndarray) -> NoisyBoosting:  # noqa: N803
+        """Fit to nine tenths of the rows, look at the others, then fit to all."""
+
+        def trees() -> Any:
+            return HistGradientBoostingRegressor(
+                categorical_features="from_dtype", random_state=self.random_state
+            )
+
+        train, held_out, y_train, y_held_out = train_test_split(
+            X, y, test_size=0.1, random_state=self.random_state
+        )
+        errors = y_held_out - trees().fit(train, y_train).predict(held_out)
+        self.stddev_ = float(np.sqrt(np.mean(errors**2)))
+        self.trees_ = trees().fit(X, y)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:  # noqa: N803
+        """Means, and the same standard deviation for all."""
+        mean = self.trees_.predict(X)
+        return (mean, np.full_like(mean, self.stddev_)) if return_std else mean
+
+
+METHODS: dict[str, TableMethod] = {
+    "linear": TableMethod(
+        lambda seed: make_pipeline(OneHotColumns(), LogisticRegression(max_iter=2000)),
+        lambda seed: make_pipeline(OneHotColumns(), BayesianRidge()),
+    ),
+    "boosting": TableMethod(
+        lambda seed: HistGradientBoostingClassifier(
+            categorical_features="from_dtype", random_state=seed
+        ),
+        lambda seed: NoisyBoosting(seed),
+    ),
+    "rank1_table": TableMethod(
+        lambda seed, **more: Rank1Classifier(random_state=seed, **more),
+        lambda seed, **more: Rank1Regressor(random_state=seed, **more),
+        {"epochs": 2, "ensemble_size": 4},
+    ),
+    "rank1_table_normal": TableMethod(
+        lambda seed, **more: Rank1Classifier(posterior="normal", random_state=seed, **more),
+        lambda seed, **more: Rank1Regressor(posterior="normal", random_state=seed, **more),
+        {"epochs": 2, "ensemble_size": 4},
+    ),
+    "bali_table": TableMethod(
+        lambda seed, **more: BaliClassifier(random_state=seed, **more),
+        lambda seed, **more: BaliRegressor(random_state=seed, **more),
+        {"epochs": 2},
+    ),
+    "tabm": TableMethod(
+        lambda seed, **more: TabMClassifier(random_state=seed, **more),
+        lambda seed, **more: TabMRegressor(random_state=seed, **more),
+        {"epochs": 2},
+        ("torch", "tabm"),
+    ),
+}
+
+
+def _estimator(name: str, regression: bool, seed: int, brief: bool) -> Any:
+    method = METHODS[name]
+    make = method.regressor if regression else method.classifier
+    return make(seed, **(method.brief if brief else {}))
+
+
+def settings_of(name: str, regression: bool, brief: bool) -> dict[str, str]:
+    """The arguments of an estimator as text, but for its seed."""
+    found = _estimator(name, regression, 0, brief).get_params(deep=False)
+    # The steps of a pipeline say all that its parts were given.
+    return {key: repr(value) for key, value in found.items() if key != "random_state"}
+
+
+def fit(name: str, regression: bool, data: Data, seed: int, brief: bool) -> Fitted:
+    """Train one method on one split.
+
+    Args:
+        name: a key of `METHODS`.
+        regression: whether targets are numbers.
+        data: one split, of frames.
+        seed: of the estimator.
+        brief: whether to train for seconds only.
+    """
+    estimator = _estimator(name, regression, seed, brief)
+    start = time.perf_counter()
+    estimator.fit(data.split.x_train, data.split.y_train.ravel())
+    seconds = time.perf_counter() - start
+
+    def predict(x: Any) -> PredictiveMixture:
+        if not regression:
+            probabilities = estimator.predict_proba(x)
+            logits = np.log(np.maximum(probabilities, 1e-30))
+            return PredictiveMixture(likelihoods.Categorical(), logits[None].astype("float32"))
+        mean, stddev = estimator.predict(x, return_std=True)
+        raw = np.log(np.expm1(np.maximum(stddev, 1e-5) - _MIN_SCALE))
+        outputs = np.stack([mean, raw], axis=-1)[None].astype("float32")
+        return PredictiveMixture(likelihoods.HeteroscedasticNormal(min_scale=_MIN_SCALE), outputs)
+
+    steps = int(getattr(estimator, "n_iter_", 0) or 0) if hasattr(estimator, "model_") else 0
+    return Fitted(predict, None, seconds, steps, [], members=_members(estimator))
+
+
+def _members(estimator: Any) -> Callable[[Any], PredictiveMixture] | None:
+    """The outputs of all members at the posterior mean, of an estimator that has any."""
+    if hasattr(estimator, "members"):
+        return lambda x: PredictiveMixture(likelihoods.Categorical(), estimator.members(x))
+    model = getattr(estimator, "model_", None)
+    if model is None or not model.has_members:
+        return None
+
+    def members(x: Any) -> PredictiveMixture:
+        arrays = estimator.columns_.transform(x)
+        inputs = arrays if len(arrays) > 1 else next(iter(arrays.values()))
+        with r1.posterior_mean():
+            return model.posterior_predictive(inputs, num_samples=1)
+
+    return members
