@@ -14,7 +14,7 @@ from bali_keras.counterparts import (
     is_bayesian,
     start_at,
 )
-from bali_keras.layers.composite import CompositeBali, composed
+from bali_keras.layers.composite import NOISY, CompositeBali, composed
 from bali_keras.model import BaliModel
 from bali_keras.parts import Parts
 from tfp_rank1.conversion import (
@@ -302,7 +302,6 @@ def _left(layer: Any) -> Any:
         return composed(layer, {})
 
 
-_NOISY = "Dropout", "Noise"
 _RATES = "dropout", "recurrent_dropout"
 
 
@@ -314,8 +313,8 @@ def _without_noise(config: dict[str, Any], cls: type) -> dict[str, Any]:
     found = dict(config)
     if not cls.__module__.startswith("keras"):
         return found  # a layer of one's own: its arguments are unknown
-    off = ("rate", "stddev") if any(name in cls.__name__ for name in _NOISY) else _RATES
-    found |= {name: 0.0 for name in off if name in found}
+    amounts = [amount for kind, amount in NOISY.items() if issubclass(cls, kind)]
+    found |= {name: 0.0 for name in (*amounts, *_RATES) if name in found}
     for name in ("layer", "backward_layer", "cell"):  # within a wrapper or a recurrent layer
         inner = found.get(name)
         if isinstance(inner, dict) and isinstance(inner.get("config"), dict):

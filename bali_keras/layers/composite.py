@@ -188,15 +188,16 @@ def _is_model(layer: Any) -> bool:
     return isinstance(layer, keras.Model)
 
 
-# Layers that draw in training, with a `rate`.
-NOISY = (
-    keras.layers.AlphaDropout,
-    keras.layers.Dropout,
-    keras.layers.GaussianDropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-)
+# Layers that draw in training, and what says how much.
+NOISY = {
+    keras.layers.AlphaDropout: "rate",
+    keras.layers.Dropout: "rate",
+    keras.layers.GaussianDropout: "rate",
+    keras.layers.GaussianNoise: "stddev",
+    keras.layers.SpatialDropout1D: "rate",
+    keras.layers.SpatialDropout2D: "rate",
+    keras.layers.SpatialDropout3D: "rate",
+}
 
 
 def _found(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -243,8 +244,9 @@ def _freeze(layer: Any, parts: list[Any]) -> None:
         part.trainable = flag
     own = {id(part) for part, _ in kept}
     for part in layers_of(layer):
-        if id(part) not in own and isinstance(part, NOISY):
-            part.rate = 0.0
+        for kind, amount in NOISY.items():
+            if id(part) not in own and isinstance(part, kind):
+                setattr(part, amount, 0.0)
 
 
 def description_of(layer: Any) -> dict[str, Any]:
