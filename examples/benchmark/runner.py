@@ -147,7 +147,7 @@ def default_methods(task: str) -> tuple[str, ...]:
         return tuple(methods.METHODS)
     from examples.benchmark.tables.methods import METHODS
 
-    return tuple(name for name in METHODS if name != "tabm")
+    return tuple(name for name, method in METHODS.items() if method.require is None)
 
 
 def _packages(task: Task, method: str) -> tuple[str, ...]:
@@ -168,14 +168,15 @@ def check_methods(names: tuple[str, ...], task: str) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--methods must be different names. Received: {','.join(names)!r}")
     if _is_table(task):
-        from examples.benchmark.tables import tabm
         from examples.benchmark.tables.methods import METHODS
 
         unknown = [name for name in names if name not in METHODS]
         if unknown:
             raise ValueError(f"A method for tables is one of {[*METHODS]}. Received: {unknown}")
-        if "tabm" in names:
-            tabm.require()
+        for name in names:
+            require = METHODS[name].require
+            if require is not None:
+                require()
         return
     unknown = [name for name in names if name not in methods.METHODS and name not in peers.PEERS]
     if unknown:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import BayesianRidge, LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -18,12 +18,15 @@ from sklearn.pipeline import make_pipeline
 
 import tfp_rank1 as r1
 from bali_keras.sklearn import BaliClassifier, BaliRegressor
+from examples.benchmark.tables import proba, tabm
+from examples.benchmark.tables.one_hot import OneHotColumns
+from examples.benchmark.tables.proba import ProbaClassifier, ProbaRegressor
 from examples.benchmark.tables.tabm import TabMClassifier, TabMRegressor
 from examples.benchmark.tasks import Data
 from examples.benchmark.training import Fitted
 from tfp_rank1 import likelihoods
 from tfp_rank1.predictive.mixture import PredictiveMixture
-from tfp_rank1.sklearn import Rank1Classifier, Rank1Regressor, TableColumns
+from tfp_rank1.sklearn import Rank1Classifier, Rank1Regressor
 
 __all__ = ["METHODS", "TableMethod", "fit", "settings_of"]
 
@@ -40,33 +43,14 @@ class TableMethod:
         regressor: likewise; it answers `predict(x, return_std=True)`.
         brief: arguments of both for a run of seconds.
         packages: distributions whose versions matter.
+        require: raises where an extra is missing; None for a method of this project.
     """
 
     classifier: Callable[..., Any]
     regressor: Callable[..., Any]
     brief: dict[str, Any] = dataclasses.field(default_factory=dict)
     packages: tuple[str, ...] = ("scikit-learn",)
-
-
-def _one_hot(arrays: dict[str, np.ndarray], cardinalities: list[int]) -> np.ndarray:
-    """Scaled numbers beside a column per category."""
-    parts = [arrays["numeric"]] if "numeric" in arrays else []
-    for place, count in enumerate(cardinalities):
-        parts.append(np.equal.outer(arrays["categorical"][:, place], np.arange(count)))
-    return np.concatenate(parts, axis=1).astype("float64")
-
-
-class OneHotColumns(TransformerMixin, BaseEstimator):
-    """`TableColumns` as one array."""
-
-    def fit(self, X: Any, y: Any = None) -> OneHotColumns:  # noqa: N803  scikit-learn's name
-        """Learn scales and categories."""
-        self.columns_ = TableColumns().fit(X)
-        return self
-
-    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
-        """`[N, numbers and categories]`."""
-        return _one_hot(self.columns_.transform(X), self.columns_.cardinalities_)
+    require: Callable[[], None] | None = None
 
 
 class NoisyBoosting(RegressorMixin, BaseEstimator):
@@ -128,6 +112,14 @@ METHODS: dict[str, TableMethod] = {
         lambda seed, **more: TabMRegressor(random_state=seed, **more),
         {"epochs": 2},
         ("torch", "tabm"),
+        tabm.require,
+    ),
+    "keras_proba": TableMethod(
+        lambda seed, **more: ProbaClassifier(random_state=seed, **more),
+        lambda seed, **more: ProbaRegressor(random_state=seed, **more),
+        {"epochs": 2},
+        ("keras-proba",),
+        proba.require,
     ),
 }
 
