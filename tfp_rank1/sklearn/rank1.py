@@ -29,7 +29,7 @@ class _Rank1(TableEstimator):
         dropout: float = 0.1,
         learning_rate: float = 2e-3,
         weight_decay: float = 3e-4,
-        kernel_precision: float | None = None,
+        kernel_precision: float | None = 0.01,
         epochs: int = 200,
         batch_size: Any = "auto",
         early_stopping: bool = True,
@@ -98,6 +98,8 @@ class Rank1Classifier(TableClassifier, _Rank1):
         dropout: rate after every hidden layer. Defaults to 0.1.
         learning_rate: of AdamW. Defaults to 0.002.
         weight_decay: of AdamW. Defaults to 0.0003.
+        kernel_precision: p of the prior of the kernels, see `BayesianModel.compile`; 0 for none.
+            Defaults to 0.01.
         epochs: largest number of epochs. Defaults to 200.
         {{training}}
 
