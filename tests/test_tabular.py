@@ -116,8 +116,10 @@ def test_edges_are_quantiles_and_strange_ones_are_refused():
     x = np.c_[np.arange(100.0), np.repeat([1.0, 2.0], [40, 60]), np.full(100, 7.0)]
     edges = r1.layers.quantile_edges(x, 4)
     assert edges == [[0.0, 24.75, 49.5, 74.25, 99.0], [1.0, 2.0], [7.0, 8.0]]
-    with pytest.raises(ValueError, match="fill in missing numbers"):
+    with pytest.raises(ValueError, match="in missing numbers and scale"):
         r1.layers.quantile_edges(np.array([[np.nan]]))
+    with pytest.raises(ValueError, match="finite in float32"):
+        r1.layers.quantile_edges(np.array([[1e39], [2.0]]))
     for bad in ([[1.0]], [[0.0, 0.0]], [[1.0, 0.0]], [[0.0, np.inf]], [[0.0, 1e-60]]):
         with pytest.raises(ValueError, match="Argument `edges`"):
             r1.layers.PiecewiseLinearEncoding(bad)

@@ -37,14 +37,17 @@ def quantile_edges(x: Any, num_bins: int = 48) -> list[list[float]]:
 
     Example: `edges = quantile_edges(x_train)`.
     """
-    x, num_bins = np.asarray(x, np.float64), whole("num_bins", num_bins)
+    with np.errstate(over="ignore"):  # in float32, in which the layers compute
+        x = np.asarray(x).astype("float32").astype("float64")
+    num_bins = whole("num_bins", num_bins)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
         raise ValueError(
-            "Argument `x` must hold finite numbers [N, P], N at least 1: fill in missing numbers "
-            f"first. Received: an array of shape {x.shape}, {np.sum(~np.isfinite(x))} not finite"
+            "Argument `x` must hold numbers [N, P] that are finite in float32, N at least 1: fill "
+            "in missing numbers and scale first. Received: an array of shape "
+            f"{x.shape}, {np.sum(~np.isfinite(x))} not finite"
         )
     levels = np.linspace(0.0, 1.0, num_bins + 1)
-    # In float32, in which the layers compute, so that no bin is empty there.
+    # In float32 again, so that no bin is empty there.
     found = [np.unique(np.quantile(column, levels).astype("float32")) for column in x.T]
     return [[*map(float, e)] if len(e) > 1 else [float(e[0]), float(e[0]) + 1.0] for e in found]
 

@@ -46,4 +46,5 @@ class MemberVariance(MixtureMean):
         outputs = mixture.outputs  # [B, S, D]
         if mixture.likelihood.is_categorical:
             outputs -= tf.reduce_mean(outputs, axis=-1, keepdims=True)
-        return tf.reduce_mean(tf.math.reduce_variance(outputs, axis=1), axis=-1, keepdims=True)
+        found = tf.reduce_mean(tf.math.reduce_variance(outputs, axis=1), axis=-1, keepdims=True)
+        return tf.broadcast_to(found, tf.shape(y))  # the same for all targets of an example

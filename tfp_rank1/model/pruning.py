@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_rank1 import heads, scopes
-from tfp_rank1.checks import whole
+from tfp_rank1.checks import positive, whole
 from tfp_rank1.keras_internals import Functional, layers_of
 from tfp_rank1.layers.members import TileMembers
 from tfp_rank1.model import answer_state
@@ -93,6 +93,8 @@ def member_log_probs(
                     f"Received: weights of shape {weight.shape}"
                 )
             weights.append(weight)
+    total = float(np.sum([np.sum(w) for w in weights]))
+    positive("sum of sample_weight", total)
     return np.concatenate(found), np.concatenate(weights)
 
 
