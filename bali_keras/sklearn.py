@@ -44,7 +44,7 @@ class _Bali(TableEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _build(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
+    def _make_net(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
         return tabular(
             num_outputs=num_outputs,
             hidden=tuple(self.hidden),

@@ -429,7 +429,8 @@ def test_a_table_of_ones_own(tmp_path):
     rows = [f"{a:.3f},{rng.choice(['x', 'y'])},{2 * a:.3f}" for a in rng.normal(size=60)]
     (tmp_path / "mine.csv").write_text("\n".join(["a,kind,price", *rows]))
     options = Options(table=tmp_path / "mine.csv", target="price")
-    asked = request(tmp_path / "out", task="tables/file", names=("linear",), options=options)
+    names = "linear", "boosting"
+    asked = request(tmp_path / "out", task="tables/file", names=names, options=options)
     assert runner.run(asked) == 0
     found = results.read(tmp_path / "out" / "tables-mine" / "linear.json")
     assert found["summary"]["rmse"]["mean"] < 0.1
@@ -439,9 +440,17 @@ def test_a_table_of_ones_own(tmp_path):
         ("tables/none", Options(), "Sets of 'tables'"),
         ("tables/file", Options(), "--table FILE"),
         ("tables/concrete", Options(), "--manual-dir"),
+        ("tables/digits", Options(table=tmp_path / "mine.csv"), "--table"),
+        ("tables/file", Options(table=tmp_path / "none.csv"), "A table is a file"),
         ("uci", Options(table=tmp_path / "mine.csv"), "--table"),
     ):
         with pytest.raises(ValueError, match=message):
             tasks.get(task, wrong)
+    (tmp_path / "gaps.csv").write_text("a,kind,y\n1,x,3\n2,,\n")
+    with pytest.raises(ValueError, match=r"a target in every row.*none in 1 rows"):
+        tasks.get("tables/file", Options(table=tmp_path / "gaps.csv"))
+    (tmp_path / "counts.csv").write_text("\n".join(["a,y", *(f"{i},{i}" for i in range(20))]))
+    counts = Options(table=tmp_path / "counts.csv", regression=True)
+    assert tasks.get("tables/file", counts)[0].likelihood == "normal"
     with pytest.raises(ValueError, match="A method for tables"):
         runner.run(request(tmp_path, task="tables", names=("bali",)))

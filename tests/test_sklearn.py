@@ -1,5 +1,6 @@
 """Estimators of scikit-learn for tables."""
 
+import decimal
 import pickle
 import random
 import sys
@@ -7,6 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
+import tensorflow as tf
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -99,12 +102,12 @@ def test_whole_numbers_are_the_same_category_as_floats():
 def test_columns_that_a_net_cannot_take_are_named():
     table, _ = frame(20)
     dates = table.assign(born=pd.date_range("2020-01-01", periods=20))
-    with pytest.raises(ValueError, match=r"Column 'born' holds datetime64.*dt.month"):
+    with pytest.raises(ValueError, match=r"Column 'born' holds dates.*dt.month"):
         TableColumns().fit(dates)
     with pytest.raises(ValueError, match="Column 'age' contains infinity"):
         TableColumns().fit(table.assign(age=np.inf))
     columns = TableColumns().fit(table)
-    with pytest.raises(ValueError, match="Column 'age' held numbers"):
+    with pytest.raises(ValueError, match="Column 'age' must hold numbers"):
         columns.transform(table.assign(age="old"))
     with pytest.raises(ValueError, match="Column 'job' held categories"):
         columns.transform(table.assign(job=1.0))
@@ -112,8 +115,55 @@ def test_columns_that_a_net_cannot_take_are_named():
         columns.transform(table.drop(columns="age"))
     with pytest.raises(ValueError, match=r"`categorical_features`.*'sex'"):
         TableColumns(categorical_features=["sex"]).fit(table)
-    with pytest.raises(ValueError, match="numeric"):
-        TableColumns().fit(np.array([["a"], ["b"]]))
+    with pytest.raises(ValueError, match=r"Column 0 must hold numbers.*`categorical_features`"):
+        TableColumns().fit(np.array([["a"], ["b"]], object))
+    with pytest.raises(ValueError, match="Column 'age' holds numbers that are too large"):
+        columns.transform(table.assign(age=1e300))
+
+
+def test_columns_of_an_array_are_numbers_unless_they_are_named():
+    x = np.array([["a", 1.5], ["b", None], ["a", 2.5]], object)
+    for named in ([0], [-2], [True, False]):
+        columns = TableColumns(categorical_features=named).fit(x)
+        assert columns.cardinalities_ == [2]
+        assert columns.num_numeric_ == 2  # and where they are missing
+        np.testing.assert_array_equal(columns.transform(x)["categorical"][:, 0], [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series(pd.date_range("2020-01-01", periods=4).date),
+        pd.Series(list(pd.date_range("2020-01-01", periods=4)), dtype=object),
+        pd.Series(pd.Categorical(pd.date_range("2020-01-01", periods=4))),
+        pd.Series(pd.to_timedelta(range(4), "D")),
+        pd.Series(pd.period_range("2020-01", periods=4, freq="M")),
+    ],
+)
+def test_dates_are_refused_however_they_are_held(values):
+    with pytest.raises(ValueError, match="Column 'when' holds dates"):
+        TableColumns().fit(pd.DataFrame({"when": values}))
+
+
+def test_objects_are_read_as_what_they_are():
+    table = pd.DataFrame(
+        {
+            "price": [decimal.Decimal("1.5"), decimal.Decimal(2), None],
+            "married": [True, False, None],
+            "kind": pd.Categorical([1, 2, 3]),
+            "job": ["a", "b", None],
+        }
+    )
+    columns = TableColumns().fit(table)
+    assert columns.numeric_columns_.tolist() == [0, 1]
+    assert columns.cardinalities_ == [3, 3]
+    later = table.assign(married=[True, False, True], kind=[3, 2, 9], job=np.nan)
+    np.testing.assert_array_equal(
+        columns.transform(later)["categorical"], [[2, 0], [1, 0], [-1, 0]]
+    )
+    with sklearn.config_context(transform_output="pandas"):
+        found = TableColumns().fit(table).transform(table)
+    assert isinstance(found["numeric"], np.ndarray)
 
 
 # -- estimators -----------------------------------------------------------------------------------
@@ -170,6 +220,8 @@ def test_the_same_state_gives_the_same_model_and_touches_no_generator(name):
     np.testing.assert_array_equal(first.predict_proba(x), second.predict_proba(x))
     assert random.getstate() == state
     assert np.random.get_state()[1].tolist() == numpy_state
+    tf.random.set_seed(7)  # which nothing of this follows
+    np.testing.assert_array_equal(clone(first).fit(x, y).predict_proba(x), first.predict_proba(x))
     other = clone(first).set_params(random_state=1).fit(x, y)
     assert (other.predict_proba(x) != first.predict_proba(x)).any()
 
@@ -208,6 +260,28 @@ def test_weights_of_rows_count():
     np.testing.assert_allclose(found, 0.75, atol=0.05)
 
 
+def test_rows_without_weight_are_as_good_as_absent():
+    x, y = load_diabetes(return_X_y=True)
+    x, y = x[:80], y[:80]
+    weight = np.where(np.arange(80) % 4 == 0, 0.0, 2e-6)
+    model = Rank1Regressor(**{**RANK1, **BRIEF})
+    whole = clone(model).fit(np.where(weight[:, None] > 0, x, 1e6), y, sample_weight=weight)
+    part = clone(model).fit(x[weight > 0], y[weight > 0], sample_weight=np.ones(60))
+    np.testing.assert_allclose(whole.predict(x), part.predict(x), rtol=1e-4)
+    with pytest.raises(ValueError, match="at least one non-zero number"):
+        model.fit(x, y, sample_weight=np.zeros(80))
+
+
+def test_targets_of_any_size():
+    x = RNG.normal(size=(60, 2))
+    model = Rank1Regressor(**{**RANK1, **BRIEF})
+    plain = clone(model).fit(x, x[:, 0]).predict(x)
+    for size in (1e200, 1e-200):
+        mean, stddev = clone(model).fit(x, size * x[:, 0]).predict(x, return_std=True)
+        np.testing.assert_allclose(mean / size, plain, rtol=1e-3, atol=1e-3)
+        assert np.isfinite(stddev / size).all()
+
+
 def test_they_are_parts_of_pipelines():
     x, y = load_breast_cancer(return_X_y=True)
     model = Rank1Classifier(**{**RANK1, **BRIEF})
@@ -234,11 +308,16 @@ def test_values_that_make_no_sense_are_refused():
         ({"learning_rate": 0.0}, "`learning_rate`"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"num_bins": 0}, "`num_bins`"),
+        ({"dropout": 1.0}, "`dropout`"),
+        ({"hidden": 16}, "`hidden`"),
     ):
         with pytest.raises(ValueError, match=message):
             Rank1Classifier(**{**RANK1, **arguments}).fit(x, y)
     with pytest.raises(ValueError, match="two classes or more"):
         Rank1Classifier(**RANK1).fit(x, np.zeros(20, int))
+    for missing in (None, np.nan, pd.NA):
+        with pytest.raises(ValueError, match=r"a label for every row.*row 1"):
+            Rank1Classifier(**RANK1).fit(x, np.array(["a", missing] * 10, object))
 
 
 def test_without_scikit_learn_the_way_out_is_named(monkeypatch):

@@ -6,7 +6,7 @@
     python -m examples.benchmark mnist --npz mnist.npz --outside-npz fashion_mnist.npz
     python -m examples.benchmark toy
     python -m examples.benchmark tables/breast_cancer
-    python -m examples.benchmark tables/file --table houses.csv --target price
+    python -m examples.benchmark tables/file --table houses.csv --target price --regression
     python -m examples.benchmark report
 
 Tasks: uci (or uci/SET), toy (or toy/SET), tables (or tables/SET), mnist, fashion_mnist, cifar10, or
@@ -56,6 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="of TFDS")
     parser.add_argument("--table", type=Path, help="a csv file or npz archive, for tables/file")
     parser.add_argument("--target", help="column of its targets; default: the last one")
+    parser.add_argument(
+        "--regression", action="store_true", help="its targets are numbers, although whole"
+    )
     parser.add_argument("--manual-dir", type=Path, help="files that TFDS cannot download")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -68,7 +71,7 @@ def main() -> int:
     args = arguments()
     options = Options(
         args.data_dir, args.manual_dir, args.npz, args.outside_npz, args.net, args.corruptions,
-        args.held_out, args.smoke, args.table, args.target,
+        args.held_out, args.smoke, args.table, args.target, args.regression,
     )  # fmt: skip
     names = default_methods(args.task)
     if args.methods is not None:

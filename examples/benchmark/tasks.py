@@ -96,6 +96,7 @@ class Options:
         smoke: a few examples only, of sets that need no download.
         table: a csv file or npz archive, for the task `tables/file`.
         target: column of its targets.
+        regression: whether its targets are numbers, although they are whole.
     """
 
     data_dir: Path | None = None
@@ -108,6 +109,7 @@ class Options:
     smoke: bool = False
     table: Path | None = None
     target: str | None = None
+    regression: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +255,7 @@ def _toy(name: str, options: Options) -> Task:
 
 # Splits of a table, into seven tenths and three.
 TABLE_SPLITS = 5
+SMOKE_ROWS = 120
 
 
 def tables_of(part: str, options: Options) -> list[Task]:
@@ -263,18 +266,22 @@ def tables_of(part: str, options: Options) -> list[Task]:
     """
     from examples.benchmark.tables.sets import SETS as TABLES  # pandas, which others do not need
 
-    if options.smoke:
-        return [_table("breast_cancer", options, rows=120)]
-    if part == "file":
-        if options.table is None:
-            raise ValueError("The task 'tables/file' needs a file: --table FILE [--target COLUMN]")
-        return [_table(options.table.stem, options)]
-    if part and part not in TABLES:
+    if part and part not in (*TABLES, "file"):
         raise ValueError(f"Sets of 'tables' are {[*TABLES, 'file']}. Received: {part!r}")
+    if (part == "file") != (options.table is not None):
+        raise ValueError(
+            "The task 'tables/file', and no other, has a file: --table FILE [--target COLUMN]. "
+            f"Received: {part!r} with --table {options.table}"
+        )
+    if part == "file" and options.table is not None:
+        return [_table(options.table.stem, options)]
+    if options.smoke:
+        return [_table("breast_cancer", options)]
     return [_table(name, options) for name in ([part] if part else TABLES)]
 
 
-def _table(name: str, options: Options, rows: int | None = None) -> Task:
+def _table(name: str, options: Options) -> Task:
+    rows = SMOKE_ROWS if options.smoke else None
     from examples.benchmark.tables.sets import SETS as TABLES
     from examples.benchmark.tables.sets import from_file
 
@@ -282,7 +289,7 @@ def _table(name: str, options: Options, rows: int | None = None) -> Task:
     def whole() -> tuple[Any, np.ndarray, bool]:
         if options.table is not None:
             frame, y = from_file(options.table, options.target)
-            regression = y.dtype.kind == "f"
+            regression = options.regression or y.dtype.kind == "f"
         else:
             found = TABLES[name]
             (frame, y), regression = found.load(options.manual_dir), found.regression
@@ -306,8 +313,8 @@ def _table(name: str, options: Options, rows: int | None = None) -> Task:
     frame, y, regression = whole()
     net = Net((frame.shape[1],), (), 1 if regression else int(y.max()) + 1)
     likelihood = "normal" if regression else "categorical"
-    task = f"tables-{'smoke' if rows else name}"
-    return Task(task, load, net, likelihood, Budget(1, 1), "tables", 1 if rows else TABLE_SPLITS)
+    kind = f"tables-{'smoke' if rows and options.table is None else name}"
+    return Task(kind, load, net, likelihood, Budget(1, 1), "tables", 1 if rows else TABLE_SPLITS)
 
 
 # -- images ---------------------------------------------------------------------------------------

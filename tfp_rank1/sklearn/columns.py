@@ -11,30 +11,39 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from tfp_rank1.sklearn.column_kinds import (
+    NUMBERS,
+    REFUSED,
+    as_numbers,
+    as_texts,
+    is_category,
+    kind_of,
+    missing_in,
+)
+
 __all__ = ["TableColumns"]
 
-# Kinds of NumPy dtypes: of numbers, and of what has a meaning that no net can guess.
-_NUMBERS, _REFUSED = "biuf", "mMcV"
-_MISSING = "(missing)"
 
-
-class TableColumns(TransformerMixin, BaseEstimator):
+class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `set_output` says
+    TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
     """Scales the numeric columns of a table and counts through the categories of the others.
 
     Numeric columns: missing numbers become the median of the training part, and a column of zeros
-    and ones says where they were; then all have mean 0 and variance 1. Categorical columns (text,
-    `category`, `object`): categories become codes `0, 1, ...`; a missing entry is a category of its
-    own, and a category that the training part has not is the code -1.
+    and ones says where they were; then all have mean 0 and variance 1. Categorical columns:
+    categories become codes `0, 1, ...`; a missing entry is a category of its own, and a category
+    that the training part has not is the code -1.
 
     Args:
-        categorical_features: columns that are categories, by name or by place. Defaults to None:
-            of a DataFrame all columns that do not hold numbers, of an array none.
+        categorical_features: columns that are categories: names, places, or a mask. Defaults to
+            None: of a DataFrame all columns that do not hold numbers (text, `category`), of an
+            array none.
 
     Attributes:
         cardinalities_: number of categories of every categorical column.
         num_numeric_: number of numeric columns of the result, with those of missing numbers.
         numeric_columns_, categorical_columns_: places of the columns in the table.
-        kinds_: kind of every column's dtype, as NumPy writes it; "O" for text and categories.
+        kinds_: kind of every column's values, as NumPy writes it; "O" for text.
 
     Example:
     ```python
@@ -54,23 +63,34 @@ class TableColumns(TransformerMixin, BaseEstimator):
             y: not used.
 
         Raises:
-            ValueError: for a column of dates, complex numbers or infinite numbers, by its name.
+            ValueError: for a column of dates, complex numbers or infinite numbers, by its name; of
+                an array, for a column of text that is not named as categories.
         """
         columns = self._columns(X, reset=True)
-        self.kinds_ = [_kind(column) for column in columns]
-        named = self._named_categorical(len(columns))
-        is_category = [i in named or kind not in _NUMBERS for i, kind in enumerate(self.kinds_)]
-        self.categorical_columns_ = np.flatnonzero(is_category)
-        self.numeric_columns_ = np.flatnonzero(np.logical_not(is_category))
+        self.kinds_ = [kind_of(column) for column in columns]
+        chosen = self._named_categorical(len(columns))
+        if hasattr(X, "iloc"):
+            chosen |= {
+                i
+                for i, column in enumerate(columns)
+                if is_category(column) or self.kinds_[i] not in NUMBERS
+            }
+        self.categorical_columns_ = np.array(sorted(chosen), int)
+        self.numeric_columns_ = np.setdiff1d(np.arange(len(columns)), self.categorical_columns_)
         self.num_numeric_, self.cardinalities_ = 0, []
+        # `set_output`: arrays, whatever scikit-learn is told to put out elsewhere.
         if len(self.numeric_columns_):
             imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-            self.numbers_ = make_pipeline(imputer, StandardScaler())
-            self.num_numeric_ = self.numbers_.fit_transform(self._numbers(columns)).shape[1]
+            pipeline = make_pipeline(imputer, StandardScaler())
+            self.numbers_ = pipeline.set_output(transform="default")
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.numbers_.fit(self._numbers(columns))
+            self.num_numeric_ = self._scaled(columns).shape[1]
         if len(self.categorical_columns_):
-            self.categories_ = OrdinalEncoder(
+            encoder = OrdinalEncoder(
                 handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.int32
-            ).fit(self._categories(columns))
+            )
+            self.categories_ = encoder.set_output(transform="default").fit(self._texts(columns))
             self.cardinalities_ = [len(found) for found in self.categories_.categories_]
         return self
 
@@ -81,16 +101,16 @@ class TableColumns(TransformerMixin, BaseEstimator):
             X: a table with the columns of the training part.
 
         Raises:
-            ValueError: for other columns, or a column whose kind is another than in training.
+            ValueError: for other columns, a column whose values are of another kind than in
+                training, or numbers that overflow.
         """
         check_is_fitted(self, "cardinalities_")
         columns = self._columns(X, reset=False)
         found = {}
         if len(self.numeric_columns_):
-            scaled = self.numbers_.transform(self._numbers(columns))
-            found["numeric"] = scaled.astype("float32")
+            found["numeric"] = self._scaled(columns)
         if len(self.categorical_columns_):
-            found["categorical"] = self.categories_.transform(self._categories(columns))
+            found["categorical"] = self.categories_.transform(self._texts(columns))
         return found
 
     def _columns(self, X: Any, reset: bool) -> list[Any]:
@@ -101,16 +121,21 @@ class TableColumns(TransformerMixin, BaseEstimator):
                 raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
             columns = [X.iloc[:, i] for i in range(X.shape[1])]
         else:
-            # Text stays as it is where columns are named as categories.
-            dtype = "numeric" if self.categorical_features is None else None
-            X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
             columns = list(X.T)
         for place, column in enumerate(columns):
-            if _kind(column) in _REFUSED:
+            kind = kind_of(column)
+            if kind == "c":
                 raise ValueError(
-                    f"Column {self._name(place)} holds {column.dtype}, and what of a date or "
-                    "duration matters is not for a net to guess: replace it by numbers, such as "
-                    "frame['date'].dt.month or days since a first day. Complex data not supported. "
+                    f"Column {self._name(place)} holds complex numbers. Complex data not "
+                    "supported: put real and imaginary parts into two columns. "
+                    f"Received: {column.dtype}"
+                )
+            if kind in REFUSED:
+                raise ValueError(
+                    f"Column {self._name(place)} holds dates, times or durations, and what matters "
+                    "of them is not for a net to guess: replace it by numbers, such as "
+                    "frame['date'].dt.month or days since a first day. "
                     f"Received: dtype={column.dtype}"
                 )
         return columns
@@ -124,18 +149,21 @@ class TableColumns(TransformerMixin, BaseEstimator):
         """Places of the columns that were named as categories."""
         if self.categorical_features is None:
             return set()
+        given = np.atleast_1d(np.asarray(self.categorical_features, object))
+        if len(given) == count and all(isinstance(v, (bool, np.bool_)) for v in given):
+            return set(np.flatnonzero(given.astype(bool)).tolist())
         names = list(getattr(self, "feature_names_in_", ()))
         places = set()
-        for given in np.atleast_1d(np.asarray(self.categorical_features, object)):
-            is_place = isinstance(given, (int, np.integer)) and not isinstance(given, bool)
-            if is_place and 0 <= given < count:
-                places.add(int(given))
-            elif given in names:
-                places.add(names.index(given))
+        for name in given:
+            is_place = isinstance(name, (int, np.integer)) and not isinstance(name, bool)
+            if is_place and -count <= name < count:
+                places.add(int(name) % count)
+            elif name in names:
+                places.add(names.index(name))
             else:
                 raise ValueError(
                     "Argument `categorical_features` must be names or places of columns, "
-                    f"{names or f'0 to {count - 1}'}. Received: {given!r}"
+                    f"{names or f'0 to {count - 1}'}, or a mask. Received: {name!r}"
                 )
         return places
 
@@ -143,16 +171,12 @@ class TableColumns(TransformerMixin, BaseEstimator):
         """Numeric columns as `[N, P]`, missing numbers as NaN."""
         found = []
         for place in self.numeric_columns_.tolist():
-            column = columns[place]
             try:
-                if hasattr(column, "to_numpy"):  # of pandas, which has a missing value of its own
-                    values = column.to_numpy(dtype="float64", na_value=np.nan)
-                else:
-                    values = np.asarray(column, "float64")
+                values = as_numbers(columns[place])
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"Column {self._name(place)} held numbers in training. "
-                    f"Received: dtype={column.dtype}"
+                    f"Column {self._name(place)} must hold numbers; columns of text in an array "
+                    f"are to be named, `categorical_features`. Received: {error}"
                 ) from error
             if np.isinf(values).any():
                 raise ValueError(
@@ -162,47 +186,31 @@ class TableColumns(TransformerMixin, BaseEstimator):
             found.append(values)
         return np.stack(found, axis=1)
 
-    def _categories(self, columns: list[Any]) -> np.ndarray:
+    def _scaled(self, columns: list[Any]) -> np.ndarray:
+        """Numeric columns in units of their standard deviations, float32 `[N, num_numeric_]`."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = self.numbers_.transform(self._numbers(columns)).astype("float32")
+        is_broken = ~np.isfinite(scaled).all(axis=0)
+        if is_broken.any():
+            # Those of missing numbers, behind the columns themselves, are always finite.
+            place = self.numeric_columns_.tolist()[int(np.argmax(is_broken))]
+            raise ValueError(
+                f"Column {self._name(place)} holds numbers that are too large, or too far from "
+                "those of the training part, for float32: clip it, or take its logarithm. "
+                "Received: numbers that are not finite once they are scaled"
+            )
+        return np.asarray(scaled)
+
+    def _texts(self, columns: list[Any]) -> np.ndarray:
         """Categorical columns as texts `[N, C]`, of which missing entries are one more."""
         found = []
         for place in self.categorical_columns_.tolist():
-            if _kind(columns[place]) in _NUMBERS and self.kinds_[place] not in _NUMBERS:
+            column = columns[place]
+            is_number = kind_of(column) in NUMBERS and not missing_in(column).all()
+            if is_number and self.kinds_[place] not in NUMBERS:
                 raise ValueError(
                     f"Column {self._name(place)} held categories in training, which numbers are "
-                    f"not. Received: dtype={columns[place].dtype}"
+                    f"not. Received: dtype={column.dtype}"
                 )
-            values = np.asarray(columns[place], object)
-            # NaN, NaT and pandas.NA do not equal themselves, or say neither yes nor no.
-            is_missing = np.array([v is None or _is_missing(v) for v in values])
-            texts = np.array([_text(v) for v in values], object)
-            texts[is_missing] = _MISSING
-            found.append(texts)
+            found.append(as_texts(column))
         return np.stack(found, axis=1)
-
-
-def _kind(column: Any) -> str:
-    """The kind of a column's dtype, as NumPy writes it; "O" for categories and text."""
-    dtype = column.dtype
-    name = str(dtype)
-    if name.startswith(("datetime", "timedelta", "period", "interval")):
-        return "M"
-    kind = getattr(dtype, "kind", "O")
-    if name == "category" or kind not in _NUMBERS + _REFUSED:
-        return "O"
-    return str(kind)
-
-
-def _text(value: Any) -> str:
-    """A category by its name: 3 and 3.0 are one, as pandas turns whole numbers beside a missing
-    one into floats.
-    """
-    is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
-    return str(int(value)) if is_whole else str(value)
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether an entry is NaN, NaT or pandas.NA."""
-    try:
-        return bool(value != value)
-    except TypeError:  # pandas.NA
-        return True

@@ -23,9 +23,9 @@ validation_fraction: share of the rows that early stopping and calibration hold 
 n_iter_no_change: epochs to wait. Defaults to 16.
 calibrate: whether `BayesianModel.calibrate` on the held-out rows follows. Defaults to
     {{is_held_out}}.
-categorical_features: columns that are categories, by name or by place. Defaults to None:
+categorical_features: columns that are categories: names, places, or a mask. Defaults to None:
     of a DataFrame all columns that do not hold numbers, of an array none.
-random_state: an integer or a generator for reproducible fits. Defaults to None.
+random_state: an integer or a `numpy.random.RandomState` for reproducible fits. Defaults to None.
 verbose: as in `keras.Model.fit`. Defaults to 0.""",
     "attributes": """\
 model_: the `tfp_rank1.BayesianModel`, which takes `columns_.transform(X)`.

@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder
@@ -17,9 +16,11 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
 
-from tfp_rank1.checks import level, positive, whole
+from tfp_rank1.checks import level, whole
 from tfp_rank1.layers import quantile_edges
+from tfp_rank1.sklearn.column_kinds import missing_in
 from tfp_rank1.sklearn.columns import TableColumns
+from tfp_rank1.sklearn.row_batches import RowBatches
 
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
 
@@ -29,13 +30,13 @@ _INT32_MAX = 2**31 - 1
 class TableEstimator(BaseEstimator):
     """Base of the estimators: columns, held-out rows, training and answers.
 
-    A subclass makes its net in `_build` and compiles it in `_compile`. Its constructor has at least
-    the arguments `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
+    A subclass makes its net in `_make_net` and compiles it in `_compile`. Its constructor has at
+    least the arguments `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
     `validation_fraction`, `n_iter_no_change`, `calibrate`, `categorical_features`, `random_state`
     and `verbose`.
     """
 
-    def _build(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
+    def _make_net(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
         """The net, a `tfp_rank1.BayesianModel`.
 
         Args:
@@ -68,6 +69,13 @@ class TableEstimator(BaseEstimator):
             num_outputs: number of outputs D.
             likelihood: name of the likelihood.
         """
+        _check_arguments(self)
+        weights = None if sample_weight is None else np.asarray(sample_weight, "float64")
+        if weights is not None:
+            # Rows without weight say nothing, also of scales, edges and when to stop.
+            kept = np.flatnonzero(weights)
+            X, y, weights = _rows_of(X, kept), y[kept], weights[kept]
+            weights = (weights / weights.mean()).astype("float32")
         seed = int(check_random_state(self.random_state).randint(_INT32_MAX))
         rows, held_out = self._split(y, seed)
         columns = TableColumns(self.categorical_features).fit(_rows_of(X, rows))
@@ -83,10 +91,10 @@ class TableEstimator(BaseEstimator):
             "edges": edges,
         }
         with _seeded(seed):
-            model = self._build(table, num_outputs, likelihood)
+            model = self._make_net(table, num_outputs, likelihood)
             self._compile(model)
-            weights = None if sample_weight is None else np.asarray(sample_weight, "float32")
-            whole_table = _inputs(arrays), y, weights
+            model.num_train_examples = float(len(rows) if weights is None else weights[rows].sum())
+            whole_table = _net_inputs(arrays), y, weights
             judged = _taken(whole_table, held_out)
             history = self._train(model, _taken(whole_table, rows), judged, seed)
         if self.calibrate and len(held_out):
@@ -128,14 +136,14 @@ class TableEstimator(BaseEstimator):
                     "val_nll", mode="min", patience=patience, restore_best_weights=True
                 )
             )
-            validation = _batches(held_out, 1024, None)
+            validation = RowBatches(held_out, 1024)
         size = self._rows_per_step(len(data[1]))
         history = model.fit(
-            _batches(data, size, seed),
+            RowBatches(data, size, seed),
             epochs=whole("epochs", self.epochs),
             validation_data=validation,
             callbacks=callbacks,
-            shuffle=False,  # the batches are shuffled already
+            shuffle=False,  # the batches shuffle their rows
             verbose=self.verbose,
         )
         return dict(history.history)
@@ -151,11 +159,11 @@ class TableEstimator(BaseEstimator):
     def _predictive(self, X: Any) -> Any:
         """The predictive distribution of the rows of a table, the same on every call."""
         check_is_fitted(self, "model_")
-        inputs = _inputs(self.columns_.transform(X))
+        inputs = _net_inputs(self.columns_.transform(X))
         model = self.model_
-        if model.evaluation_method == "moments" and _draws(model):
-            return model.posterior_predictive(inputs, method="moments")
-        # Nothing is drawn: one pass has the outputs of all members.
+        if _draws(model):
+            return model.posterior_predictive(inputs, method=model.evaluation_method, seed=0)
+        # One pass has the outputs of all members.
         return model.posterior_predictive(inputs, num_samples=1, seed=0)
 
     def __sklearn_tags__(self) -> Any:
@@ -174,7 +182,8 @@ class TableClassifier(ClassifierMixin, TableEstimator):
         Args:
             X: a DataFrame or an array `[N, columns]`.
             y: labels `[N]`, of numbers or text.
-            sample_weight: one number per row; 2 counts as seeing the row twice. Defaults to None.
+            sample_weight: one number per row, at least 0; they count by their ratio to their mean.
+                Defaults to None: 1.
 
         Raises:
             ValueError: for columns that `TableColumns` refuses, a single class, or labels that
@@ -228,7 +237,8 @@ class TableRegressor(RegressorMixin, TableEstimator):
         Args:
             X: a DataFrame or an array `[N, columns]`.
             y: targets `[N]`, or `[N, targets]`.
-            sample_weight: one number per row; 2 counts as seeing the row twice. Defaults to None.
+            sample_weight: one number per row, at least 0; they count by their ratio to their mean.
+                Defaults to None: 1.
 
         Raises:
             ValueError: for columns that `TableColumns` refuses, or targets that are not finite.
@@ -237,10 +247,14 @@ class TableRegressor(RegressorMixin, TableEstimator):
         y = _targets(X, y, dtype="numeric").astype("float64")
         weights, is_single = _weights(sample_weight, y), y.ndim == 1
         y = y.reshape(len(y), -1)
-        offset = np.average(y, axis=0, weights=weights)
-        spread = np.sqrt(np.average((y - offset) ** 2, axis=0, weights=weights))
-        scale = np.where(spread > 0.0, spread, 1.0)
-        scaled = ((y - offset) / scale).astype("float32")
+        # First to unit size, so that squares neither overflow nor vanish.
+        size = np.max(np.abs(y), axis=0)
+        size = np.where(size > 0.0, size, 1.0)
+        mean = np.average(y / size, axis=0, weights=weights)
+        spread = np.sqrt(np.average((y / size - mean) ** 2, axis=0, weights=weights))
+        spread = np.where(spread > 0.0, spread, 1.0)
+        scaled = ((y / size - mean) / spread).astype("float32")
+        offset, scale = size * mean, size * spread
         self._fit_net(X, scaled, weights, y.shape[1], "normal")
         self.offset_, self.scale_, self._is_single = offset, scale, is_single
         return self
@@ -291,6 +305,12 @@ def _targets(X: Any, y: Any, dtype: Any) -> np.ndarray:
         raise ValueError("requires y to be passed, but the target y is None")
     if dtype is None:  # one label per row
         y = column_or_1d(y, warn=True)
+        is_missing = missing_in(y)
+        if is_missing.any():
+            raise ValueError(
+                "Argument `y` must hold a label for every row: leave out rows without. Received: "
+                f"Input y contains NaN or None, in row {int(np.argmax(is_missing))}"
+            )
     else:
         y = check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
     check_consistent_length(X, y)
@@ -301,9 +321,20 @@ def _weights(sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
     """Sample weights as an array, refused unless at least one is above 0 and none below."""
     if sample_weight is None:
         return None
-    weights = _check_sample_weight(sample_weight, np.zeros((len(y), 1)), ensure_non_negative=True)
-    positive("sum of sample_weight", float(weights.sum()))
-    return weights
+    return np.asarray(
+        _check_sample_weight(sample_weight, np.zeros((len(y), 1)), ensure_non_negative=True)
+    )
+
+
+def _check_arguments(estimator: Any) -> None:
+    """Refuse sizes that are no sequence."""
+    hidden = estimator.hidden
+    if not isinstance(hidden, (list, tuple)):
+        raise ValueError(
+            f"Argument `hidden` must be a tuple of sizes, such as (256, 256). Received: {hidden!r}"
+        )
+    for units in hidden:
+        whole("hidden", units)
 
 
 def _take_names(estimator: Any, columns: TableColumns) -> None:
@@ -320,7 +351,7 @@ def _rows_of(X: Any, rows: np.ndarray) -> Any:
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
-def _inputs(arrays: dict[str, np.ndarray]) -> Any:
+def _net_inputs(arrays: dict[str, np.ndarray]) -> Any:
     """What a net takes: an array, or a dict of two."""
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
@@ -330,29 +361,6 @@ def _taken(parts: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
     return tuple(
         None if part is None else keras.tree.map_structure(lambda a: a[rows], part)
         for part in parts
-    )
-
-
-def _batches(data: tuple[Any, ...], size: int, seed: int | None) -> tf.data.Dataset:
-    """Batches of inputs, targets and, if there are any, weights; shuffled by a seed.
-
-    Args:
-        data: inputs, targets, and weights or None.
-        size: rows of a batch.
-        seed: of the order, which is another in every epoch; None for the order of the rows.
-    """
-    tensors = keras.tree.map_structure(tf.constant, tuple(v for v in data if v is not None))
-    count = len(data[1])
-    rows = tf.data.Dataset.range(count)
-    if seed is not None:
-        rows = rows.shuffle(count, seed=seed)
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its threads hold up the start of an epoch
-    return (
-        rows.batch(size)
-        .map(lambda i: keras.tree.map_structure(lambda a: tf.gather(a, i), tensors))
-        .prefetch(2)
-        .with_options(options)
     )
 
 

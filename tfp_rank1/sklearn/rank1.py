@@ -15,6 +15,13 @@ from tfp_rank1.sklearn.estimators import TableClassifier, TableEstimator, TableR
 __all__ = ["Rank1Classifier", "Rank1Regressor"]
 
 
+def _rate(name: str, value: float) -> float:
+    """A rate of dropout, from 0 to below 1."""
+    if not_negative(name, value) >= 1.0:
+        raise ValueError(f"Argument `{name}` must lie below 1. Received: {name}={value}")
+    return float(value)
+
+
 class _Rank1(TableEstimator):
     """The net of `tfp_rank1.models.tabular`."""
 
@@ -60,11 +67,11 @@ class _Rank1(TableEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _build(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
+    def _make_net(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
         return tabular(
             num_outputs=num_outputs,
             hidden=tuple(self.hidden),
-            dropout=not_negative("dropout", self.dropout),
+            dropout=_rate("dropout", self.dropout),
             numeric_embedding=self.numeric_embedding,
             embedding_dim=self.embedding_dim,
             likelihood=likelihood,

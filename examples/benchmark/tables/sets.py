@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from sklearn import datasets
 
+from tfp_rank1.sklearn.column_kinds import NUMBERS, kind_of
+
 __all__ = ["SETS", "TableSet", "from_file"]
 
 Table = tuple[pd.DataFrame, np.ndarray]
@@ -45,7 +47,13 @@ def _from_openml(name: str, number: int) -> Callable[[Path | None], Table]:
     def load(folder: Path | None) -> Table:
         if folder is not None:
             return from_file(_existing(folder / f"{name}.npz"))
-        found = datasets.fetch_openml(data_id=number, as_frame=True)
+        try:
+            found = datasets.fetch_openml(data_id=number, as_frame=True)
+        except OSError as error:
+            raise ValueError(
+                f"The set {name!r} cannot be downloaded: put {name}.npz into a folder and name it, "
+                f"--manual-dir. Received: {error}"
+            ) from error
         return found.data, pd.factorize(found.target, sort=True)[0]
 
     return load
@@ -81,9 +89,28 @@ def from_file(path: Path, target: str | None = None) -> Table:
     Args:
         path: of the file.
         target: column of the targets, of a csv file. Defaults to None: the last one.
+
+    Raises:
+        ValueError: for a file that is not there or of another kind, or missing targets.
     """
+    if not path.exists() or path.suffix not in (".csv", ".npz"):
+        raise ValueError(f"A table is a file .csv or .npz. Received: {path}")
+    frame, y = _read(path, target)
+    missing = np.flatnonzero(pd.isna(y))
+    if len(missing):
+        raise ValueError(
+            f"{path} must hold a target in every row. Received: none in {len(missing)} rows, "
+            f"the first of them {missing[0]}"
+        )
+    return frame, y
+
+
+def _read(path: Path, target: str | None) -> Table:
     if path.suffix == ".csv":
         frame = pd.read_csv(path)
+        # Boosted trees know categories by their dtype.
+        for name in frame.columns[[kind_of(frame[n]) not in NUMBERS for n in frame]]:
+            frame[name] = frame[name].astype("category")
         target = str(frame.columns[-1]) if target is None else target
         if target not in frame:
             raise ValueError(f"--target must be one of {list(frame)}. Received: {target!r}")
