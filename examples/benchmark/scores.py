@@ -33,9 +33,12 @@ def score(fitted: Fitted, task: Task, data: Data) -> tuple[dict[str, float], dic
     """
     x, y = data.split.x_test, data.split.y_test
     inside, seconds = timed(fitted, x)
-    scores = {"train_seconds": fitted.seconds, "steps": float(fitted.steps)}
-    if fitted.parameters is not None:
-        scores = {"parameters": float(fitted.parameters), **scores}
+    counts = {
+        "parameters": fitted.parameters,
+        "train_seconds": fitted.seconds,
+        "steps": fitted.steps,
+    }
+    scores = {name: float(count) for name, count in counts.items() if count is not None}
     if len(x) >= TIMED_ROWS:
         scores["seconds_per_1000"] = seconds
     figures: dict[str, Any] = {"curve": fitted.curve} if fitted.curve else {}

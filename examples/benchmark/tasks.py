@@ -281,9 +281,10 @@ def tables_of(part: str, options: Options) -> list[Task]:
 
 
 def _table(name: str, options: Options) -> Task:
-    rows = SMOKE_ROWS if options.smoke else None
     from examples.benchmark.tables.sets import SETS as TABLES
     from examples.benchmark.tables.sets import from_file
+
+    rows = SMOKE_ROWS if options.smoke else None
 
     @functools.cache
     def whole() -> tuple[Any, np.ndarray, bool]:
@@ -303,12 +304,8 @@ def _table(name: str, options: Options) -> Task:
         frame, y, regression = whole()
         kept = None if regression else y
         parts = train_test_split(frame, y, test_size=0.3, random_state=index, stratify=kept)
-        if options.held_out:
-            kept = None if regression else parts[2]
-            parts = train_test_split(
-                parts[0], parts[2], test_size=0.3, random_state=1000 + index, stratify=kept
-            )
-        return Data(Split(parts[0], parts[2], parts[1], parts[3]))
+        split = Split(parts[0], parts[2], parts[1], parts[3])
+        return Data(hold_out(split, index) if options.held_out else split)
 
     frame, y, regression = whole()
     net = Net((frame.shape[1],), (), 1 if regression else int(y.max()) + 1)

@@ -36,7 +36,7 @@ class Fitted:
         predict: the predictive distribution at inputs.
         parameters: numbers that were learned; None where nobody counts them.
         seconds: of training, evaluation for curves not counted.
-        steps: of training.
+        steps: of training; None where nobody counts them.
         curve: points of `Curve`, or none.
         model: what was trained, if it is a Keras model.
         members: the outputs of every member at inputs, if there are members.
@@ -45,7 +45,7 @@ class Fitted:
     predict: Callable[[np.ndarray], PredictiveMixture]
     parameters: int | None
     seconds: float
-    steps: int
+    steps: int | None
     curve: list[dict[str, float]]
     model: r1.BayesianModel | None = None
     members: Callable[[np.ndarray], PredictiveMixture] | None = None

@@ -68,7 +68,7 @@ class PeriodicEmbedding(keras.layers.Layer):
         features = input_shape[-1]
         check_width(self, input_shape, features or 0)
         waves = 2 * self.num_frequencies
-        # Cut at three standard deviations: one fast wave would be noise in a whole vector.
+        # Cut at two standard deviations: one fast wave would be noise in a whole vector.
         start = keras.initializers.TruncatedNormal(stddev=self.stddev, seed=self.seed)
         self.frequencies = self.add_weight(
             name="frequencies", shape=(features, self.num_frequencies), initializer=start

@@ -80,7 +80,7 @@ def member_log_probs(
         ValueError: for weights of targets or positions.
     """
     found, weights = [], []
-    # Outside of the scope the graph of a model that draws would be its samples.
+    # At its mean a member is one function, however random its factors are.
     with scopes.mean_mode.set(True):
         for inputs, targets, weight in labelled_batches(x, y, sample_weight, batch_size):
             mixtures = evaluated(model, inputs)

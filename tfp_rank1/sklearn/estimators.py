@@ -17,14 +17,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
 
 from tfp_rank1.checks import level, whole
+from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers import quantile_edges
+from tfp_rank1.layers.randomness import is_random
+from tfp_rank1.model.search_data import Examples
 from tfp_rank1.sklearn.column_kinds import missing_in
 from tfp_rank1.sklearn.columns import TableColumns
 from tfp_rank1.sklearn.row_batches import RowBatches
 
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
-
-_INT32_MAX = 2**31 - 1
 
 
 class TableEstimator(BaseEstimator):
@@ -76,7 +77,7 @@ class TableEstimator(BaseEstimator):
             kept = np.flatnonzero(weights)
             X, y, weights = _rows_of(X, kept), y[kept], weights[kept]
             weights = (weights / weights.mean()).astype("float32")
-        seed = int(check_random_state(self.random_state).randint(_INT32_MAX))
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         rows, held_out = self._split(y, seed)
         columns = TableColumns(self.categorical_features).fit(_rows_of(X, rows))
         arrays = columns.transform(X)
@@ -94,9 +95,9 @@ class TableEstimator(BaseEstimator):
             model = self._make_net(table, num_outputs, likelihood)
             self._compile(model)
             model.num_train_examples = float(len(rows) if weights is None else weights[rows].sum())
-            whole_table = _net_inputs(arrays), y, weights
-            judged = _taken(whole_table, held_out)
-            history = self._train(model, _taken(whole_table, rows), judged, seed)
+            examples = Examples(_net_inputs(arrays), y, weights)
+            judged = examples.take(held_out)
+            history = self._train(model, examples.take(rows), judged, seed)
         if self.calibrate and len(held_out):
             model.calibrate(*judged, verbose=0)
         self.columns_, self.model_ = columns, model
@@ -125,7 +126,9 @@ class TableEstimator(BaseEstimator):
         )
         return np.sort(parts[0]), np.sort(parts[1])
 
-    def _train(self, model: Any, data: Any, held_out: Any, seed: int) -> dict[str, list[float]]:
+    def _train(
+        self, model: Any, examples: Examples, held_out: Examples, seed: int
+    ) -> dict[str, list[float]]:
         """Train until the held-out NLL stops falling, or for all epochs; the logs by epoch."""
         callbacks = []
         validation = None
@@ -137,9 +140,9 @@ class TableEstimator(BaseEstimator):
                 )
             )
             validation = RowBatches(held_out, 1024)
-        size = self._rows_per_step(len(data[1]))
+        size = self._rows_per_step(len(examples))
         history = model.fit(
-            RowBatches(data, size, seed),
+            RowBatches(examples, size, seed),
             epochs=whole("epochs", self.epochs),
             validation_data=validation,
             callbacks=callbacks,
@@ -156,12 +159,16 @@ class TableEstimator(BaseEstimator):
 
     # -- answers --------------------------------------------------------------------------------
 
+    def net_inputs(self, X: Any) -> Any:
+        """What `model_` takes for a table: an array, or a dict of numbers and categories."""
+        check_is_fitted(self, "model_")
+        return _net_inputs(self.columns_.transform(X))
+
     def _predictive(self, X: Any) -> Any:
         """The predictive distribution of the rows of a table, the same on every call."""
-        check_is_fitted(self, "model_")
-        inputs = _net_inputs(self.columns_.transform(X))
+        inputs = self.net_inputs(X)
         model = self.model_
-        if _draws(model):
+        if is_random(layers_of(model)):
             return model.posterior_predictive(inputs, method=model.evaluation_method, seed=0)
         # One pass has the outputs of all members.
         return model.posterior_predictive(inputs, num_samples=1, seed=0)
@@ -354,23 +361,6 @@ def _rows_of(X: Any, rows: np.ndarray) -> Any:
 def _net_inputs(arrays: dict[str, np.ndarray]) -> Any:
     """What a net takes: an array, or a dict of two."""
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
-
-
-def _taken(parts: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
-    """Some rows of inputs, targets and weights."""
-    return tuple(
-        None if part is None else keras.tree.map_structure(lambda a: a[rows], part)
-        for part in parts
-    )
-
-
-def _draws(model: Any) -> bool:
-    """Whether answers of a model are random."""
-    return any(getattr(layer, "is_random", True) for layer in model.layers if _is_bayesian(layer))
-
-
-def _is_bayesian(layer: Any) -> bool:
-    return hasattr(layer, "factor_variables") or hasattr(layer, "kl")
 
 
 @contextlib.contextmanager

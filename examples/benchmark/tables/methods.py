@@ -162,7 +162,8 @@ def fit(name: str, regression: bool, data: Data, seed: int, brief: bool) -> Fitt
         outputs = np.stack([mean, raw], axis=-1)[None].astype("float32")
         return PredictiveMixture(likelihoods.HeteroscedasticNormal(min_scale=_MIN_SCALE), outputs)
 
-    steps = int(getattr(estimator, "n_iter_", 0) or 0) if hasattr(estimator, "model_") else 0
+    model = getattr(estimator, "model_", None)
+    steps = None if model is None else model.steps_taken
     return Fitted(predict, None, seconds, steps, [], members=_members(estimator))
 
 
@@ -175,9 +176,7 @@ def _members(estimator: Any) -> Callable[[Any], PredictiveMixture] | None:
         return None
 
     def members(x: Any) -> PredictiveMixture:
-        arrays = estimator.columns_.transform(x)
-        inputs = arrays if len(arrays) > 1 else next(iter(arrays.values()))
         with r1.posterior_mean():
-            return model.posterior_predictive(inputs, num_samples=1)
+            return model.posterior_predictive(estimator.net_inputs(x), num_samples=1)
 
     return members
