@@ -15,6 +15,9 @@ Source: Kurle, Klushyn & Herbrich (2024), "Learning Neural Networks via Bayesian
 Inference".
 """
 
+import importlib
+from typing import Any
+
 # `tfp_rank1` refuses a Keras that does not run on TensorFlow. The error must name the package that
 # the user imported.
 try:
@@ -35,6 +38,14 @@ from bali_keras.model import BaliModel
 
 __version__ = tfp_rank1.__version__
 
+
+def __getattr__(name: str) -> Any:
+    """Import `plots` at its first use, because it needs the packages of an extra."""
+    if name == "plots":
+        return importlib.import_module("bali_keras.plots")
+    raise AttributeError(f"module 'bali_keras' has no attribute {name!r}")
+
+
 __all__ = [
     "BaliModel",
     "__version__",
@@ -42,6 +53,7 @@ __all__ = [
     "layers",
     "matrix_normal",
     "models",
+    "plots",
     "recording",
     "schedules",
 ]

@@ -131,7 +131,9 @@ class MatrixNormal(NamedTuple):
     def log_prob(self, w: tf.Tensor) -> tf.Tensor:
         """`log p(W)` of `[..., d, k]`, `[...]`, nats.
 
-        -1/2 [ |R^-1 (W - M) C'^-1|^2 + d k log 2 pi + k log|L^-1| + d log|V| ]
+            -1/2 [ |R^-1 (W - M) C'^-1|^2 + d k log 2 pi + k log|L^-1| + d log|V| ]
+
+        with R R' = L^-1 and C C' = V.
         """
         d, k = self._size()
         quadratic = tf.reduce_sum(tf.square(self._whiten(w - self.mean)), axis=[-2, -1])

@@ -94,8 +94,8 @@ class BaliModel(BayesianModel):
                     how many weights the data determine, rather than the prior
 
     Args:
-        *args, **kwargs: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or
-            a subclass that ends `call` with `return self.likelihood(outputs)`. Outputs
+        *args: as for `BayesianModel`: `BaliModel(inputs, outputs, likelihood=...)`, or a
+            subclass that ends `call` with `return self.likelihood(outputs)`. Outputs
             `[B, D]`, `[B, ..., D]` with positions (pixels, time steps), or a list or dict of these.
         likelihood: a `tfp_rank1.likelihoods` object or its name; for several outputs one for each.
             The scale of `Normal()` is learned in closed form.

@@ -98,7 +98,7 @@ def test_a_step_is_that_of_the_unrolled_cell(kind):
         np.testing.assert_allclose(state.mean, expected.mean, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_training_answers_files_and_masks(kind, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((STEPS, INPUTS))

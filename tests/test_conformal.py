@@ -207,7 +207,7 @@ def conformal_coverage(p, y):
 CASES = [
     *((classes, arguments) for arguments in METHODS),
     (numbers, {}),
-    (numbers, {"method": "cqr", "coverage": 0.8}),
+    pytest.param(numbers, {"method": "cqr", "coverage": 0.8}, marks=pytest.mark.slow),
 ]
 
 

@@ -80,7 +80,8 @@ def trained(digits, **arguments):
         )
         outputs = r1.layers.SplitMembers()(r1.layers.DenseRank1(10, **arguments)(h))
     model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
-    model.compile(keras.optimizers.Adam(0.01), metrics=[r1.metrics.MemberDisagreement()])
+    model.compile(keras.optimizers.Adam(0.01), kernel_precision=0.01,
+                  metrics=[r1.metrics.MemberDisagreement()])  # fmt: skip
     before = [layer.r_posterior.mean().numpy() for layer in model.layers[2:4]]
     model.fit(x, y, epochs=10, batch_size=64, verbose=0)
     after = [layer.r_posterior.mean().numpy() for layer in model.layers[2:4]]

@@ -26,7 +26,7 @@ def net(kind="members", likelihood="categorical", outputs=2, inputs=None):
     if kind == "bali":
         h = bk.layers.DenseBali(outputs)(bk.layers.DenseBali(4, activation="relu")(h))
         model = bk.BaliModel(inputs, h, likelihood=likelihood)
-        model.compile()
+        model.compile(prior_precision=0.02)  # not searched: nothing here is about it
         return model
     with r1.members(2):
         h = r1.layers.SplitMembers()(r1.layers.DenseRank1(outputs)(r1.layers.TileMembers()(h)))

@@ -83,7 +83,9 @@ def bali_net():
     inputs = keras.Input((3,))
     h = bk.layers.DenseBali(8, activation="tanh")(inputs)
     model = bk.BaliModel(inputs, bk.layers.DenseBali(1)(h), likelihood=RobustTarget())
-    model.compile(keras.optimizers.Adam(0.02), metrics=metrics())
+    # Settings that nothing here is about, and that would be searched.
+    settings = {"prior_precision": 0.02, "damping": 0.01, "covariance_scale": 1.0}
+    model.compile(keras.optimizers.Adam(0.02), metrics=metrics(), **settings)
     return model
 
 

@@ -36,12 +36,14 @@ def test_only_sold_houses_have_a_price():
     assert np.isfinite(test.price).all() and test.x[50:, 0].min() > houses.x[:, 0].max()
 
 
+@pytest.mark.slow
 def test_tagging(tmp_path, capsys):
     tagging.main(["--epochs", "1", "--orders", "48", "--out", str(tmp_path)])
     assert (tmp_path / "tagging.png").stat().st_size > 1000
     assert "BALI" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_heads(tmp_path, capsys):
     two_heads.main(["--epochs", "2", "--houses", "64", "--out", str(tmp_path)])
     assert (tmp_path / "two_heads.png").stat().st_size > 1000

@@ -79,6 +79,7 @@ def test_effective_parameters_of_linear_regression():
         assert history["effective_parameters"][-1] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_table_of_noise_gets_a_stronger_prior_than_a_clear_one():
     found = {}
     for signal in (0.0, 4.0):

@@ -52,6 +52,7 @@ def test_how_much_a_search_may_cost():
     assert folds_for(500, 99) == folds_for(39, 800) == 0
 
 
+@pytest.mark.slow
 def test_noise_asks_for_a_stronger_prior_than_a_clear_signal(capsys):
     found = {}
     for has_signal in (False, True):

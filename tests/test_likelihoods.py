@@ -62,7 +62,7 @@ FIXED = {
     "name",
     [
         "student_t",
-        "negative_binomial",
+        pytest.param("negative_binomial", marks=pytest.mark.slow),
         pytest.param("laplace", marks=pytest.mark.slow),
         pytest.param("log_normal", marks=pytest.mark.slow),
     ],

@@ -132,7 +132,7 @@ def test_bali_with_one_target_drops_the_examples_without_it():
             np.testing.assert_allclose(*widths, rtol=2e-3 if likelihood.fixed_scale else 2e-2)
 
 
-@pytest.mark.parametrize("make", [linear, bali])
+@pytest.mark.parametrize("make", [linear, pytest.param(bali, marks=pytest.mark.slow)])
 def test_learned_noise_is_that_of_the_observed_targets(make):
     y = np.stack([X[:, 0] + 0.1 * RNG.normal(size=N), X[:, 1] + RNG.normal(size=N)], 1)
     model = make(LK.Normal())

@@ -275,6 +275,7 @@ def test_files_of_every_likelihood_can_be_run(name, tmp_path):
     assert ("entropy" in found) == (name == "bernoulli")
 
 
+@pytest.mark.slow
 def test_files_of_nets_that_draw_have_the_inputs_of_the_net(tmp_path):
     pytest.importorskip("tf2onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -215,6 +215,7 @@ def test_sequences_are_drawn_or_their_steps_count_as_independent(net):
         np.testing.assert_allclose(compiled, p.samples, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_recurrent_net_leaves_tensorflow(tmp_path):
     """LiteRT takes no loop: the time steps stand in the graph one by one."""
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")

@@ -1,10 +1,13 @@
 """The plots draw what they say."""
 
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from bali_case import conjugate, linear_data, net
 from scipy import stats
 
+import bali_keras as bk
 import tfp_rank1 as r1
 
 
@@ -104,3 +107,95 @@ def test_calibration_curve_of_counts():
         r1.plots.calibration_curve([1.0], r1.PosteriorPredictive(
             np.zeros((1, 1, 1), "float32"), r1.likelihoods.Bernoulli()
         ))  # fmt: skip
+
+
+# -- fits and posteriors --------------------------------------------------------------------------
+
+
+def test_training_history():
+    logs = {"nll": [2.0, 1.0, 0.5, 0.4], "val_nll": [1.5, 0.9], "kl": [0.3, 0.2, 0.1, 0.1]}
+    ax = r1.plots.training_history(logs)
+    train, validation = ax.lines
+    np.testing.assert_array_equal(train.get_data(), ([1, 2, 3, 4], logs["nll"]))
+    # Validated after every second epoch.
+    np.testing.assert_array_equal(validation.get_data(), ([2, 4], logs["val_nll"]))
+    (other,) = [a for a in ax.figure.axes if a is not ax]
+    np.testing.assert_array_equal(other.lines[0].get_ydata(), logs["kl"])
+    assert len(r1.plots.training_history({"nll": [1.0]}, ax=plt.subplots()[1]).lines) == 1
+    with pytest.raises(ValueError, match=r"needs 'nll'.*Received: \['loss'\]"):
+        r1.plots.training_history({"loss": [1.0]})
+
+
+def test_uncertainty_map():
+    image, uncertainty = np.zeros((4, 5, 1)), np.arange(20.0).reshape(4, 5)
+    ax = r1.plots.uncertainty_map(image, uncertainty, highest=10.0)
+    _, overlay = ax.images
+    np.testing.assert_array_equal(overlay.get_array(), uncertainty)
+    np.testing.assert_allclose(overlay.get_alpha(), np.minimum(uncertainty / 10.0, 1.0))
+    nothing = r1.plots.uncertainty_map(np.zeros((4, 5, 3)), np.zeros((4, 5)))
+    assert not np.any(nothing.images[1].get_alpha())
+    with pytest.raises(ValueError, match=r"shapes \(4, 5, 1\) and \(5, 4\)"):
+        r1.plots.uncertainty_map(image, uncertainty.T)
+    with pytest.raises(ValueError, match="at least 0"):
+        r1.plots.uncertainty_map(image, -uncertainty)
+
+
+def test_factor_posteriors():
+    layer = r1.layers.DenseRank1(3, ensemble_size=2, posterior="normal", prior="normal")
+    layer(np.zeros((4, 5), "float32"))
+    ax = r1.plots.factor_posteriors(layer)
+    for line, posterior in zip(
+        [line for line in ax.lines if line.get_label() in "rs"],
+        (layer.r_posterior, layer.s_posterior),
+        strict=True,
+    ):
+        np.testing.assert_allclose(line.get_xdata(), np.ravel(posterior.mean()))
+        np.testing.assert_allclose(line.get_ydata(), np.ravel(posterior.stddev()))
+    assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [
+        pytest.approx(float(np.ravel(layer.r_prior.stddev())[0]))
+    ] * 2
+    for posterior in ("deterministic", "cauchy"):
+        bare = r1.layers.DenseRank1(3, posterior=posterior)
+        bare(np.zeros((4, 5), "float32"))
+        with pytest.raises(ValueError, match="a standard deviation"):
+            r1.plots.factor_posteriors(bare)
+    with pytest.raises(ValueError, match=r"rank-1 factors.*Received: Dense"):
+        r1.plots.factor_posteriors(keras.layers.Dense(3))
+
+
+def test_row_spectrum():
+    x, y = linear_data()
+    model = net()
+    with pytest.raises(ValueError, match="has no posterior yet"):
+        bk.plots.row_spectrum(model.bali_layers[0])
+    model.compile(forgetting=1.0, warmup_steps=0, prior_row_precision=3.0, factorise_every=1)
+    model.fit(x, y, batch_size=len(x), verbose=0)
+    ax = bk.plots.row_spectrum(model.bali_layers[0], label="layer")
+    _, row_covariance = conjugate(x, y, 3.0)
+    expected = np.linalg.eigvalsh(row_covariance)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), expected, rtol=1e-4)
+    assert ax.get_legend().get_texts()[0].get_text() == "layer"
+    with pytest.raises(ValueError, match=r"must be a BALI layer.*Received: Dense"):
+        bk.plots.row_spectrum(keras.layers.Dense(3))
+
+
+def test_the_users_own_settings_stay(digits, digits_model):
+    before = dict(plt.rcParams)
+    p = digits_model.posterior_predictive(digits[2][:20], 2, seed=0)
+    ax = r1.plots.reliability_diagram(digits[3][:20], p)
+    assert dict(plt.rcParams) == before
+    assert ax.xaxis.label.get_color() == r1.plots.GRAY
+
+
+def luminance(color):
+    """Relative luminance of sRGB, of WCAG 2."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255.0
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("color", [*r1.plots.PALETTE, r1.plots.GRAY])
+@pytest.mark.parametrize("page", ["#ffffff", "#131416"])
+def test_colours_can_be_seen_on_light_and_dark_pages(color, page):
+    low, high = sorted((luminance(color), luminance(page)))
+    assert (high + 0.05) / (low + 0.05) > 3.4

@@ -15,6 +15,8 @@ from tfp_rank1.checks import positive, whole
 from tfp_rank1.model import BayesianModel
 from tfp_rank1.serialization import registered
 
+__all__ = ["RECIPES", "Recipe", "StepDecay", "get"]
+
 
 @registered("tfp_rank1")
 class StepDecay(keras.optimizers.schedules.LearningRateSchedule):

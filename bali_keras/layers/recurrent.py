@@ -261,8 +261,8 @@ class LSTMBali(_RecurrentBali):
 
     Args:
         units: size of the output.
-        activation, recurrent_activation, use_bias, return_sequences, go_backwards,
-            zero_output_for_mask: as in the stock layer.
+        activation, recurrent_activation, use_bias: as in the stock layer.
+        return_sequences, go_backwards, zero_output_for_mask: likewise.
         kernel_initializer, recurrent_initializer, bias_initializer: of the means.
         unit_forget_bias: whether the mean of the bias of f starts at 1. Defaults to True.
         **kwargs: `prior_at_mean`, `row_covariance`, `statistics_dtype` and `seed` as for
@@ -320,8 +320,8 @@ class GRUBali(_RecurrentBali):
 
     Args:
         units: size of the output.
-        activation, recurrent_activation, use_bias, return_sequences, go_backwards,
-            zero_output_for_mask: as in the stock layer.
+        activation, recurrent_activation, use_bias: as in the stock layer.
+        return_sequences, go_backwards, zero_output_for_mask: likewise.
         kernel_initializer, recurrent_initializer, bias_initializer: of the means.
         **kwargs: `prior_at_mean`, `row_covariance`, `statistics_dtype` and `seed` as for
             `BaliLayer`, for both maps.

@@ -16,17 +16,18 @@ import os
 import resource
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.table import Table
 
 import bali_keras as bk
+from examples.record import show
 
 RATE, TURN, EXAMPLES = 0.01, 20, 50_000
 
@@ -118,11 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 512, 1024])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--resnet", choices=["stock", "bali"], help="in place of the widths")
+    parser.add_argument("--out", type=Path, help="a JSON file, for the widths")
     options = parser.parse_args(arguments)
     if options.resnet:
         print(measure_resnet(options.resnet, options.steps))
     else:
-        rich.print(measure_widths(options.widths, options.steps))
+        show(measure_widths(options.widths, options.steps), options.out)
 
 
 if __name__ == "__main__":

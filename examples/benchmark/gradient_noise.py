@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.table import Table
 
 import tfp_rank1 as r1
 from examples.datasets.small import load_digits
+from examples.record import show
 
 SAMPLINGS, BATCH, MEMBERS, STDDEV = ("example", "flipout", "member"), 64, 4, 0.1
 
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)
     data = load_digits(0)
     keras.utils.set_random_seed(0)
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = variance(model, x, y, options.draws)
         first = found if first is None else first
         table.add_row(sampling, f"{found:.4f}", f"{found / first:.2f}")
-    rich.print(table)
+    show(table, options.out)
 
 
 if __name__ == "__main__":

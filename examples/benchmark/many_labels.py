@@ -22,15 +22,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import rich
 from rich.table import Table
 
 from examples.benchmark.memory import resident
+from examples.record import show
 
 BATCH, EPOCHS, TESTED, SAMPLES, RATE = 256, 5, 1000, 32, 1e-3
 MEBIBYTE = 2**20
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--inputs", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.run:
@@ -187,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         cells = ("fit", ".1f"), ("predict", ".1f"), ("memory", ",.0f"), ("nll", ".3f")
         table.add_row(name, *(f"{found[key]:{form}}" for key, form in cells))
-    rich.print(table)
+    show(table, args.out)
 
 
 if __name__ == "__main__":

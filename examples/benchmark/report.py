@@ -134,7 +134,7 @@ def _uci_table(folder: Path, uci: dict[str, Contents], name: str) -> list[str]:
             known = row.rmse if name == "rmse" else row.log_likelihood
             found_cells = [_published(known.get(t.removeprefix("uci-"))) for t in sets]
             rows.append([f"*{title}* ({row.source})", *found_cells, ""])
-    return [f"## UCI regression: {title_of(name)}", "", *_markdown(header, rows)]
+    return [f"## UCI regression: {title_of(name)}", "", *markdown_table(header, rows)]
 
 
 def _score_table(tables: dict[str, Contents], name: str) -> list[str]:
@@ -144,7 +144,7 @@ def _score_table(tables: dict[str, Contents], name: str) -> list[str]:
     if not sets:
         return []
     rows, _ = _ranked(tables, sets, name)
-    return [f"## Tables: {title_of(name)}", "", *_markdown(header, rows)]
+    return [f"## Tables: {title_of(name)}", "", *markdown_table(header, rows)]
 
 
 def _ranked(
@@ -221,7 +221,7 @@ def _paired(by_task: dict[str, Contents], prefix: str, chosen: str) -> list[str]
     table = [[m, *(cells.get(t, "") for t in sets)] for m, cells in sorted(rows.items())]
     kind = "UCI regression" if prefix == "uci-" else "Tables"
     title = f"## {kind}: paired differences in log-likelihood"
-    return [title, "", *_markdown(header, table)] if table else []
+    return [title, "", *markdown_table(header, table)] if table else []
 
 
 # -- one task -------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def _task_table(task: str, contents: Contents) -> list[str]:
     header = ["", *(title_of(n) for n in names)]
     rows = [[c["method"], *(_summary_cell(c, name, whole) for name in names)] for c in contents]
     lines = [f"## {task}, {whole} splits or seeds", "", _setting(contents), ""]
-    lines += _markdown(header, rows)
+    lines += markdown_table(header, rows)
     for more in (_corrupted(contents, whole), _steps_to_target(contents)):
         if more:
             lines += ["", *more]
@@ -263,7 +263,7 @@ def _corrupted(contents: Contents, whole: int) -> list[str]:
                 ]
                 cells.append(cell(mean_and_error(by_split), whole=whole) if by_split else "")
         rows.append([content["method"], *cells])
-    return _markdown(header, rows) if names else []
+    return markdown_table(header, rows) if names else []
 
 
 def _steps_to_target(contents: Contents) -> list[str]:
@@ -282,7 +282,7 @@ def _steps_to_target(contents: Contents) -> list[str]:
         first = next(p for p in curve if p["test_nll"] <= target)
         rows.append([method, f"{first['step']:.0f}", f"{first['seconds']:.1f}"])
     header = ["", f"steps to a test NLL of {target:.4g}", "seconds"]
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 # -- text -----------------------------------------------------------------------------------------
@@ -312,6 +312,7 @@ def title_of(name: str) -> str:
     return name.replace("_", " ") + arrow
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]

@@ -23,7 +23,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.progress import track
 from rich.table import Table
@@ -31,6 +30,7 @@ from rich.table import Table
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, draw
+from examples.record import show
 
 FIRST, MORE = 20, 10
 WAYS = "mutual information", "random"
@@ -100,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("labels", *WAYS)
     for row in zip(map(str, labels), *map(cells, curves.values()), strict=True):
         table.add_row(*row)
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "active.json")
     figure(labels, curves).savefig(options.out / "active.png", dpi=150)
     print(f"wrote {options.out / 'active.png'}")
 

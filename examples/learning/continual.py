@@ -24,7 +24,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.progress import track
 from rich.table import Table
@@ -32,6 +31,7 @@ from rich.table import Table
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, standard_errors
+from examples.record import show
 
 STRENGTHS = 0.03, 0.1, 0.3, 1.0
 SECOND = 5  # the first digit of the second task
@@ -114,8 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("second task", "digits 0-4", "digits 5-9")
     for name, rows in found.items():
         table.add_row(name, *cells(rows))
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "continual.json")
     figure(found).savefig(options.out / "continual.png", dpi=150)
     print(f"wrote {options.out / 'continual.png'}")
 

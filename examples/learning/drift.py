@@ -25,7 +25,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.progress import track
 from rich.table import Table
@@ -34,6 +33,7 @@ from scipy.ndimage import rotate
 import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, draw
+from examples.record import show
 
 RATES = 0.1, 0.02, 0.005, 0.001
 BATCH, LOOKS, TURN = 32, 20, 180.0
@@ -124,8 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, rows in found.items():
         late = rows[:, LOOKS // 2 :].mean(axis=1, keepdims=True)
         table.add_row(name, *cells(late))
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "drift.json")
     figure(found).savefig(options.out / "drift.png", dpi=150)
     print(f"wrote {options.out / 'drift.png'}")
 

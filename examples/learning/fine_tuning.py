@@ -22,7 +22,6 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import rich
 import tensorflow as tf
 from rich.table import Table
 
@@ -31,6 +30,7 @@ import tfp_rank1 as r1
 from examples.datasets.images import load_images
 from examples.datasets.small import Split
 from examples.learning.spread import cells
+from examples.record import show
 
 BATCH, RATE = 64, 1e-3
 METRICS = "accuracy", "NLL, nats", "calibration error", "seconds"
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20, help="of the stock net")
     parser.add_argument("--more", type=int, default=10, help="epochs of every way")
+    parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)
     tf.get_logger().setLevel("ERROR")  # of tracing anew for every net
     data = load_images("cifar10", options.npz)
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("", *METRICS)
     for name, rows in found.items():
         table.add_row(name, *cells(rows))
-    rich.print(table)
+    show(table, options.out)
 
 
 if __name__ == "__main__":

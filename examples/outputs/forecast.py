@@ -24,13 +24,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 from rich.table import Table
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.series import HISTORY, HORIZON, load_series
 from examples.datasets.small import Split
+from examples.record import show
 
 SAMPLES, LEVEL, UNITS = 64, 0.9, 48
 
@@ -135,8 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         numbers = crps(p, data.y_test), held.mean(), held.min(), held.max()
         table.add_row(name, *(f"{value:.3f}" for value in numbers))
         answers[name] = p
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "forecast.json")
     figure(data, answers).savefig(options.out / "forecast.png", dpi=120)
     print(f"wrote {options.out / 'forecast.png'}")
 

@@ -23,13 +23,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 from rich.table import Table
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.scenes import CLASSES, load_scenes
 from examples.datasets.small import Split
+from examples.record import show
 
 SAMPLES = 32
 
@@ -124,8 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ways[f"{name}, moments"] = p
         for way, p in ways.items():
             table.add_row(way, *(f"{value:.4f}" for value in scores(p, data.y_test).values()))
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "segmentation.json")
     figure(data, answers).savefig(options.out / "segmentation.png", dpi=120)
     print(f"wrote {options.out / 'segmentation.png'}")
 

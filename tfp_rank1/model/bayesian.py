@@ -113,7 +113,7 @@ class BayesianModel(Replicas):
                     `loss_weights`
 
     Args:
-        *args, **kwargs: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
+        *args: as for `keras.Model`: `BayesianModel(inputs, outputs, ...)` with outputs
             `[B, K, D]` (`[B, D]` for a net without members), `[B, K, ..., D]` with positions
             (pixels, time steps), or a list or dict of these; or a built Sequential or Functional
             model in place of the two. A subclass that defines `call` passes neither, and ends

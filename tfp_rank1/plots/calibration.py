@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from tfp_rank1.metrics import ExpectedCalibrationError
-from tfp_rank1.plots.style import GRAY, draw_diagonal, plt
+from tfp_rank1.plots.style import GRAY, draw_diagonal, look, plt
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["calibration_curve", "reliability_diagram"]
 
 
+@look
 def reliability_diagram(
     y: Any, predictive: PredictiveMixture, num_bins: int = 10, ax: Any = None, label: str = ""
 ) -> Any:
@@ -49,13 +50,14 @@ def reliability_diagram(
     sizes = 15.0 + 250.0 * count / count.sum()
     ax.scatter(confidence / count, accuracy, sizes, color=color, alpha=0.8, label=title)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
-    legend = ax.legend(loc="upper left", frameon=False)
+    legend = ax.legend(loc="upper left")
     # The areas of points differ from bin to bin; in the legend all models have one.
     for handle in legend.legend_handles:
         handle.set_sizes([40.0])
     return ax
 
 
+@look
 def calibration_curve(
     y: Any, predictive: PredictiveMixture, num_levels: int = 100, ax: Any = None, label: str = ""
 ) -> Any:
@@ -104,7 +106,7 @@ def calibration_curve(
     ax.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="level of the quantile", ylabel="share of targets below"
     )
-    ax.legend(loc="upper left", frameon=False)
+    ax.legend(loc="upper left")
     return ax
 
 

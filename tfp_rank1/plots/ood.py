@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from tfp_rank1.metrics import ood_score
-from tfp_rank1.plots.style import BLUE, ORANGE, draw_diagonal, plt, sklearn_metrics
+from tfp_rank1.plots.style import BLUE, ORANGE, draw_diagonal, look, plt, sklearn_metrics
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["ood_histogram", "ood_roc"]
 
 
+@look
 def ood_histogram(
     inside: PredictiveMixture, outside: PredictiveMixture, score: str = "entropy", ax: Any = None
 ) -> Any:
@@ -37,10 +38,11 @@ def ood_histogram(
         share = np.full(len(value), 1.0 / len(value))
         ax.hist(value, edges, weights=share, alpha=0.6, color=color, label=label)
     ax.set(xlabel=score.replace("_", " "), ylabel="share of examples")
-    ax.legend(frameon=False)
+    ax.legend()
     return ax
 
 
+@look
 def ood_roc(
     inside: PredictiveMixture,
     outside: PredictiveMixture,
@@ -68,7 +70,7 @@ def ood_roc(
     draw_diagonal(ax)
     ax.plot(false_positive, true_positive, label=f"{label} (AUROC {area:.3f})".strip())
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="lower right")
     return ax
 
 

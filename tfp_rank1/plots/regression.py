@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import BLUE, plt
+from tfp_rank1.plots.style import BLUE, GRAY, look, plt
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["predictive_band"]
 
 
+@look
 def predictive_band(
     x: Any, predictive: PredictiveMixture, data: tuple[Any, Any] | None = None, ax: Any = None
 ) -> Any:
@@ -43,7 +44,7 @@ def predictive_band(
     )  # fmt: skip
     ax.plot(x, mean, color=BLUE, label="mean")
     if data is not None:
-        ax.scatter(*map(np.ravel, data), s=8, color="black", zorder=3, label="data")
+        ax.scatter(*map(np.ravel, data), s=8, color=GRAY, zorder=3, label="data")
     ax.set(xlabel="x", ylabel="y", xlim=(x.min(), x.max()))
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(fontsize="small")
     return ax

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tfp_rank1 import metrics
-from tfp_rank1.plots.style import plt
+from tfp_rank1.plots.style import look, plt
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["risk_coverage", "sparsification"]
 
 
+@look
 def risk_coverage(
     y: Any,
     predictive: PredictiveMixture,
@@ -43,10 +44,11 @@ def risk_coverage(
     ax.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
     if curve.risk.min() >= 0.0:  # unlike a log-loss of densities
         ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="lower right")
     return ax
 
 
+@look
 def sparsification(
     y: Any, predictive: PredictiveMixture, score: Any = None, ax: Any = None, label: str = ""
 ) -> Any:
@@ -74,5 +76,5 @@ def sparsification(
     ax.plot(curve.removed, curve.oracle, color=line.get_color(), linewidth=1, linestyle="--")
     ax.set(xlim=(0, 1), xlabel="share removed", ylabel="RMSE of the rest")
     ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="upper right")
     return ax

@@ -1,0 +1,58 @@
+"""How a fit went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfp_rank1.plots.style import GRAY, look, plt
+
+__all__ = ["training_history"]
+
+
+@look
+def training_history(history: Any, ax: Any = None) -> Any:
+    """NLL of training and validation by epoch, and the KL on an axis of its own.
+
+    The NLL of validation that rises again says when to stop; a KL that still moves says that the
+    posteriors have not settled.
+
+    Args:
+        history: what `fit` returns, or its `history`, with `"nll"`; `"val_nll"` and `"kl"` are
+            drawn where they are.
+        ax: matplotlib axes. Defaults to new axes.
+
+    Returns:
+        The axes of the NLL.
+
+    Raises:
+        ValueError: for a history without `"nll"`.
+
+    Example:
+    ```python
+    history = model.fit(x, y, epochs=20, validation_data=(x_val, y_val))
+    tfp_rank1.plots.training_history(history)
+    ```
+    """
+    logs = getattr(history, "history", history)
+    if "nll" not in logs:
+        raise ValueError(
+            "`history` needs 'nll', which `fit` of a BayesianModel or BaliModel logs. Received: "
+            f"{sorted(logs)}"
+        )
+    ax = ax or plt.subplots()[1]
+    epochs = np.arange(1, len(logs["nll"]) + 1)
+    for name in ("nll", "val_nll"):
+        if name in logs:
+            # Validation may be rarer than epochs (`validation_freq`).
+            last = np.linspace(0, len(epochs), len(logs[name]) + 1)[1:].astype(int) - 1
+            ax.plot(epochs[last], logs[name], label=name)
+    ax.set(xlabel="epoch", ylabel="nats per example")
+    if "kl" in logs:
+        other = ax.twinx()
+        other.spines["right"].set_visible(True)
+        other.plot(epochs, logs["kl"], color=GRAY, linestyle="--")
+        other.set_ylabel("kl, nats per example (dashed)")
+    ax.legend(loc="upper right")
+    return ax
