@@ -1,8 +1,13 @@
-"""The guides of outputs with positions and of several outputs, on a few examples."""
+"""The longer examples, on few data."""
+
+import importlib
+import sys
 
 import keras
+import matplotlib.pyplot
 import numpy as np
 import pytest
+import shared_data
 
 from examples.datasets.houses import load_houses
 from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, words_of
@@ -107,3 +112,18 @@ def test_fine_tuning(tmp_path, capsys):
         ["--npz", str(file), "--seeds", "1", "--epochs", "1", "--more", "1", "--images", "32"]
     )
     assert 'layers="all"' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_for_keras_io(monkeypatch, tmp_path, capsys):
+    """As a whole, on a tenth of the images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matplotlib.pyplot, "show", lambda: None)
+    for name in ("mnist", "fashion_mnist"):
+        data = shared_data.load(f"{name}.npz")
+        pairs = tuple((data[f"x_{p}"][::10], data[f"y_{p}"][::10]) for p in ("train", "test"))
+        monkeypatch.setattr(getattr(keras.datasets, name), "load_data", lambda pairs=pairs: pairs)
+    importlib.import_module("examples.keras_io.calibrated_answers")
+    del sys.modules["examples.keras_io.calibrated_answers"]
+    assert "the sets hold" in capsys.readouterr().out
+    assert (tmp_path / "served" / "saved_model.pb").exists()
