@@ -31,6 +31,7 @@ def write(folder: Path, examples: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples.mkdir(parents=True, exist_ok=True)
+    (folder / "index.rst").write_text(_index())
     for module in map(importlib.import_module, MODULES):
         names = public_names(module)
         (folder / f"{module.__name__}.rst").write_text(_page(module, names))
@@ -42,6 +43,12 @@ def public_names(module: ModuleType) -> list[str]:
     """The classes and functions of a module, as its `__all__` lists them."""
     found = ((name, getattr(module, name)) for name in module.__all__)
     return [name for name, value in found if inspect.isclass(value) or inspect.isfunction(value)]
+
+
+def _index() -> str:
+    lines = ["API", "===", "", "Every public name, by module.", ""]
+    lines += [".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in MODULES), ""]
+    return "\n".join(lines)
 
 
 def _page(module: ModuleType, names: list[str]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import tomllib
@@ -112,11 +113,12 @@ sphinx_gallery_conf = {
         '%pip install -q "rank1-bali[examples,export]"'
     ),
     "remove_config_comments": True,
+    "capture_repr": ("_repr_html_",),  # tables; no names of axes
     "min_reported_time": 1,
     "download_all_examples": False,
     "show_signature": False,
     "matplotlib_animations": False,
-    "parallel": False if os.environ.get("RANK1_BALI_JOBS", "1") == "1" else 2,
+    "parallel": True,  # as many guides at a time as `-j` says
 }
 
 # Written before Sphinx looks for pages.
@@ -129,8 +131,20 @@ def skips(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
     return True if getattr(obj, "__module__", None) == "sklearn.utils._metadata_requests" else None
 
 
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, text: str, returned: str
+) -> tuple[str, None] | None:
+    """A class is made as its `__init__` says; Keras's `__new__` takes anything."""
+    if what != "class" or "__init__" not in vars(obj):
+        return None
+    _, *others = inspect.signature(obj.__init__).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in others]
+    return str(inspect.Signature(bare)), None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", skips)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring_markup.process, priority=400)
     return {"parallel_read_safe": True}

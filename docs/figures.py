@@ -51,7 +51,8 @@ def _write_report(target: Path, title: str, source: Path) -> None:
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.md", "*.png"))
     report.write(target)
     page = target / "report.md"
-    page.write_text(page.read_text().replace("# Results", f"# {title}", 1))
+    text = page.read_text().replace("# Results", f"# {title}", 1)
+    page.write_text(text.replace(" +- ", "\u00a0±\u00a0"))  # stays on one line on narrow pages
 
 
 def records_page() -> list[str]:
