@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import matplotlib.pyplot as plt
 import tensorflow as tf
 
+import bali_keras as bk
 import tfp_rank1 as r1
 
-SMOKE_EPOCHS = 1
-_fit = keras.Model.fit
-_devices_are_set = False
+_state = {"devices_are_set": False, "fits_are_short": False}
 
 
 def reset(gallery_conf: dict[str, Any], fname: str) -> None:
@@ -26,21 +27,30 @@ def reset(gallery_conf: dict[str, Any], fname: str) -> None:
     plt.rcParams.update(r1.plots.LOOK)
     plt.rcParams.update({"figure.figsize": (6.0, 3.8), "figure.dpi": 100})
     if os.environ.get("RANK1_BALI_GUIDES") == "smoke":
-        keras.Model.fit = _short_fit
+        _shorten_fits()
 
 
 def _set_devices() -> None:
     """Two processors, as the guide on devices asks; TensorFlow sets them before its first use."""
-    global _devices_are_set
-    if not _devices_are_set:
+    if not _state["devices_are_set"]:
         processor = tf.config.list_physical_devices("CPU")[0]
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
-        _devices_are_set = True
+        _state["devices_are_set"] = True
 
 
-def _short_fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
-    """`fit` of an epoch, or of as many as the guide asks for if they are fewer."""
-    if kwargs.get("epochs", 1) > SMOKE_EPOCHS:
-        kwargs["epochs"] = SMOKE_EPOCHS
-    return _fit(self, *args, **kwargs)
+def _shorten_fits() -> None:
+    """Give every `fit` at most two epochs, whichever class is asked."""
+    if not _state["fits_are_short"]:
+        for cls in (keras.Model, r1.BayesianModel, bk.BaliModel):
+            cls.fit = _short(cls.fit)
+        _state["fits_are_short"] = True
+
+
+def _short(fit: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fit)
+    def short(*args: Any, **kwargs: Any) -> Any:
+        kwargs["epochs"] = min(2, kwargs.get("epochs", 1))
+        return fit(*args, **kwargs)
+
+    return short
