@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import sys
@@ -36,8 +37,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.linkcode",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
@@ -66,7 +67,10 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"rank1-bali {version}"
-html_static_path = ["_static"]
+# The package that carries MathJax along, so that equations show without a network.
+_mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static"
+html_static_path = ["_static", str(_mathjax)]
+mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["tables.css"]
 html_show_sphinx = False
 

@@ -94,12 +94,13 @@ histories = {
 }
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+epochs = 1 + np.arange(len(histories["BALI"]["rate"]))
 for name, history in histories.items():
-    axes[0].plot(np.arange(1, 16), history["val_nll"], "o-", markersize=3, label=name)
+    axes[0].plot(epochs, history["val_nll"], "o-", markersize=3, label=name)
 axes[0].set(xlabel="epoch", ylabel="NLL of test digits", yscale="log")
 axes[0].legend()
-axes[1].plot(np.arange(1, 16), histories["BALI"]["rate"], color=r1.plots.BLUE, label="rate")
-axes[1].plot(np.arange(1, 16), histories["BALI"]["step_kl"], color=r1.plots.ORANGE, label="step_kl")
+for name in ("rate", "step_kl"):
+    axes[1].plot(epochs, histories["BALI"][name], label=name)
 axes[1].set(xlabel="epoch", yscale="log")
 axes[1].legend()
 fig.tight_layout()
