@@ -43,7 +43,7 @@ def factor_posteriors(layer: Any, ax: Any = None) -> Any:
     for name, color in zip("rs", PALETTE, strict=False):
         posterior = getattr(layer, f"{name}_posterior")
         prior = getattr(layer, f"{name}_prior")
-        mean, stddev = _moments(posterior, layer)
+        mean, stddev = _mean_and_width(posterior, layer)
         ax.plot(mean.ravel(), stddev.ravel(), ".", markersize=3, color=color, label=name)
         widths = _widths(prior)
         if widths is not None and np.ptp(widths) == 0.0:
@@ -54,7 +54,7 @@ def factor_posteriors(layer: Any, ax: Any = None) -> Any:
     return ax
 
 
-def _moments(posterior: Any, layer: Any) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_width(posterior: Any, layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation `[members, dim]`, in float64."""
     stddev = _widths(posterior)
     if stddev is None or not stddev.any():
