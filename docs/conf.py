@@ -116,6 +116,7 @@ sphinx_gallery_conf = {
         "# In a hosted notebook this installs the packages; restart the runtime if it asks.\n"
         '%pip install -q "rank1-bali[examples,export]"'
     ),
+    "default_thumb_file": str(DOCS / "_static/thumb.png"),
     "remove_config_comments": True,
     "capture_repr": ("_repr_html_",),  # tables; no names of axes
     "min_reported_time": 1,
