@@ -19,6 +19,7 @@ from examples.benchmark import report  # noqa: E402
 from examples.benchmark.results import mean_and_error, read_all, values  # noqa: E402
 
 BENCHMARK = ROOT / "examples/benchmark/results"
+RECORDS = ROOT / "examples/results"
 CIFAR = ROOT / "examples/cifar_results"
 # Folders of results that are reported whole: name of the page, title, folder.
 REPORTS = (
@@ -40,7 +41,8 @@ def write_pages(folder: Path) -> None:
     for name, title, source in REPORTS:
         if source.exists():
             _write_report(folder / "benchmark" / name, title, source)
-    (folder / "records.md").write_text("\n".join(records_page()) + "\n")
+    if any(RECORDS.glob("*.json")):
+        (folder / "records.md").write_text("\n".join(records_page()) + "\n")
     (folder / "speed.md").write_text("\n".join(speed_page()) + "\n")
 
 
@@ -58,7 +60,7 @@ def _write_report(target: Path, title: str, source: Path) -> None:
 def records_page() -> list[str]:
     """What the longer examples printed, with the command of each."""
     lines = ["# Longer examples", ""]
-    for path in sorted((ROOT / "examples/results").glob("*.json")):
+    for path in sorted(RECORDS.glob("*.json")):
         kept = _read(path)
         lines += [f"## {path.stem.replace('_', ' ').capitalize()}", "", f"`{kept['command']}`", ""]
         lines += [*report.markdown_table(kept["header"], kept["rows"]), ""]
@@ -75,7 +77,7 @@ def speed_page() -> list[str]:
     lines += ["Ratios to the stock layer or net, from one run; medians.", ""]
     lines += ["## Layers", "", "`python -m examples.benchmark.speed`", ""]
     shared = [row for row in layers if "sampling" in row]
-    lines += _pivoted(shared, "case", lambda row: f"{row['mode']}, {row['sampling']}")
+    lines += _pivoted(shared, "case", lambda row: f"{row['mode']}, {row['sampling']}".strip(", "))
     lines += ["", "## Requests", "", "Milliseconds, to exported nets.", ""]
     requests = [row for row in layers if "rows" in row]
     lines += _pivoted(requests, "case", lambda row: f"{row['rows']} rows", "ours_ms")
