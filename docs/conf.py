@@ -1,6 +1,6 @@
 """Settings of Sphinx: `python -m sphinx -W docs docs/_build`.
 
-`RANK1_BALI_GUIDES=smoke` runs every guide for an epoch, `none` runs no guide.
+`RANK1_BALI_GUIDES=smoke` fits two epochs at most in every guide, `none` runs no guide.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from sphinx.application import Sphinx  # noqa: E402
 
 import tfp_rank1  # noqa: E402
 
-_project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 project = "rank1-bali"
 author = "the rank1-bali maintainers"
 copyright = f"2026, {author}"
@@ -45,8 +43,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "guides"]
 templates_path = ["_templates"]
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
-myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 bibtex_bibfiles = ["references.bib"]
 # Docstrings name code in single backticks; what is documented becomes a link.
 default_role = "py:obj"
@@ -117,12 +114,10 @@ sphinx_gallery_conf = {
         '%pip install -q "rank1-bali[examples,export]"'
     ),
     "default_thumb_file": str(DOCS / "_static/thumb.png"),
-    "remove_config_comments": True,
     "capture_repr": ("_repr_html_",),  # tables; no names of axes
     "min_reported_time": 1,
     "download_all_examples": False,
     "show_signature": False,
-    "matplotlib_animations": False,
     "parallel": True,  # as many guides at a time as `-j` says
 }
 

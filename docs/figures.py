@@ -77,31 +77,30 @@ def speed_page() -> list[str]:
     lines += ["Ratios to the stock layer or net, from one run; medians.", ""]
     lines += ["## Layers", "", "`python -m examples.benchmark.speed`", ""]
     shared = [row for row in layers if "sampling" in row]
-    lines += _pivoted(shared, "case", lambda row: f"{row['mode']}, {row['sampling']}".strip(", "))
+    lines += _pivoted(shared, lambda row: f"{row['mode']}, {row['sampling']}".strip(", "))
     lines += ["", "## Requests", "", "Milliseconds, to exported nets.", ""]
     requests = [row for row in layers if "rows" in row]
-    lines += _pivoted(requests, "case", lambda row: f"{row['rows']} rows", "ours_ms")
+    lines += _pivoted(requests, lambda row: f"{row['rows']} rows", "ours_ms")
     for name, title in (("net_speed", "Whole nets"), ("net_scaling", "By size")):
         found = _read(BENCHMARK / f"{name}.json")
         lines += ["", f"## {title}", "", "`python -m examples.benchmark.net_speed`", ""]
         named = [{**row, "case": f"{row['net']}: {row['mode']}"} for row in found]
-        lines += _pivoted(named, "case", lambda row: row["way"])
+        lines += _pivoted(named, lambda row: row["way"])
     return lines
 
 
 def _pivoted(
     rows: Iterable[dict[str, Any]],
-    name: str,
     column: Callable[[dict[str, Any]], str],
     score: str = "ratio",
 ) -> list[str]:
-    """A table with a row by name and a column by kind."""
+    """A table with a row by case and a column by kind."""
     cells: dict[str, dict[str, str]] = {}
     columns: dict[str, None] = {}
     for row in rows:
         if score in row:
             columns[column(row)] = None
-            cells.setdefault(row[name], {})[column(row)] = f"{row[score]:.2f}"
+            cells.setdefault(row["case"], {})[column(row)] = f"{row[score]:.2f}"
     body = [[case, *(found.get(c, "") for c in columns)] for case, found in cells.items()]
     return report.markdown_table(["", *columns], body)
 

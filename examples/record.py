@@ -31,7 +31,7 @@ def show(table: Table, file: Path | None = None) -> None:
 def _content(table: Table) -> dict[str, Any]:
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     return {
-        "command": command(),
+        "command": _command(),
         "versions": versions(),
         "machine": machine(),
         "header": [str(column.header) for column in table.columns],
@@ -39,7 +39,7 @@ def _content(table: Table) -> dict[str, Any]:
     }
 
 
-def command() -> str:
+def _command() -> str:
     """The command that runs, with names in the place of paths and without where it writes."""
     words = [Path(word).name for word in sys.argv[1:]]
     kept = [w for w, before in zip(words, ["", *words], strict=False) if "--out" not in (w, before)]
