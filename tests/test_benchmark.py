@@ -424,11 +424,32 @@ def test_estimators_are_scored_and_ranked_on_tables(tmp_path):
     assert "## Tables: rmse" not in text
 
 
-def test_a_table_of_ones_own(tmp_path):
+def write_csv(path):
+    """Sixty prices that are twice a column."""
     rng = np.random.default_rng(0)
     rows = [f"{a:.3f},{rng.choice(['x', 'y'])},{2 * a:.3f}" for a in rng.normal(size=60)]
-    (tmp_path / "mine.csv").write_text("\n".join(["a,kind,price", *rows]))
-    options = Options(table=tmp_path / "mine.csv", target="price")
+    path.write_text("\n".join(["a,kind,price", *rows]))
+    return path
+
+
+def test_table_peers_answer_with_classes_and_numbers(tmp_path):
+    """Regression: members of a regression were scored as classes."""
+    pytest.importorskip("tabm", reason="peers are an extra")
+    mine = Options(smoke=True, table=write_csv(tmp_path / "mine.csv"), target="price")
+    for task, options, expected in (
+        ("tables", SMOKE, {"nll", "disagreement"}),
+        ("tables/file", mine, {"rmse"}),
+    ):
+        out = tmp_path / task
+        asked = request(out, task=task, names=("tabm",), splits=1, options=options)
+        assert runner.run(asked) == 0
+        (path,) = out.glob("tables-*/tabm.json")
+        scores = results.read(path)["splits"]["0"]["scores"]
+        assert {*expected, "member_variance"} <= scores.keys()
+
+
+def test_a_table_of_ones_own(tmp_path):
+    options = Options(table=write_csv(tmp_path / "mine.csv"), target="price")
     names = "linear", "boosting"
     asked = request(tmp_path / "out", task="tables/file", names=names, options=options)
     assert runner.run(asked) == 0

@@ -164,13 +164,14 @@ def fit(name: str, regression: bool, data: Data, seed: int, brief: bool) -> Fitt
 
     model = getattr(estimator, "model_", None)
     steps = None if model is None else model.steps_taken
-    return Fitted(predict, None, seconds, steps, [], members=_members(estimator))
+    return Fitted(predict, None, seconds, steps, [], members=_members(estimator, regression))
 
 
-def _members(estimator: Any) -> Callable[[Any], PredictiveMixture] | None:
+def _members(estimator: Any, regression: bool) -> Callable[[Any], PredictiveMixture] | None:
     """The outputs of all members at the posterior mean, of an estimator that has any."""
     if hasattr(estimator, "members"):
-        return lambda x: PredictiveMixture(likelihoods.Categorical(), estimator.members(x))
+        likelihood = likelihoods.get("normal" if regression else "categorical")
+        return lambda x: PredictiveMixture(likelihood, estimator.members(x))
     model = getattr(estimator, "model_", None)
     if model is None or not model.has_members:
         return None
