@@ -408,11 +408,14 @@ def test_peak_memory_counts_what_is_freed_again():
 
 
 def test_estimators_are_scored_and_ranked_on_tables(tmp_path):
-    names = "linear", "boosting", "rank1_table"
+    names = "linear", "boosting", "rank1_table_normal"
     assert runner.run(request(tmp_path, task="tables", names=names, splits=1)) == 0
-    content = results.read(tmp_path / "tables-smoke" / "rank1_table.json")
+    content = results.read(tmp_path / "tables-smoke" / "rank1_table_normal.json")
     scores = content["splits"]["0"]["scores"]
-    assert {"nll", "ece", "train_seconds", "disagreement", "member_variance"} <= scores.keys()
+    assert {"nll", "ece", "train_seconds", "member_variance"} <= scores.keys()
+    assert 0.0 <= scores["member_disagreement"] <= 1.0
+    assert scores["member_nll"] >= scores["nll"]  # Jensen
+    assert scores["drawn_variance"] > scores["member_variance"]
     assert content["configuration"]["method"]["ensemble_size"] == "4"
     shutil.copytree(tmp_path / "tables-smoke", tmp_path / "tables-a")
     for path in (tmp_path / "tables-a").iterdir():
@@ -420,7 +423,7 @@ def test_estimators_are_scored_and_ranked_on_tables(tmp_path):
     report.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "## Tables: nll" in text
-    assert "| rank1_table less | a |" in text
+    assert "| rank1_table_normal less | a |" in text
     assert "## Tables: rmse" not in text
 
 
@@ -437,7 +440,7 @@ def test_table_peers_answer_with_classes_and_numbers(tmp_path):
     pytest.importorskip("tabm", reason="peers are an extra")
     mine = Options(smoke=True, table=write_csv(tmp_path / "mine.csv"), target="price")
     for task, options, expected in (
-        ("tables", SMOKE, {"nll", "disagreement"}),
+        ("tables", SMOKE, {"nll", "member_disagreement"}),
         ("tables/file", mine, {"rmse"}),
     ):
         out = tmp_path / task

@@ -98,12 +98,16 @@ def classification(p: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
     }
 
 
-def diversity(members: PredictiveMixture, y: np.ndarray) -> dict[str, float]:
-    """How far members lie apart: in the classes that they predict, and in their outputs."""
-    variance = r1.metrics.MemberVariance(likelihood=members.likelihood)
-    found = {"member_variance": _metric(variance, members, y)}
-    if members.likelihood.is_categorical:
-        found["disagreement"] = _metric(r1.metrics.MemberDisagreement(), members, y)
+def diversity(members: dict[str, PredictiveMixture], y: np.ndarray) -> dict[str, float]:
+    """How far members lie apart in outputs and predicted classes, and what one alone would lose."""
+    found = {}
+    for name, mixture in members.items():
+        variance = r1.metrics.MemberVariance(likelihood=mixture.likelihood)
+        found[f"{name}_variance"] = _metric(variance, mixture, y)
+        if mixture.likelihood.is_categorical:
+            disagreement = r1.metrics.MemberDisagreement()
+            found[f"{name}_disagreement"] = _metric(disagreement, mixture, y)
+            found[f"{name}_nll"] = -float(np.mean(mixture.member_log_prob(y)))
     return found
 
 

@@ -39,7 +39,8 @@ class Fitted:
         steps: of training; None where nobody counts them.
         curve: points of `Curve`, or none.
         model: what was trained, if it is a Keras model.
-        members: the outputs of every member at inputs, if there are members.
+        members: the outputs of every member at inputs, by the kind of member: `"member"` at the
+            posterior mean, `"drawn"` with a draw of its factors; None without members.
     """
 
     predict: Callable[[np.ndarray], PredictiveMixture]
@@ -48,7 +49,7 @@ class Fitted:
     steps: int | None
     curve: list[dict[str, float]]
     model: r1.BayesianModel | None = None
-    members: Callable[[np.ndarray], PredictiveMixture] | None = None
+    members: Callable[[np.ndarray], dict[str, PredictiveMixture]] | None = None
 
 
 class Curve(keras.callbacks.Callback):

@@ -25,6 +25,8 @@ from examples.benchmark.tables.tabm import TabMClassifier, TabMRegressor
 from examples.benchmark.tasks import Data
 from examples.benchmark.training import Fitted
 from tfp_rank1 import likelihoods
+from tfp_rank1.keras_internals import layers_of
+from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.predictive.mixture import PredictiveMixture
 from tfp_rank1.sklearn import Rank1Classifier, Rank1Regressor
 
@@ -167,17 +169,23 @@ def fit(name: str, regression: bool, data: Data, seed: int, brief: bool) -> Fitt
     return Fitted(predict, None, seconds, steps, [], members=_members(estimator, regression))
 
 
-def _members(estimator: Any, regression: bool) -> Callable[[Any], PredictiveMixture] | None:
-    """The outputs of all members at the posterior mean, of an estimator that has any."""
+def _members(
+    estimator: Any, regression: bool
+) -> Callable[[Any], dict[str, PredictiveMixture]] | None:
+    """What every member says, of an estimator that has any."""
     if hasattr(estimator, "members"):
         likelihood = likelihoods.get("normal" if regression else "categorical")
-        return lambda x: PredictiveMixture(likelihood, estimator.members(x))
+        return lambda x: {"member": PredictiveMixture(likelihood, estimator.members(x))}
     model = getattr(estimator, "model_", None)
     if model is None or not model.has_members:
         return None
 
-    def members(x: Any) -> PredictiveMixture:
+    def members(x: Any) -> dict[str, PredictiveMixture]:
+        inputs = estimator.net_inputs(x)
         with r1.posterior_mean():
-            return model.posterior_predictive(estimator.net_inputs(x), num_samples=1)
+            found = {"member": model.posterior_predictive(inputs, num_samples=1)}
+        if is_random(layers_of(model)):
+            found["drawn"] = model.posterior_predictive(inputs, num_samples=1)
+        return found
 
     return members
