@@ -9,6 +9,7 @@ model starts anew after the search, on all of the data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,8 +114,11 @@ def search_for_hyperparameters(model: Any, arguments: dict[str, Any]) -> None:
     # A net that was trained before has seen what would be held out.
     if any(layer.prior_at_mean for layer in model.bali_layers):
         return
-    search = Search(model, examples, plan)
-    model.hyperparameters.assign(**told(arguments, wanted, lambda: search.run(wanted)))
+
+    def find(after_fit: Callable[[], None]) -> dict[str, float]:
+        return Search(model, examples, plan, after_fit).run(wanted)
+
+    model.hyperparameters.assign(**told(arguments, wanted, find))
 
 
 def _wanted(model: Any) -> tuple[str, ...]:
@@ -139,11 +143,18 @@ class Search:
         model: a `BaliModel`.
         examples: training examples in an order of chance.
         plan: folds and lengths of the short fits.
+        after_fit: called after every one. Defaults to nothing.
     """
 
-    def __init__(self, model: Any, examples: Examples, plan: Plan) -> None:
+    def __init__(
+        self,
+        model: Any,
+        examples: Examples,
+        plan: Plan,
+        after_fit: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model, self._plan = model, plan
-        self._held_out = CrossValidation(model, examples, plan.folds, self._train)
+        self._held_out = CrossValidation(model, examples, plan.folds, self._train, after_fit)
         self._default: dict[str, float] = model.hyperparameter_values()
 
     def run(self, wanted: tuple[str, ...]) -> dict[str, float]:

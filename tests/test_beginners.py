@@ -313,6 +313,32 @@ def test_time_steps_are_not_taken_for_members(steps):
         assert p.samples.shape[1:3] == (4, 7)
 
 
+def test_an_example_without_a_batch_axis_is_named():
+    inputs = keras.Input((5, 2))
+    outputs = L.DenseRank1(1)(keras.layers.Flatten()(inputs))
+    model = r1.BayesianModel(inputs, outputs, likelihood="normal")
+    model.compile("sgd")
+    x = np.zeros((3, 5, 2), "float32")
+    for ask in (model.posterior_predictive, lambda x: model.predict(x, verbose=0)):
+        with pytest.raises(ValueError, match=r"\('batch', 5, 2\); for one example pass x\[np.new"):
+            ask(x[0])
+    with r1.posterior_mean():
+        assert model.posterior_predictive(x[0][np.newaxis], 1).mean().shape == (1, 1)
+    # One feature per example: Keras takes a vector for a batch.
+    inputs = keras.Input((1,))
+    single = r1.BayesianModel(inputs, L.DenseRank1(1)(inputs), likelihood="normal")
+    with r1.posterior_mean():
+        assert single.posterior_predictive(np.zeros(1, "float32"), 1).mean().shape == (1, 1)
+
+
+def test_a_forgotten_flatten_is_named():
+    inputs = keras.Input((5, 2))
+    model = r1.BayesianModel(inputs, L.DenseRank1(3)(inputs), likelihood="categorical")
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="flatten or pool the positions before the last layer"):
+        model.fit(np.zeros((4, 5, 2)), np.zeros(4), verbose=0)
+
+
 def test_sparse_and_ragged_inputs_are_answered(table):
     import scipy.sparse as sp
     import tensorflow as tf

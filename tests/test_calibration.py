@@ -579,6 +579,8 @@ def test_a_subclassed_model(tmp_path):
     before = samples(model, x)
     report = model.calibrate(x, y, verbose=0)
     assert not report.temperature == report.posterior_scale == 1.0
+    assert "Unchanged" not in str(report)
+    assert "Unchanged: no number gains 3 nats" in str(model.calibrate(x, y, verbose=0))
     set_calibration(model, FOUND)
     np.testing.assert_raises(AssertionError, np.testing.assert_allclose, samples(model, x), before)
     model.save(tmp_path / "model.keras")

@@ -358,5 +358,6 @@ def test_weights_do_not_change_which_examples_are_searched(kind, monkeypatch, ca
     (examples,) = seen
     assert {row.tobytes() for row in examples.x} == {row.tobytes() for row in x}
     told = capsys.readouterr().out
-    assert "Looking for `prior_precision` on held-out parts" in told
+    assert "Looking for `prior_precision` by fits to parts of the training data, once" in told
+    assert "compile(prior_precision=...) skips" in told
     assert "Found: prior_precision 0.25" in told

@@ -16,6 +16,13 @@ from tfp_rank1.serialization import snake_case
 __all__ = ["Likelihood", "checked_positions"]
 
 
+# The net of an image without a Flatten answers for every row of it.
+_POSITIONS = (
+    " The net answers at every position; for one answer per example flatten or pool the positions "
+    "before the last layer."
+)
+
+
 class Likelihood(keras.layers.Layer):
     """Base class: from a model's raw outputs to the distribution of the target.
 
@@ -343,7 +350,8 @@ class Likelihood(keras.layers.Layer):
             y = y[..., tf.newaxis]
         message = self._shape_message(num_outputs, positions)
         if y.shape.rank != 2 + len(positions) or y.shape[-1] not in (None, expected):
-            raise ValueError(f"{message} Received: targets of shape {y.shape}")
+            hint = _POSITIONS if positions and y.shape.rank <= len(positions) else ""
+            raise ValueError(f"{message}{hint} Received: targets of shape {y.shape}")
         return checked_positions(tf.cast(y, tf.float32), positions, message)
 
     def _shape_message(self, num_outputs: int, positions: Sequence[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -9,8 +10,9 @@ import keras
 import numpy as np
 
 from tfp_rank1.checks import rows_not_finite
+from tfp_rank1.keras_internals import input_structure
 
-__all__ = ["check_arrays", "check_inputs", "warn_of_missing"]
+__all__ = ["check_arrays", "check_inputs", "check_rank", "warn_of_missing"]
 
 
 def check_arrays(x: Any, y: Any) -> None:
@@ -53,6 +55,30 @@ def check_inputs(x: Any, y: Any = None) -> None:
             )
     for leaf in keras.tree.flatten(x):
         _check_finite(leaf)
+
+
+def check_rank(model: Any, x: Any) -> None:
+    """Refuse a single example without a batch axis, which Keras would take for a batch.
+
+    Args:
+        model: a model; one without symbolic inputs takes anything.
+        x: inputs: an array or a structure of arrays; what is no array passes.
+
+    Raises:
+        ValueError: with the way to write one example.
+    """
+    wanted = [v.shape for v in keras.tree.flatten(input_structure(model)) if v is not None]
+    leaves = keras.tree.flatten(x)
+    if len(wanted) != len(leaves):
+        return
+    for shape, leaf in zip(wanted, leaves, strict=True):
+        given = tuple(getattr(leaf, "shape", ()))
+        # Of one feature per example a vector is a batch.
+        if given and given == tuple(shape[1:]) and math.prod(given) > 1:
+            raise ValueError(
+                f"Inputs must have a batch axis: {('batch', *shape[1:])}; for one example pass "
+                f"x[np.newaxis]. Received: an array of shape {given}"
+            )
 
 
 def _are_numbers(leaves: list[Any]) -> bool:

@@ -29,7 +29,7 @@ from tfp_rank1.keras_internals import (
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import answer_state, roles, step
 from tfp_rank1.model import objective as bound
-from tfp_rank1.model.arrays import check_arrays, check_inputs, warn_of_missing
+from tfp_rank1.model.arrays import check_arrays, check_inputs, check_rank, warn_of_missing
 from tfp_rank1.model.calibration import Calibration, call_calibrated
 from tfp_rank1.model.calibration_search import CalibrationReport, calibrate
 from tfp_rank1.model.counting import count_examples, target_ranks
@@ -820,9 +820,11 @@ class BayesianModel(Replicas):
             **kwargs: as for `keras.Model.predict`.
 
         Raises:
-            ValueError: for lists in place of arrays, or inputs that are not finite.
+            ValueError: for lists in place of arrays, one example without a batch axis, or inputs
+                that are not finite.
         """
         check_inputs(x)
+        check_rank(self, x)
         return super().predict(x, *args, **kwargs)
 
     # -- answers --------------------------------------------------------------------------------
@@ -898,9 +900,9 @@ class BayesianModel(Replicas):
             outputs a list or dict of these.
 
         Raises:
-            ValueError: for inputs that are not finite, that are neither arrays nor batches, or
-                that are empty, and for stateful layers; for moments of a subclassed model, or of a
-                layer without a rule.
+            ValueError: for inputs that are not finite, that are neither arrays nor batches, that
+                are empty or one example without a batch axis, and for stateful layers; for moments
+                of a subclassed model, or of a layer without a rule.
 
         Example:
         ```python
@@ -908,6 +910,7 @@ class BayesianModel(Replicas):
         p.mean(), p.mutual_information()
         ```
         """
+        check_rank(self, x)
         return posterior_predictive(
             self, x, num_samples, batch_size, seed, reduce, verbose, method, num_passes
         )

@@ -99,6 +99,8 @@ class CalibrationReport:
                 a, b = (None if v is None else heads.parts(own, v)[index] for v in both)
                 if None not in (a, b):
                     lines.append(f"{title:16}{a:9.4f}{b:9.4f}")
+        if self.nll_after == self.nll_before:
+            lines.append(f"Unchanged: no number gains {_LEAST_GAIN:.0f} nats on these examples.")
         return "\n".join(lines)
 
 

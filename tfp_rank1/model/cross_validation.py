@@ -60,22 +60,28 @@ def build_on(model: Any, examples: Examples) -> None:
 
 
 def told(
-    arguments: dict[str, Any], names: tuple[str, ...], find: Callable[[], dict[str, float]]
+    arguments: dict[str, Any],
+    names: tuple[str, ...],
+    find: Callable[[Callable[[], None]], dict[str, float]],
 ) -> dict[str, float]:
     """Search, and tell what is looked for and found, unless the `fit` is silent.
 
     Args:
         arguments: the arguments of `fit`, by name.
         names: what is looked for.
-        find: the search; it returns the values by name.
+        find: the search; it calls its argument after every fit, and returns the values by name.
     """
-    is_told = arguments.get("verbose", "auto") not in (0, "0")
-    if is_told:
-        wanted = ", ".join(f"`{name}`" for name in names)
-        print(f"Looking for {wanted} on held-out parts of the training data ...")
-    found = find()
-    if is_told:
-        print("Found: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    if arguments.get("verbose", "auto") in (0, "0"):
+        return find(lambda: None)
+    wanted = ", ".join(f"`{name}`" for name in names)
+    given = ", ".join(f"{name}=..." for name in names)
+    print(
+        f"Looking for {wanted} by fits to parts of the training data, once; "
+        f"compile({given}) skips this."
+    )
+    progress = keras.utils.Progbar(None, unit_name="fit")
+    found = find(lambda: progress.add(1))
+    print("\nFound: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
     return found
 
 
@@ -88,6 +94,7 @@ class CrossValidation:
         num_folds: how many of the five folds are held out in turn.
         train: trains the model, `train(examples, values)`, under the hyperparameters `values`,
             by name.
+        after_fit: called after every fit. Defaults to nothing.
     """
 
     def __init__(
@@ -96,8 +103,10 @@ class CrossValidation:
         examples: Examples,
         num_folds: int,
         train: Callable[[Examples, dict[str, float]], None],
+        after_fit: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._examples, self._train = model, examples, train
+        self._after_fit = after_fit
         self._start = Snapshot(model.every_variable)
         self._loss = tf.function(self._row_losses, autograph=False, reduce_retracing=True)
         # Folds of one size: N is a number in the graph of the held-out loss.
@@ -194,6 +203,7 @@ class CrossValidation:
         self._start.restore()
         rest = np.setdiff1d(np.arange(len(self._examples)), fold)
         self._train(self._examples.take(rest), values)
+        self._after_fit()
         held_out = self._examples.take(fold).dataset().batch(_ROWS)
         return np.concatenate([self._loss(*batch).numpy() for batch in held_out])
 

@@ -10,6 +10,7 @@ of the data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -60,8 +61,9 @@ def find_kernel_precision(model: Any, arguments: dict[str, Any]) -> None:
         return
     build_on(model, examples)
 
-    def find() -> dict[str, float]:
-        return {"kernel_precision": _search(model, examples, num_folds, steps, arguments)}
+    def find(after_fit: Callable[[], None]) -> dict[str, float]:
+        found = _search(model, examples, num_folds, steps, arguments, after_fit)
+        return {"kernel_precision": found}
 
     found = told(arguments, ("kernel_precision",), find)
     model.found_kernel_precision.assign(found["kernel_precision"])
@@ -82,7 +84,12 @@ def _is_wanted(model: Any, arguments: dict[str, Any]) -> bool:
 
 
 def _search(
-    model: Any, examples: Examples, num_folds: int, steps: int, arguments: dict[str, Any]
+    model: Any,
+    examples: Examples,
+    num_folds: int,
+    steps: int,
+    arguments: dict[str, Any],
+    after_fit: Callable[[], None],
 ) -> float:
     """The largest p that is as good as the best one; the model is left as it was."""
     batch_size = batch_size_of(arguments)
@@ -92,7 +99,7 @@ def _search(
         length = max(1, min(_MOST_STEPS, steps * len(rest) // len(examples)))
         model.train_for(rest.endless_batches(batch_size), length)
 
-    held_out = CrossValidation(model, examples, num_folds, train)
+    held_out = CrossValidation(model, examples, num_folds, train, after_fit)
     try:
         return held_out.largest_good({"p": _FIRST}, "p", _RATIO, (_LEAST, _LARGEST))
     finally:

@@ -174,9 +174,10 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
             try:
                 values = as_numbers(columns[place])
             except (TypeError, ValueError) as error:
+                is_frame = hasattr(self, "feature_names_in_")
+                way_out = "as in training" if is_frame else "or be named in `categorical_features`"
                 raise ValueError(
-                    f"Column {self._name(place)} must hold numbers; columns of text in an array "
-                    f"are to be named, `categorical_features`. Received: {error}"
+                    f"Column {self._name(place)} must hold numbers, {way_out}. Received: {error}"
                 ) from error
             if np.isinf(values).any():
                 raise ValueError(

@@ -99,7 +99,7 @@ class TableEstimator(BaseEstimator):
             judged = examples.take(held_out)
             history = self._train(model, examples.take(rows), judged, seed)
         if self.calibrate and len(held_out):
-            model.calibrate(*judged, verbose=0)
+            model.calibrate(*judged, verbose=int(bool(self.verbose)))
         self.columns_, self.model_ = columns, model
         self.history_, self.n_iter_ = history, len(history["loss"])
         _take_names(self, columns)
