@@ -48,7 +48,9 @@ def stock_net() -> r1.BayesianModel:
 
 # %%
 # ``fit`` finds the number N of training examples, weights the KL divergence by 1/N and logs ``nll``
-# and ``kl``, both in nats per example. Both nets get the same epochs of the same optimizer.
+# and ``kl``, both in nats per example, the ``kl_weight``, and ``refused``, the share of steps that
+# were left out because a number in them was not finite. Both nets get the same epochs of the same
+# optimizer.
 
 models = {"stock": stock_net(), "rank-1": rank1_net()}
 history = {}
