@@ -253,7 +253,10 @@ def test_other_errors():
         r1.losses.AverageNLL(LK.Normal())(np.zeros(2), np.zeros((2, 1, 1)))
     with pytest.raises(ValueError, match="AverageNLL has no likelihood"):
         r1.losses.AverageNLL()(np.zeros(2), np.zeros((2, 1, 1)))
-    with pytest.raises(ValueError, match=r"\[batch, 1\]\..* Received: .*shape \(2,\)"):
+    hint = "The net answers at every position; for one answer per example flatten or pool the "
+    hint += "positions before the last layer"
+    message = rf"\[batch, 1\]\. {hint}\. Received: .*shape \(2,\)"
+    with pytest.raises(ValueError, match=message):
         r1.losses.AverageNLL("categorical")(np.zeros(2), np.zeros((2, 1, 1, 1)))
     with pytest.raises(ValueError, match=r"two outputs per target.*Received: 3 outputs"):
         LK.HeteroscedasticNormal()(np.zeros((2, 3)))

@@ -94,7 +94,7 @@ class CrossValidation:
         num_folds: how many of the five folds are held out in turn.
         train: trains the model, `train(examples, values)`, under the hyperparameters `values`,
             by name.
-        after_fit: called after every fit. Defaults to nothing.
+        after_fit: called after every fit.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CrossValidation:
         examples: Examples,
         num_folds: int,
         train: Callable[[Examples, dict[str, float]], None],
-        after_fit: Callable[[], None] = lambda: None,
+        after_fit: Callable[[], None],
     ) -> None:
         self._model, self._examples, self._train = model, examples, train
         self._after_fit = after_fit
