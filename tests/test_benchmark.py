@@ -480,3 +480,14 @@ def test_a_table_of_ones_own(tmp_path):
     assert tasks.get("tables/file", counts)[0].likelihood == "normal"
     with pytest.raises(ValueError, match="A method for tables"):
         runner.run(request(tmp_path, task="tables", names=("bali",)))
+
+
+def test_fewer_rows_of_a_table_have_the_same_test_part():
+    whole, few = (tasks.get("tables/breast_cancer", Options(rows=n))[0] for n in (None, 50))
+    assert (whole.name, few.name) == ("tables-breast_cancer", "tables-breast_cancer-50")
+    whole, few = whole.load(1).split, few.load(1).split
+    assert (len(whole.x_train), len(few.x_train)) == (398, 50)
+    assert few.x_test.equals(whole.x_test)
+    assert set(few.x_train.index) <= set(whole.x_train.index)
+    with pytest.raises(ValueError, match="no --rows"):
+        tasks.get("uci", Options(rows=50))

@@ -6,6 +6,7 @@
     python -m examples.benchmark mnist --npz mnist.npz --outside-npz fashion_mnist.npz
     python -m examples.benchmark toy
     python -m examples.benchmark tables/breast_cancer
+    python -m examples.benchmark tables/adult --rows 2000
     python -m examples.benchmark tables/file --table houses.csv --target price --regression
     python -m examples.benchmark report
 
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--regression", action="store_true", help="its targets are numbers, although whole"
     )
+    parser.add_argument("--rows", type=int, help="at most so many rows of a table to train on")
     parser.add_argument("--manual-dir", type=Path, help="files that TFDS cannot download")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -71,7 +73,7 @@ def main() -> int:
     args = arguments()
     options = Options(
         args.data_dir, args.manual_dir, args.npz, args.outside_npz, args.net, args.corruptions,
-        args.held_out, args.smoke, args.table, args.target, args.regression,
+        args.held_out, args.smoke, args.table, args.target, args.regression, args.rows,
     )  # fmt: skip
     names = default_methods(args.task)
     if args.methods is not None:
@@ -80,7 +82,7 @@ def main() -> int:
         if args.task == "report":
             print(report.write(args.out))
             return 0
-        for flag in ("splits", "jobs", *BUDGET):
+        for flag in ("splits", "rows", "jobs", *BUDGET):
             value = getattr(args, flag)
             if value is not None and value < 1:
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive. Received: {value}")

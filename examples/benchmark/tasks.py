@@ -97,6 +97,7 @@ class Options:
         table: a csv file or npz archive, for the task `tables/file`.
         target: column of its targets.
         regression: whether its targets are numbers, although they are whole.
+        rows: at most so many rows of a table to train on; None for seven tenths of it.
     """
 
     data_dir: Path | None = None
@@ -110,6 +111,7 @@ class Options:
     table: Path | None = None
     target: str | None = None
     regression: bool = False
+    rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _check_no_image_options(kind: str, options: Options) -> None:
         "--held-out": options.held_out and kind == "toy",
         "--manual-dir": options.manual_dir is not None and kind == "toy",
         "--table": options.table is not None and kind != "tables",
+        "--rows": options.rows is not None and kind != "tables",
     }
     ignored = [name for name, is_given in given.items() if is_given]
     if ignored:
@@ -304,13 +307,15 @@ def _table(name: str, options: Options) -> Task:
         frame, y, regression = whole()
         kept = None if regression else y
         parts = train_test_split(frame, y, test_size=0.3, random_state=index, stratify=kept)
-        split = Split(parts[0], parts[2], parts[1], parts[3])
+        few = slice(options.rows)  # in the order of the split, which is random
+        split = Split(parts[0][few], parts[2][few], parts[1], parts[3])
         return Data(hold_out(split, index) if options.held_out else split)
 
     frame, y, regression = whole()
     net = Net((frame.shape[1],), (), 1 if regression else int(y.max()) + 1)
     likelihood = "normal" if regression else "categorical"
     kind = f"tables-{'smoke' if rows and options.table is None else name}"
+    kind += f"-{options.rows}" if options.rows is not None else ""
     return Task(kind, load, net, likelihood, Budget(1, 1), "tables", 1 if rows else TABLE_SPLITS)
 
 
