@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from bali_keras.models import tabular
+from tfp_rank1.checks import whole
 from tfp_rank1.sklearn import TableClassifier, TableEstimator, TableRegressor, documented
 
 __all__ = ["BaliClassifier", "BaliRegressor"]
+
+# Steps cost as the cube of the inputs of the first layer, which are the bins of all columns.
+BINS_PER_COLUMN, BINS_OF_ALL = 16, 1024
 
 
 class _Bali(TableEstimator):
@@ -18,7 +22,7 @@ class _Bali(TableEstimator):
         self,
         hidden: Sequence[int] = (100, 100),
         numeric_embedding: str = "encoding",
-        num_bins: int = 16,
+        num_bins: Any = "auto",
         prior_precision: float | None = None,
         epochs: int = 50,
         batch_size: Any = "auto",
@@ -44,6 +48,11 @@ class _Bali(TableEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    def _bins_per_column(self, num_columns: int) -> int:
+        if self.num_bins == "auto":
+            return max(1, min(BINS_PER_COLUMN, BINS_OF_ALL // num_columns))
+        return whole("num_bins", self.num_bins)
+
     def _make_net(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
         return tabular(
             num_outputs=num_outputs,
@@ -66,7 +75,8 @@ class BaliClassifier(TableClassifier, _Bali):
         hidden: sizes of the hidden layers; empty for Bayesian regression on the encoding.
             Defaults to (100, 100).
         {{numeric_embedding}}
-        num_bins: number of bins of a numeric column, of equally many training rows. Defaults to 16.
+        num_bins: number of bins of a numeric column, of equally many training rows. Defaults to
+            `"auto"`: 16, or fewer so that all columns have 1,024 at most.
         prior_precision: p of the prior, see `BaliModel.compile`. Defaults to None: found from the
             training rows.
         epochs: number of epochs, over which the rate of learning falls. Defaults to 50.

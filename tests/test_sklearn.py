@@ -320,6 +320,14 @@ def test_values_that_make_no_sense_are_refused():
             Rank1Classifier(**RANK1).fit(x, np.array(["a", missing] * 10, object))
 
 
+def test_many_columns_have_fewer_bins_in_the_nets_of_bali():
+    x, y = RNG.normal(size=(60, 100)), RNG.normal(size=60)
+    model = BaliRegressor(hidden=(4,), prior_precision=0.1, epochs=1, random_state=0).fit(x, y)
+    numbers = model.model_.get_layer("numbers")
+    assert numbers.bins_of == [10] * 100  # 1,024 of all columns at most
+    assert numbers.output.shape == (None, 1000)
+
+
 def test_without_scikit_learn_the_way_out_is_named(monkeypatch):
     for name in [n for n in sys.modules if n.startswith("tfp_rank1.sklearn")]:
         monkeypatch.delitem(sys.modules, name)

@@ -42,6 +42,18 @@ def test_encoding_is_the_place_among_the_edges():
     assert layer.compute_output_shape((None, 3)) == (None, 3, 3)
 
 
+def test_a_flat_encoding_has_the_bins_that_there_are():
+    edges = [[-1.0, 0.0, 2.0], [0.0, 0.5, 1.0, 4.0], [0.0, 1.0]]
+    layer = r1.layers.PiecewiseLinearEncoding(edges, flatten=True)
+    expected = encoded(X, edges)[:, [0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0]]
+    np.testing.assert_allclose(layer(X), expected, atol=1e-5)
+    *_, sizes = r1.models.table_features(3, [4], edges, "encoding", category_dim=None)
+    assert sizes == [2, 3, 1, 4]
+    model = bk.models.tabular(3, 2, edges=edges)
+    first = next(layer for layer in model.layers if isinstance(layer, bk.layers.DenseBali))
+    assert first.input.shape == (None, 6)
+
+
 def test_piecewise_linear_embedding_is_a_line_and_its_bends():
     layer = r1.layers.PiecewiseLinearEmbedding(EDGES, 4)
     line = X[..., None] * layer_weight(layer, "slope") + layer_weight(layer, "offset")
@@ -95,10 +107,11 @@ def test_categories_are_one_hot_or_rows_of_their_own_table():
     "layer",
     [
         r1.layers.PiecewiseLinearEncoding(EDGES),
+        r1.layers.PiecewiseLinearEncoding(EDGES, flatten=True),
         r1.layers.PiecewiseLinearEmbedding(EDGES, 2, seed=1),
         r1.layers.PeriodicEmbedding(2, 3, seed=1),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=["encoding", "flat encoding", "embedding", "periodic"],
 )
 def test_embeddings_are_rebuilt_and_refuse_another_width(layer):
     outputs = layer(X)

@@ -52,33 +52,11 @@ def quantile_edges(x: Any, num_bins: int = 48) -> list[list[float]]:
     return [[*map(float, e)] if len(e) > 1 else [float(e[0]), float(e[0]) + 1.0] for e in found]
 
 
-@registered("tfp_rank1")
-class PiecewiseLinearEncoding(keras.layers.Layer):
-    """Numbers by their place among edges: `[B, P]` -> `[B, P, T]`, without weights.
-
-        e_t = clip((x - b_t) / (b_{t+1} - b_t), 0, 1),      t = 0..T-1
-
-    where the first bin has no lower and the last no upper limit, so that numbers beyond the edges
-    still differ. A dense layer on the encoding is a piecewise linear function of every feature.
-    Features with fewer bins than T have zeros in the last places.
+class _PiecewiseLinear(keras.layers.Layer):
+    """Base of the layers that know edges: `[B, P]`, one column per feature.
 
     Args:
-        edges: P increasing lists of at least two edges, such as `quantile_edges` gives.
-
-    Input shape: `[B, P]`, float.
-
-    Output shape: `[B, P, T]`, T the largest number of bins.
-
-    Raises:
-        ValueError: for edges that do not increase, or inputs of another width.
-
-    Example:
-    ```python
-    h = PiecewiseLinearEncoding(quantile_edges(x_train))(keras.Input((8,)))     # [B, 8, 48]
-    ```
-
-    Source: Gorishniy, Rubachev & Babenko (2022), "On Embeddings for Numerical Features in Tabular
-    Deep Learning".
+        edges: P increasing lists of at least two edges.
     """
 
     def __init__(self, edges: Sequence[Sequence[float]], **kwargs: Any) -> None:
@@ -95,38 +73,90 @@ class PiecewiseLinearEncoding(keras.layers.Layer):
                 )
         if not self.edges:
             raise ValueError("Argument `edges` must not be empty. Received: edges=[]")
-        self.num_bins = max(len(feature) - 1 for feature in self.edges)
+        self.bins_of = [len(feature) - 1 for feature in self.edges]
+        self.num_bins = max(self.bins_of)
         shape = len(self.edges), self.num_bins
         self._start, self._slope = np.zeros(shape, "float32"), np.zeros(shape, "float32")
         self._least, self._most = np.zeros(shape, "float32"), np.ones(shape, "float32")
-        for p, given in enumerate(self.edges):
-            found, bins = np.asarray(given, "float32"), len(given) - 1
+        for p, (given, bins) in enumerate(zip(self.edges, self.bins_of, strict=True)):
+            found = np.asarray(given, "float32")
             self._start[p, :bins], self._slope[p, :bins] = found[:-1], 1.0 / np.diff(found)
             self._least[p, 0], self._most[p, bins - 1] = -np.inf, np.inf
 
     def build(self, input_shape: Any) -> None:
-        """Check the width; there are no weights."""
+        """Check the width."""
         check_width(self, input_shape, len(self.edges))
         self.built = True
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The encoding, in the dtype that the layer computes in."""
+    def encode(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The places of the inputs among the edges, `[B, P, T]` in float32."""
         check_width(self, inputs.shape, len(self.edges))  # one column would be taken for all
         x = tf.expand_dims(tf.cast(inputs, tf.float32), -1)
         places = (x - self._start) * self._slope
-        clipped = tf.maximum(tf.minimum(places, self._most), self._least)
-        return tf.cast(clipped, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """`[B, P]` -> `[B, P, T]`."""
-        return (*input_shape, self.num_bins)
+        return tf.maximum(tf.minimum(places, self._most), self._least)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "edges": self.edges}
 
 
 @registered("tfp_rank1")
-class PiecewiseLinearEmbedding(PiecewiseLinearEncoding):
+class PiecewiseLinearEncoding(_PiecewiseLinear):
+    """Numbers by their place among edges: `[B, P]` -> `[B, P, T]`, without weights.
+
+        e_t = clip((x - b_t) / (b_{t+1} - b_t), 0, 1),      t = 0..T-1
+
+    where the first bin has no lower and the last no upper limit, so that numbers beyond the edges
+    still differ. A dense layer on the encoding is a piecewise linear function of every feature.
+    Features with fewer bins than T have zeros in the last places. `flatten=True` leaves these out,
+    so that the next layer has no idle inputs: the cost of a BALI layer grows fast with its width.
+
+    Args:
+        edges: P increasing lists of at least two edges, such as `quantile_edges` gives.
+        flatten: whether the places of all features stand side by side. Defaults to False.
+
+    Input shape: `[B, P]`, float.
+
+    Output shape: `[B, P, T]`, T the largest number of bins; `[B, bins of all features]` with
+        `flatten=True`.
+
+    Raises:
+        ValueError: for edges that do not increase, or inputs of another width.
+
+    Example:
+    ```python
+    h = PiecewiseLinearEncoding(quantile_edges(x_train))(keras.Input((8,)))     # [B, 8, 48]
+    ```
+
+    Source: Gorishniy, Rubachev & Babenko (2022), "On Embeddings for Numerical Features in Tabular
+    Deep Learning".
+    """
+
+    def __init__(
+        self, edges: Sequence[Sequence[float]], flatten: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(edges, **kwargs)
+        self.flatten = bool(flatten)
+        is_bin = np.arange(self.num_bins) < np.array(self.bins_of)[:, np.newaxis]
+        self._bins = np.flatnonzero(is_bin)  # places in a vector [P T]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The encoding, in the dtype that the layer computes in."""
+        encoding = self.encode(inputs)
+        if self.flatten:
+            encoding = tf.reshape(encoding, [-1, len(self.edges) * self.num_bins])
+            encoding = tf.gather(encoding, self._bins, axis=-1)
+        return tf.cast(encoding, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """`[B, P]` -> `[B, P, T]`, or `[B, bins of all features]`."""
+        return (input_shape[0], len(self._bins)) if self.flatten else (*input_shape, self.num_bins)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "flatten": self.flatten}
+
+
+@registered("tfp_rank1")
+class PiecewiseLinearEmbedding(_PiecewiseLinear):
     """Every number as a vector, a piecewise linear function: `[B, P]` -> `[B, P, dim]`.
 
         h_p = x_p a_p + c_p + W_p^T e_p,        e_p: encoding of x_p, `PiecewiseLinearEncoding`
@@ -181,7 +211,7 @@ class PiecewiseLinearEmbedding(PiecewiseLinearEncoding):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """The vectors, in the dtype that the layer computes in."""
-        encoding = super().call(inputs)
+        encoding = tf.cast(self.encode(inputs), self.compute_dtype)
         slope, offset, kernel = (
             tf.cast(v, self.compute_dtype) for v in (self.slope, self.offset, self.kernel)
         )

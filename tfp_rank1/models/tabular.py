@@ -57,13 +57,14 @@ def table_features(
     inputs, parts, sizes = {}, [], []
     if num_numeric:
         inputs["numeric"] = keras.Input((num_numeric,), name="numeric")
-        embedded = inputs["numeric"]
+        embedded, entries = inputs["numeric"], [1] * num_numeric
         if numeric_embedding != "none":
             layer = _numeric_layer(num_numeric, edges, numeric_embedding, embedding_dim)
             embedded = layer(embedded)
-        size = 1 if numeric_embedding == "none" else embedded.shape[-1]
+            is_flat = numeric_embedding == "encoding"
+            entries = layer.bins_of if is_flat else [embedded.shape[-1]] * num_numeric
         parts.append(keras.layers.Flatten()(embedded))
-        sizes += [size] * num_numeric
+        sizes += entries
     if categories:
         inputs["categorical"] = keras.Input((len(categories),), name="categorical", dtype="int32")
         layer = layers.CategoryEmbedding(categories, category_dim, name="categories")
@@ -84,7 +85,7 @@ def _numeric_layer(num_numeric: int, edges: Any, kind: str, dim: int) -> keras.l
             + ("edges=None" if edges is None else f"edges of {len(edges)} columns")
         )
     if kind == "encoding":
-        return layers.PiecewiseLinearEncoding(edges, name="numbers")
+        return layers.PiecewiseLinearEncoding(edges, flatten=True, name="numbers")
     return layers.PiecewiseLinearEmbedding(edges, dim, name="numbers")
 
 

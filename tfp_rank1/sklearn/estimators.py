@@ -85,7 +85,7 @@ class TableEstimator(BaseEstimator):
         needs_edges = self.numeric_embedding in ("piecewise_linear", "encoding")
         edges = None
         if numbers is not None and needs_edges:
-            edges = quantile_edges(numbers[rows], whole("num_bins", self.num_bins))
+            edges = quantile_edges(numbers[rows], self._bins_per_column(columns.num_numeric_))
         table = {
             "num_numeric": columns.num_numeric_,
             "categories": columns.cardinalities_,
@@ -103,6 +103,10 @@ class TableEstimator(BaseEstimator):
         self.columns_, self.model_ = columns, model
         self.history_, self.n_iter_ = history, len(history["loss"])
         _take_names(self, columns)
+
+    def _bins_per_column(self, num_columns: int) -> int:
+        """Largest number of bins of a numeric column, of so many."""
+        return whole("num_bins", self.num_bins)
 
     def _split(self, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on, and rows that are held out; none of them where nothing asks for it."""
