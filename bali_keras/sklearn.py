@@ -29,7 +29,7 @@ class _Bali(TableEstimator):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 16,
-        calibrate: bool = False,
+        calibrate: bool = True,
         categorical_features: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -65,6 +65,11 @@ class _Bali(TableEstimator):
     def _compile(self, model: Any) -> None:
         needs_optimizer = bool(model.trainable_variables)
         model.compile("adam" if needs_optimizer else None, prior_precision=self.prior_precision)
+
+    def _take_hyperparameters(self, model: Any, before: Any) -> None:
+        found = before.hyperparameters.variables
+        for mine, its in zip(model.hyperparameters.variables, found, strict=True):
+            mine.assign(its)
 
 
 @documented

@@ -320,6 +320,32 @@ def test_values_that_make_no_sense_are_refused():
             Rank1Classifier(**RANK1).fit(x, np.array(["a", missing] * 10, object))
 
 
+def test_rows_that_calibrated_are_trained_on_after_it(monkeypatch):
+    fits, searches = [], []
+    fit_rows = BaliClassifier._fit_rows
+
+    def recorded(self, *arguments):
+        fits.append(fit_rows(self, *arguments))
+        return fits[-1]
+
+    def search(self, names):
+        searches.append(names)
+        return {"prior_precision": 0.003}
+
+    monkeypatch.setattr(BaliClassifier, "_fit_rows", recorded)
+    monkeypatch.setattr("bali_keras.search.Search.run", search)
+    x, y = RNG.normal(size=(400, 3)), RNG.integers(2, size=400)  # nothing to learn but noise
+    model = BaliClassifier(hidden=(16,), num_bins=8, validation_fraction=0.25, random_state=0)
+    model.fit(x, y)
+    first, second = (found.model for found in fits)
+    assert (first.num_train_examples, second.num_train_examples) == (300, 400)
+    assert len(searches) == 1
+    assert float(second.hyperparameters.variables[0]) == pytest.approx(0.003)
+    assert second is model.model_
+    assert second.calibration == first.calibration
+    assert first.calibration.temperature > 1.0
+
+
 def test_many_columns_have_fewer_bins_in_the_nets_of_bali():
     x, y = RNG.normal(size=(60, 100)), RNG.normal(size=60)
     model = BaliRegressor(hidden=(4,), prior_precision=0.1, epochs=1, random_state=0).fit(x, y)

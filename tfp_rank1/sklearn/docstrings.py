@@ -17,12 +17,13 @@ numeric_embedding: `"piecewise_linear"`, `"periodic"`, `"encoding"` or `"none"`,
     "training": """\
 batch_size: rows of a step. Defaults to `"auto"`: a fortieth of the rows, 32 to 256.
 early_stopping: whether training ends once the NLL of held-out rows has not fallen for
-    `n_iter_no_change` epochs, at the weights of the best epoch. Defaults to {{is_held_out}}.
+    `n_iter_no_change` epochs, at the weights of the best epoch. Defaults to {{stops_early}}.
 validation_fraction: share of the rows that early stopping and calibration hold out.
     Defaults to 0.1.
 n_iter_no_change: epochs to wait. Defaults to 16.
-calibrate: whether `BayesianModel.calibrate` on the held-out rows follows. Defaults to
-    {{is_held_out}}.
+calibrate: whether `BayesianModel.calibrate` on the held-out rows follows. Without early
+    stopping all rows are trained on after it, by a second fit that keeps the calibration and
+    what a search of hyperparameters found. Defaults to True.
 categorical_features: columns that are categories: names, places, or a mask. Defaults to None:
     of a DataFrame all columns that do not hold numbers, of an array none.
 random_state: an integer or a `numpy.random.RandomState` for reproducible fits. Defaults to None.
@@ -42,6 +43,6 @@ def documented(cls: type[T]) -> type[T]:
     is_bali = cls.__name__.startswith("Bali")
     defaults = {
         "embedding": '`"encoding"`' if is_bali else '`"piecewise_linear"`',
-        "is_held_out": str(not is_bali),
+        "stops_early": str(not is_bali),
     }
     return fill(cls, _SECTIONS | defaults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from tfp_rank1.checks import level, whole
 from tfp_rank1.keras_internals import layers_of
 from tfp_rank1.layers import quantile_edges
 from tfp_rank1.layers.randomness import is_random
+from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.search_data import Examples
 from tfp_rank1.sklearn.column_kinds import missing_in
 from tfp_rank1.sklearn.columns import TableColumns
@@ -28,11 +29,32 @@ from tfp_rank1.sklearn.row_batches import RowBatches
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
 
 
+class _Table(NamedTuple):
+    """What an estimator fits: a table, targets as the likelihood takes them, weights or None."""
+
+    X: Any
+    y: np.ndarray
+    weights: np.ndarray | None
+    num_outputs: int
+    likelihood: str
+    seed: int
+
+
+class _Fit(NamedTuple):
+    """What a fit made: columns and model, all rows as the net takes them, and the logs by epoch."""
+
+    columns: TableColumns
+    model: Any
+    examples: Examples
+    history: dict[str, list[float]]
+
+
 class TableEstimator(BaseEstimator):
     """Base of the estimators: columns, held-out rows, training and answers.
 
-    A subclass makes its net in `_make_net` and compiles it in `_compile`. Its constructor has at
-    least the arguments `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
+    A subclass makes its net in `_make_net`, compiles it in `_compile`, and copies what a search
+    found in `_take_hyperparameters`. Its constructor has at least the arguments
+    `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
     `validation_fraction`, `n_iter_no_change`, `calibrate`, `categorical_features`, `random_state`
     and `verbose`.
     """
@@ -49,6 +71,10 @@ class TableEstimator(BaseEstimator):
 
     def _compile(self, model: Any) -> None:
         """Compile the net for training."""
+        raise NotImplementedError
+
+    def _take_hyperparameters(self, model: Any, before: Any) -> None:
+        """Give a model what a search found for another one."""
         raise NotImplementedError
 
     # -- fit ------------------------------------------------------------------------------------
@@ -78,31 +104,52 @@ class TableEstimator(BaseEstimator):
             X, y, weights = _rows_of(X, kept), y[kept], weights[kept]
             weights = (weights / weights.mean()).astype("float32")
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        table = _Table(X, y, weights, num_outputs, likelihood, seed)
         rows, held_out = self._split(y, seed)
-        columns = TableColumns(self.categorical_features).fit(_rows_of(X, rows))
-        arrays = columns.transform(X)
-        numbers = arrays.get("numeric")
-        needs_edges = self.numeric_embedding in ("piecewise_linear", "encoding")
-        edges = None
-        if numbers is not None and needs_edges:
+        found = self._fit_rows(table, rows, held_out)
+        if self.calibrate and len(held_out):
+            judged = found.examples.take(held_out)
+            found.model.calibrate(*judged, verbose=int(bool(self.verbose)))
+            if not self.early_stopping:  # calibration alone held rows out: they are data, too
+                found = self._fit_rows(table, np.arange(len(y)), held_out[:0], found.model)
+        self.columns_, self.model_ = found.columns, found.model
+        self.history_, self.n_iter_ = found.history, len(found.history["loss"])
+        _take_names(self, found.columns)
+
+    def _fit_rows(
+        self, table: _Table, rows: np.ndarray, held_out: np.ndarray, before: Any = None
+    ) -> _Fit:
+        """Fit columns and net to some rows.
+
+        Args:
+            table: all rows.
+            rows: those to train on.
+            held_out: those that early stopping looks at.
+            before: a model of most of these rows, whose hyperparameters and calibration the new
+                one has. Defaults to None: hyperparameters are searched, if any are.
+        """
+        columns = TableColumns(self.categorical_features).fit(_rows_of(table.X, rows))
+        arrays = columns.transform(table.X)
+        numbers, edges = arrays.get("numeric"), None
+        if numbers is not None and self.numeric_embedding in ("piecewise_linear", "encoding"):
             edges = quantile_edges(numbers[rows], self._bins_per_column(columns.num_numeric_))
-        table = {
+        shapes = {
             "num_numeric": columns.num_numeric_,
             "categories": columns.cardinalities_,
             "edges": edges,
         }
-        with _seeded(seed):
-            model = self._make_net(table, num_outputs, likelihood)
+        examples = Examples(_net_inputs(arrays), table.y, table.weights)
+        with _seeded(table.seed):
+            model = self._make_net(shapes, table.num_outputs, table.likelihood)
             self._compile(model)
-            model.num_train_examples = float(len(rows) if weights is None else weights[rows].sum())
-            examples = Examples(_net_inputs(arrays), y, weights)
-            judged = examples.take(held_out)
-            history = self._train(model, examples.take(rows), judged, seed)
-        if self.calibrate and len(held_out):
-            model.calibrate(*judged, verbose=int(bool(self.verbose)))
-        self.columns_, self.model_ = columns, model
-        self.history_, self.n_iter_ = history, len(history["loss"])
-        _take_names(self, columns)
+            if before is not None:
+                self._take_hyperparameters(model, before)
+            trained = examples.take(rows)
+            model.num_train_examples = trained.total_weight
+            history = self._train(model, trained, examples.take(held_out), table.seed)
+        if before is not None:
+            set_calibration(model, before.calibration)
+        return _Fit(columns, model, examples, history)
 
     def _bins_per_column(self, num_columns: int) -> int:
         """Largest number of bins of a numeric column, of so many."""

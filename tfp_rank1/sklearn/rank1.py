@@ -89,6 +89,10 @@ class _Rank1(TableEstimator):
             kernel_precision=self.kernel_precision,
         )
 
+    def _take_hyperparameters(self, model: Any, before: Any) -> None:
+        if self.kernel_precision is None:
+            model.found_kernel_precision.assign(before.kernel_precision)
+
 
 @documented
 class Rank1Classifier(TableClassifier, _Rank1):
