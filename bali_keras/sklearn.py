@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from bali_keras.models import tabular
-from tfp_rank1.checks import whole
 from tfp_rank1.sklearn import TableClassifier, TableEstimator, TableRegressor, documented
 
 __all__ = ["BaliClassifier", "BaliRegressor"]
@@ -51,7 +50,7 @@ class _Bali(TableEstimator):
     def _bins_per_column(self, num_columns: int) -> int:
         if self.num_bins == "auto":
             return max(1, min(BINS_PER_COLUMN, BINS_OF_ALL // num_columns))
-        return whole("num_bins", self.num_bins)
+        return super()._bins_per_column(num_columns)
 
     def _make_net(self, table: dict[str, Any], num_outputs: int, likelihood: str) -> Any:
         return tabular(

@@ -29,7 +29,7 @@ from tfp_rank1.sklearn.row_batches import RowBatches
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
 
 
-class _Table(NamedTuple):
+class _Data(NamedTuple):
     """What an estimator fits: a table, targets as the likelihood takes them, weights or None."""
 
     X: Any
@@ -104,49 +104,49 @@ class TableEstimator(BaseEstimator):
             X, y, weights = _rows_of(X, kept), y[kept], weights[kept]
             weights = (weights / weights.mean()).astype("float32")
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        table = _Table(X, y, weights, num_outputs, likelihood, seed)
+        data = _Data(X, y, weights, num_outputs, likelihood, seed)
         rows, held_out = self._split(y, seed)
-        found = self._fit_rows(table, rows, held_out)
+        found = self._fit_rows(data, rows, held_out)
         if self.calibrate and len(held_out):
             judged = found.examples.take(held_out)
             found.model.calibrate(*judged, verbose=int(bool(self.verbose)))
             if not self.early_stopping:  # calibration alone held rows out: they are data, too
-                found = self._fit_rows(table, np.arange(len(y)), held_out[:0], found.model)
+                found = self._fit_rows(data, np.arange(len(y)), held_out[:0], found.model)
         self.columns_, self.model_ = found.columns, found.model
         self.history_, self.n_iter_ = found.history, len(found.history["loss"])
         _take_names(self, found.columns)
 
     def _fit_rows(
-        self, table: _Table, rows: np.ndarray, held_out: np.ndarray, before: Any = None
+        self, data: _Data, rows: np.ndarray, held_out: np.ndarray, before: Any = None
     ) -> _Fit:
         """Fit columns and net to some rows.
 
         Args:
-            table: all rows.
+            data: all rows.
             rows: those to train on.
             held_out: those that early stopping looks at.
             before: a model of most of these rows, whose hyperparameters and calibration the new
                 one has. Defaults to None: hyperparameters are searched, if any are.
         """
-        columns = TableColumns(self.categorical_features).fit(_rows_of(table.X, rows))
-        arrays = columns.transform(table.X)
+        columns = TableColumns(self.categorical_features).fit(_rows_of(data.X, rows))
+        arrays = columns.transform(data.X)
         numbers, edges = arrays.get("numeric"), None
         if numbers is not None and self.numeric_embedding in ("piecewise_linear", "encoding"):
             edges = quantile_edges(numbers[rows], self._bins_per_column(columns.num_numeric_))
-        shapes = {
+        table = {
             "num_numeric": columns.num_numeric_,
             "categories": columns.cardinalities_,
             "edges": edges,
         }
-        examples = Examples(_net_inputs(arrays), table.y, table.weights)
-        with _seeded(table.seed):
-            model = self._make_net(shapes, table.num_outputs, table.likelihood)
+        examples = Examples(_net_inputs(arrays), data.y, data.weights)
+        with _seeded(data.seed):
+            model = self._make_net(table, data.num_outputs, data.likelihood)
             self._compile(model)
             if before is not None:
                 self._take_hyperparameters(model, before)
             trained = examples.take(rows)
             model.num_train_examples = trained.total_weight
-            history = self._train(model, trained, examples.take(held_out), table.seed)
+            history = self._train(model, trained, examples.take(held_out), data.seed)
         if before is not None:
             set_calibration(model, before.calibration)
         return _Fit(columns, model, examples, history)
