@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import BayesianRidge
 
@@ -451,6 +452,20 @@ def test_table_peers_answer_with_classes_and_numbers(tmp_path):
         (path,) = out.glob("tables-*/tabm.json")
         scores = results.read(path)["splits"]["0"]["scores"]
         assert {*expected, "member_variance"} <= scores.keys()
+
+
+def test_a_table_peer_takes_categories_that_it_was_not_trained_on():
+    """They have no place of their own, as in any one-hot encoding; the package stops at them."""
+    torch = pytest.importorskip("torch", reason="peers are an extra")
+    pytest.importorskip("tabm", reason="peers are an extra")
+    from examples.benchmark.tables.tabm import TabMClassifier
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=60), "kind": rng.choice(["x", "y"], 60)})
+    net = TabMClassifier(epochs=1).fit(frame, np.arange(60) % 2)
+    codes = net.net_.cat_module(torch.tensor([[0], [1], [2]]))
+    np.testing.assert_array_equal(codes, [[1, 0], [0, 1], [0, 0]])
+    assert net.predict_proba(frame[:1].assign(kind="z")).shape == (1, 2)
 
 
 def test_a_table_of_ones_own(tmp_path):

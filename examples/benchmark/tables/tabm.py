@@ -34,6 +34,23 @@ def require() -> None:
         )
 
 
+def _one_hot(cardinalities: list[int]) -> Any:
+    """The package's module of categories, which stops at a code that no training row had.
+
+    Args:
+        cardinalities: numbers of categories n; n itself is the code of an unknown one: zeros.
+    """
+    import torch
+
+    class OneHot(torch.nn.Module):
+        def forward(self, codes: Any) -> Any:
+            one_hot = torch.nn.functional.one_hot
+            parts = [one_hot(codes[:, i], n + 1)[:, :n] for i, n in enumerate(cardinalities)]
+            return torch.cat(parts, -1)
+
+    return OneHot()
+
+
 class _TabM(BaseEstimator):
     """Columns, training and the outputs of all members."""
 
@@ -46,7 +63,7 @@ class _TabM(BaseEstimator):
 
         arrays = self.columns_.transform(table)
         numbers, codes = arrays.get("numeric"), arrays.get("categorical")
-        if codes is not None:  # the package's code of an unknown category is the last and one
+        if codes is not None:  # `_one_hot` has zeros for an unknown category
             codes = np.where(codes < 0, np.asarray(self.columns_.cardinalities_), codes)
         return (
             None if numbers is None else torch.tensor(numbers),
@@ -75,6 +92,8 @@ class _TabM(BaseEstimator):
             cat_cardinalities=self.columns_.cardinalities_,
             d_out=outputs,
         )
+        if self.columns_.cardinalities_:
+            self.net_.cat_module = _one_hot(self.columns_.cardinalities_)
         optimizer = torch.optim.AdamW(self.net_.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
         best, weights, waited = np.inf, None, 0
         for epoch in range(1, self.epochs + 1):
