@@ -66,9 +66,8 @@ class _Bali(TableEstimator):
         model.compile("adam" if needs_optimizer else None, prior_precision=self.prior_precision)
 
     def _take_hyperparameters(self, model: Any, before: Any) -> None:
-        found = before.hyperparameters.variables
-        for mine, its in zip(model.hyperparameters.variables, found, strict=True):
-            mine.assign(its)
+        # All that are in use: a default that stayed open would be searched for in the second fit.
+        model.hyperparameters.assign(**before.hyperparameter_values())
 
 
 @documented
@@ -80,7 +79,8 @@ class BaliClassifier(TableClassifier, _Bali):
             Defaults to (100, 100).
         {{numeric_embedding}}
         num_bins: number of bins of a numeric column, of equally many training rows. Defaults to
-            `"auto"`: 16, or fewer so that all columns have 1,024 at most.
+            `"auto"`: 16, or fewer where 64 columns or more would have above 1,024 in all, and at
+            least one.
         prior_precision: p of the prior, see `BaliModel.compile`. Defaults to None: found from the
             training rows.
         epochs: number of epochs, over which the rate of learning falls. Defaults to 50.

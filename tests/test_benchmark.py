@@ -506,3 +506,8 @@ def test_fewer_rows_of_a_table_have_the_same_test_part():
     assert set(few.x_train.index) <= set(whole.x_train.index)
     with pytest.raises(ValueError, match="no --rows"):
         tasks.get("uci", Options(rows=50))
+    for rows, message in ((399, "398 rows to train on"), (1, "lack 1 of the classes")):
+        with pytest.raises(ValueError, match=message):
+            tasks.get("tables/breast_cancer", Options(rows=rows))[0].load(0)
+    (held_out,) = tasks.get("tables/breast_cancer", Options(rows=50, held_out=True))
+    assert len(held_out.load(1).split.x_train) == 50

@@ -341,10 +341,25 @@ def test_rows_that_calibrated_are_trained_on_after_it(monkeypatch):
     first, second = (found.model for found in fits)
     assert (first.num_train_examples, second.num_train_examples) == (300, 400)
     assert len(searches) == 1
-    assert float(second.hyperparameters.variables[0]) == pytest.approx(0.003)
+    assert second.prior_precision == pytest.approx(0.003)
+    assert second.hyperparameter_values() == first.hyperparameter_values()
     assert second is model.model_
     assert second.calibration == first.calibration
     assert not first.calibration.is_neutral
+
+
+def test_rows_that_calibrated_start_no_search(monkeypatch):
+    """Where only all rows are enough for one: the calibration is that of a net without it."""
+
+    def search(self, names):
+        raise AssertionError(names)
+
+    monkeypatch.setattr("bali_keras.search.Search.run", search)
+    x = RNG.normal(size=(300, 3))
+    BaliClassifier(hidden=(4,), num_bins=2, epochs=10, random_state=0).fit(x, x[:, 0] > 0.0)
+    with pytest.raises(AssertionError):
+        arguments = {"hidden": (4,), "num_bins": 2, "epochs": 10, "calibrate": False}
+        BaliClassifier(**arguments, random_state=0).fit(x, x[:, 0] > 0.0)
 
 
 def test_many_columns_have_fewer_bins_in_the_nets_of_bali():

@@ -129,6 +129,8 @@ def test_edges_are_quantiles_and_strange_ones_are_refused():
     x = np.c_[np.arange(100.0), np.repeat([1.0, 2.0], [40, 60]), np.full(100, 7.0)]
     edges = r1.layers.quantile_edges(x, 4)
     assert edges == [[0.0, 24.75, 49.5, 74.25, 99.0], [1.0, 2.0], [7.0, 8.0]]
+    assert r1.layers.quantile_edges(x[:3], 10**12)[0] == [0.0, 1.0, 2.0]  # no bins within gaps
+    assert r1.layers.quantile_edges(x[:1], 10**12)[0] == [0.0, 1.0]
     with pytest.raises(ValueError, match="in missing numbers and scale"):
         r1.layers.quantile_edges(np.array([[np.nan]]))
     with pytest.raises(ValueError, match="finite in float32"):

@@ -307,9 +307,9 @@ def _table(name: str, options: Options) -> Task:
         frame, y, regression = whole()
         kept = None if regression else y
         parts = train_test_split(frame, y, test_size=0.3, random_state=index, stratify=kept)
-        few = slice(options.rows)  # in the order of the split, which is random
-        split = Split(parts[0][few], parts[2][few], parts[1], parts[3])
-        return Data(hold_out(split, index) if options.held_out else split)
+        split = Split(parts[0], parts[2], parts[1], parts[3])
+        split = hold_out(split, index) if options.held_out else split
+        return Data(_fewer_rows(split, options.rows, regression))
 
     frame, y, regression = whole()
     net = Net((frame.shape[1],), (), 1 if regression else int(y.max()) + 1)
@@ -317,6 +317,25 @@ def _table(name: str, options: Options) -> Task:
     kind = f"tables-{'smoke' if rows and options.table is None else name}"
     kind += f"-{options.rows}" if options.rows is not None else ""
     return Task(kind, load, net, likelihood, Budget(1, 1), "tables", 1 if rows else TABLE_SPLITS)
+
+
+def _fewer_rows(split: Split, rows: int | None, regression: bool) -> Split:
+    """A split with the first rows of its training part, whose order is random."""
+    if rows is None:
+        return split
+    x_train, y_train = split.x_train[:rows], split.y_train[:rows]
+    if rows > len(split.x_train):
+        raise ValueError(
+            f"There are {len(split.x_train)} rows to train on: --rows must be at most so many. "
+            f"Received: --rows {rows}"
+        )
+    missing = set() if regression else {*split.y_train.tolist()} - {*y_train.tolist()}
+    if missing:
+        raise ValueError(
+            f"The first {rows} rows to train on lack {len(missing)} of the classes: raise --rows. "
+            f"Received: --rows {rows}"
+        )
+    return split._replace(x_train=x_train, y_train=y_train)
 
 
 # -- images ---------------------------------------------------------------------------------------

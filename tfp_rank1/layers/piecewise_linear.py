@@ -25,8 +25,8 @@ def quantile_edges(x: Any, num_bins: int = 48) -> list[list[float]]:
 
     Args:
         x: numbers `[N, P]` of training examples.
-        num_bins: number of bins, at least 1. A feature with fewer distinct quantiles gets fewer.
-            Defaults to 48.
+        num_bins: number of bins, at least 1. A feature with fewer distinct quantiles gets fewer,
+            and none has more than there are gaps between N numbers. Defaults to 48.
 
     Returns:
         P increasing lists with up to `num_bins + 1` edges; of a constant feature the number and
@@ -46,7 +46,7 @@ def quantile_edges(x: Any, num_bins: int = 48) -> list[list[float]]:
             "in missing numbers and scale first. Received: an array of shape "
             f"{x.shape}, {np.sum(~np.isfinite(x))} not finite"
         )
-    levels = np.linspace(0.0, 1.0, num_bins + 1)
+    levels = np.linspace(0.0, 1.0, min(num_bins, max(len(x) - 1, 1)) + 1)
     # In float32 again, so that no bin is empty there.
     found = [np.unique(np.quantile(column, levels).astype("float32")) for column in x.T]
     return [[*map(float, e)] if len(e) > 1 else [float(e[0]), float(e[0]) + 1.0] for e in found]

@@ -52,8 +52,8 @@ class _Fit(NamedTuple):
 class TableEstimator(BaseEstimator):
     """Base of the estimators: columns, held-out rows, training and answers.
 
-    A subclass makes its net in `_make_net`, compiles it in `_compile`, and copies what a search
-    found in `_take_hyperparameters`. Its constructor has at least the arguments
+    A subclass makes its net in `_make_net`, compiles it in `_compile`, and copies hyperparameters
+    in `_take_hyperparameters`. Its constructor has at least the arguments
     `numeric_embedding`, `num_bins`, `epochs`, `batch_size`, `early_stopping`,
     `validation_fraction`, `n_iter_no_change`, `calibrate`, `categorical_features`, `random_state`
     and `verbose`.
@@ -74,7 +74,7 @@ class TableEstimator(BaseEstimator):
         raise NotImplementedError
 
     def _take_hyperparameters(self, model: Any, before: Any) -> None:
-        """Give a model what a search found for another one."""
+        """Give a model the hyperparameters that another one has, so that none are searched for."""
         raise NotImplementedError
 
     # -- fit ------------------------------------------------------------------------------------
@@ -164,9 +164,10 @@ class TableEstimator(BaseEstimator):
         count = max(1, round(fraction * len(y)))
         if count >= len(y):
             raise ValueError(
-                "Rows are held out by early_stopping=True and calibrate=True, and none would be "
-                f"left to train on: n_samples={len(y)} with validation_fraction={fraction}. "
-                "Use early_stopping=False and calibrate=False"
+                "Rows are held out to calibrate or to stop early, and none would be left to train "
+                f"on: n_samples={len(y)} with validation_fraction={fraction}. Use "
+                "early_stopping=False and calibrate=False. Received: "
+                f"early_stopping={self.early_stopping}, calibrate={self.calibrate}"
             )
         is_whole = y.dtype.kind in "iu"
         sizes = np.bincount(y.ravel()) if is_whole else np.zeros(1, int)
