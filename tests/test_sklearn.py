@@ -192,6 +192,9 @@ def test_answers_do_not_depend_on_the_other_rows(fitted):
     model, table, _ = fitted
     whole = model.predict_proba(table)
     np.testing.assert_allclose(model.predict_proba(table.iloc[5:9]), whole[5:9], atol=1e-6)
+    few, order = table.iloc[:21], np.random.default_rng(0).permutation(21)
+    moved = model.predict_proba(few.iloc[order])
+    np.testing.assert_allclose(moved, model.predict_proba(few)[order], rtol=1e-7, atol=1e-9)
 
 
 def test_an_estimator_is_pickled_with_its_net(fitted):

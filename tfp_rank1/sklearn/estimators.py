@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -27,6 +27,10 @@ from tfp_rank1.sklearn.columns import TableColumns
 from tfp_rank1.sklearn.row_batches import RowBatches
 
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
+
+# Tables are answered in multiples of so many rows, which is one of what a register holds.
+_REGISTER = 32
+_ONE_PASS = {"num_samples": 1}
 
 
 class _Data(NamedTuple):
@@ -216,14 +220,26 @@ class TableEstimator(BaseEstimator):
         check_is_fitted(self, "model_")
         return _net_inputs(self.columns_.transform(X))
 
-    def _predictive(self, X: Any) -> Any:
-        """The predictive distribution of the rows of a table, the same on every call."""
-        inputs = self.net_inputs(X)
-        model = self.model_
-        if is_random(layers_of(model)):
-            return model.posterior_predictive(inputs, method=model.evaluation_method, seed=0)
-        # One pass has the outputs of all members.
-        return model.posterior_predictive(inputs, num_samples=1, seed=0)
+    def _answers(self, X: Any, ask: Callable[[Any], Any]) -> Any:
+        """What a question to the predictive distribution finds, the same on every call.
+
+        Args:
+            X: a table.
+            ask: from the distribution to tensors with a row for each row of the table.
+
+        Returns:
+            Arrays in the structure of these tensors.
+        """
+        inputs, model = self.net_inputs(X), self.model_
+        count = len(keras.tree.flatten(inputs)[0])
+        # Rows beyond the last full register are computed by other instructions: an answer would
+        # depend on the place of its row, in its last bits.
+        rows = np.minimum(np.arange(-(-count // _REGISTER) * _REGISTER), count - 1)
+        inputs = keras.tree.map_structure(lambda v: v[rows], inputs)
+        # Where nothing is drawn, one pass has the outputs of all members.
+        method = {"method": model.evaluation_method} if is_random(layers_of(model)) else _ONE_PASS
+        found = ask(model.posterior_predictive(inputs, seed=0, **method))
+        return keras.tree.map_structure(lambda v: np.asarray(v, np.float64)[:count], found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -265,7 +281,7 @@ class TableClassifier(ClassifierMixin, TableEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes, `[N, classes]`, in the order of `classes_`."""
-        found = np.asarray(self._predictive(X).mean(), np.float64)
+        found = self._answers(X, lambda p: p.mean())
         return found / found.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -280,11 +296,9 @@ class TableClassifier(ClassifierMixin, TableEstimator):
             `"entropy"` of the probabilities, all that is unsure; and `"mutual_information"`, the
             part of it that more data would take away, large for rows unlike the training part.
         """
-        found = self._predictive(X)
-        return {
-            "entropy": np.asarray(found.entropy()),
-            "mutual_information": np.asarray(found.mutual_information()),
-        }
+        return self._answers(
+            X, lambda p: {"entropy": p.entropy(), "mutual_information": p.mutual_information()}
+        )
 
 
 class TableRegressor(RegressorMixin, TableEstimator):
@@ -326,9 +340,9 @@ class TableRegressor(RegressorMixin, TableEstimator):
             return_std: whether to return the predictive standard deviations as well, of noise and
                 of what is not known. Defaults to False.
         """
-        found = self._predictive(X)
-        mean = self._in_units(found.mean())
-        return (mean, self._in_units(found.stddev(), 0.0)) if return_std else mean
+        mean, stddev = self._answers(X, lambda p: (p.mean(), p.stddev()))
+        mean = self._in_units(mean)
+        return (mean, self._in_units(stddev, 0.0)) if return_std else mean
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
         """Central intervals of the predictive distribution, `[N, 2]` or `[N, targets, 2]`.
@@ -337,13 +351,13 @@ class TableRegressor(RegressorMixin, TableEstimator):
             X: a table with the columns of the training part.
             coverage: probability of an interval, in (0, 1). Defaults to 0.9.
         """
-        low, high = self._predictive(X).credible_interval(level(coverage, "coverage"))
+        coverage = level(coverage, "coverage")
+        low, high = self._answers(X, lambda p: p.credible_interval(coverage))
         return np.stack([self._in_units(low), self._in_units(high)], axis=-1)
 
-    def _in_units(self, values: Any, offset: Any = None) -> np.ndarray:
+    def _in_units(self, values: np.ndarray, offset: Any = None) -> np.ndarray:
         """Values of the net in units of the target."""
-        values = np.asarray(values, np.float64) * self.scale_
-        values = values + (self.offset_ if offset is None else offset)
+        values = values * self.scale_ + (self.offset_ if offset is None else offset)
         return values[:, 0] if self._is_single else values
 
     def __sklearn_tags__(self) -> Any:
