@@ -79,8 +79,8 @@ class BaliClassifier(TableClassifier, _Bali):
             Defaults to (100, 100).
         {{numeric_embedding}}
         num_bins: number of bins of a numeric column, of equally many training rows. Defaults to
-            `"auto"`: 16, or fewer where 64 columns or more would have above 1,024 in all, and at
-            least one.
+            `"auto"`: 16; of more than 64 columns fewer, so that all have 1,024 at most, but at
+            least one each.
         prior_precision: p of the prior, see `BaliModel.compile`. Defaults to None: found from the
             training rows.
         epochs: number of epochs, over which the rate of learning falls. Defaults to 50.

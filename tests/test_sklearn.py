@@ -359,10 +359,10 @@ def test_rows_that_calibrated_start_no_search(monkeypatch):
 
     monkeypatch.setattr("bali_keras.search.Search.run", search)
     x = RNG.normal(size=(300, 3))
-    BaliClassifier(hidden=(4,), num_bins=2, epochs=10, random_state=0).fit(x, x[:, 0] > 0.0)
+    model = BaliClassifier(hidden=(4,), num_bins=2, epochs=10, random_state=0)
+    model.fit(x, x[:, 0] > 0.0)
     with pytest.raises(AssertionError):
-        arguments = {"hidden": (4,), "num_bins": 2, "epochs": 10, "calibrate": False}
-        BaliClassifier(**arguments, random_state=0).fit(x, x[:, 0] > 0.0)
+        model.set_params(calibrate=False).fit(x, x[:, 0] > 0.0)
 
 
 def test_many_columns_have_fewer_bins_in_the_nets_of_bali():

@@ -29,8 +29,7 @@ from tfp_rank1.sklearn.row_batches import RowBatches
 __all__ = ["TableClassifier", "TableEstimator", "TableRegressor"]
 
 # Tables are answered in multiples of so many rows, which is one of what a register holds.
-_REGISTER = 32
-_ONE_PASS = {"num_samples": 1}
+_FULL_REGISTERS = 32
 
 
 class _Data(NamedTuple):
@@ -234,11 +233,12 @@ class TableEstimator(BaseEstimator):
         count = len(keras.tree.flatten(inputs)[0])
         # Rows beyond the last full register are computed by other instructions: an answer would
         # depend on the place of its row, in its last bits.
-        rows = np.minimum(np.arange(-(-count // _REGISTER) * _REGISTER), count - 1)
+        rows = np.minimum(np.arange(-(-count // _FULL_REGISTERS) * _FULL_REGISTERS), count - 1)
         inputs = keras.tree.map_structure(lambda v: v[rows], inputs)
-        # Where nothing is drawn, one pass has the outputs of all members.
-        method = {"method": model.evaluation_method} if is_random(layers_of(model)) else _ONE_PASS
-        found = ask(model.posterior_predictive(inputs, seed=0, **method))
+        how: dict[str, Any] = {"num_samples": 1}  # one pass has the outputs of all members
+        if is_random(layers_of(model)):
+            how = {"method": model.evaluation_method}
+        found = ask(model.posterior_predictive(inputs, seed=0, **how))
         return keras.tree.map_structure(lambda v: np.asarray(v, np.float64)[:count], found)
 
     def __sklearn_tags__(self) -> Any:
