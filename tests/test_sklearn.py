@@ -1,6 +1,7 @@
 """Estimators of scikit-learn for tables."""
 
 import decimal
+import gc
 import pickle
 import random
 import sys
@@ -389,6 +390,7 @@ def test_memory_stays_flat_over_many_models():
 
     def peak():
         model.fit(x, y).predict(x)
+        gc.collect()  # seldom by itself here, see conftest.py
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
     first = [peak() for _ in range(5)][-1]
