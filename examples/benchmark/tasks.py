@@ -227,11 +227,12 @@ def standardized(split: Split, options: Options, index: int) -> Data:
         ((x - mean) / np.where(scale > 0.0, scale, 1.0)).astype("float32")
         for x in (split.x_train, split.x_test)
     )
-    mean, scale = split.y_train.mean(), split.y_train.std()
+    y_mean, y_scale = float(split.y_train.mean()), float(split.y_train.std())
     y_train, y_test = (
-        ((y[:, np.newaxis] - mean) / scale).astype("float32") for y in (split.y_train, split.y_test)
+        ((y[:, np.newaxis] - y_mean) / y_scale).astype("float32")
+        for y in (split.y_train, split.y_test)
     )
-    return Data(Split(x_train, y_train, x_test, y_test), float(scale))
+    return Data(Split(x_train, y_train, x_test, y_test), y_scale)
 
 
 def hold_out(split: Split, index: int) -> Split:
