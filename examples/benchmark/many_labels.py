@@ -125,7 +125,7 @@ def laplace(data: tuple[np.ndarray, ...], way: str) -> dict[str, float]:
                 optimizer.step()
         # Of the labels one is drawn per row: all of them would take 20 times as long.
         drawn = {"stochastic": True}
-        found = Laplace(net, "classification", "last_layer", "kron", backend_kwargs=drawn)
+        found: Any = Laplace(net, "classification", "last_layer", "kron", backend_kwargs=drawn)
         found.fit(loader)
         found.optimize_prior_precision(method="marglik")
         return found

@@ -178,7 +178,7 @@ def fit_laplace(task: Task, trainer: Trainer, subset: str) -> Any:
     model = mlp(task.net)
     scale = trainer.fit(model)
     kind = "regression" if trainer.regression else "classification"
-    la = Laplace(model, kind, subset_of_weights=subset, hessian_structure="kron")
+    la: Any = Laplace(model, kind, subset_of_weights=subset, hessian_structure="kron")
     la.fit(trainer.loader())
     log_prior = torch.zeros(1, requires_grad=True)
     log_noise = torch.tensor([math.log(scale)], requires_grad=True)
