@@ -284,7 +284,7 @@ def trained_by(monkeypatch, prefers_rows, every):
     return posteriors(fitted(model, x, y, 8, epochs=4, compile_arguments=arguments))
 
 
-@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_rows_one_by_one_step_as_their_sum(monkeypatch, every):
     """`(H L^-1)' G V` is `L^-1 H'G V`; whether the prior pulls in every step or in every fourth."""
     one_by_one, summed = (trained_by(monkeypatch, v, every) for v in (True, False))

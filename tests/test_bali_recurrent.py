@@ -73,7 +73,7 @@ def by_name(model):
     return {layer.name: layer.posterior_state for layer in model.bali_layers}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_a_step_is_that_of_the_unrolled_cell(kind):
     """Time steps are rows that share W and U; without noise, so that both see the same numbers."""
     x, y = sequences()

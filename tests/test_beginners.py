@@ -166,7 +166,7 @@ def table():
     return x, (x[:, 0] > 0).astype("int64") + (x[:, 1] > 1)
 
 
-@pytest.mark.parametrize("net", [rank1_net, bali_net])
+@pytest.mark.parametrize("net", [rank1_net, pytest.param(bali_net, marks=pytest.mark.slow)])
 def test_labels_of_any_form_are_the_same(net, table):
     x, y = table
     model = net(None, "categorical", 3)

@@ -327,7 +327,7 @@ def answers_of(model, x, y):
     }
 
 
-@pytest.mark.parametrize("kind", ["rank1", "bali"])
+@pytest.mark.parametrize("kind", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_every_answer_is_calibrated(kind, digits, tmp_path):
     """Functions that were compiled before included; and back again, to the bit."""
     if kind == "rank1":
@@ -589,7 +589,7 @@ def test_a_subclassed_model(tmp_path):
     np.testing.assert_allclose(samples(loaded, x), samples(model, x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["rank1", "bali"])
+@pytest.mark.parametrize("kind", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_two_replicas_answer_as_one(kind, strategy):
     """Every replica is a thread, in which the caller's scopes do not hold."""
     model, x, _ = calibrated(kind)
@@ -620,7 +620,7 @@ def test_two_replicas_answer_as_one(kind, strategy):
     assert other.calibration == Calibration(report.posterior_scale, report.temperature) != FOUND
 
 
-@pytest.mark.parametrize("kind", ["rank1", "bali"])
+@pytest.mark.parametrize("kind", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_xla_and_mixed_precision(kind):
     model, x, _ = calibrated(kind)
     expected = model.predict(x, verbose=0)

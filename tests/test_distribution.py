@@ -38,7 +38,7 @@ def check_served(folder):
         np.testing.assert_allclose(tf.reduce_sum(probs, axis=1), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_metrics_of_positions_on_two_replicas(several, strategy):
     """Outputs `[B, T, D]` without members are told from `[B, K, D]` where metrics are built."""
     x = data()[0][:, np.newaxis] + np.arange(4.0, dtype="float32")[:, np.newaxis]

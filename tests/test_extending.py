@@ -94,7 +94,7 @@ def metrics():
     return [m.PredictiveNLL(), m.RootMeanSquaredError(), m.IntervalCoverage(), m.IntervalWidth()]
 
 
-@pytest.mark.parametrize("net", [rank1_net, bali_net])
+@pytest.mark.parametrize("net", [rank1_net, pytest.param(bali_net, marks=pytest.mark.slow)])
 def test_what_is_defined_elsewhere_trains_answers_and_travels(net, data, tmp_path):
     keras.utils.set_random_seed(0)
     x, y = data

@@ -79,7 +79,9 @@ def test_the_loss_counts_what_is_observed(loss):
     assert float(loss(missing, outputs, only)) == pytest.approx(expected.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    "mode", [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow), {"run_eagerly": True}]
+)
 @pytest.mark.parametrize("make", [linear, bali])
 def test_missing_targets_are_weights_of_zero(make, mode):
     """NaN and any value of weight 0 are the same, where an example has a target at all."""
@@ -114,6 +116,7 @@ def test_bali_with_missing_targets_is_the_regression_of_each_target():
         np.testing.assert_allclose(mean[:, t], exact, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_bali_with_one_target_drops_the_examples_without_it():
     """One target: the posterior of the observed rows alone, exactly."""
     seen = SEEN[:, 0]

@@ -44,7 +44,7 @@ def model():
     return found
 
 
-@pytest.mark.parametrize("method", ["stock", "rank1", "bali"])
+@pytest.mark.parametrize("method", ["stock", "rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_calibration_counts_no_padding(method, tmp_path):
     """Neither while it is found, nor in the answers that it changes."""
     model = tagger(method)

@@ -185,7 +185,9 @@ def test_targets_of_another_shape_are_named(method):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "likelihood", ["categorical", "normal", pytest.param("bernoulli", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("method", ["bali", "rank1"])
 def test_files_clones_and_services_answer_alike(method, likelihood, tmp_path):
     x, y = data(likelihood)

@@ -113,7 +113,9 @@ def test_metrics_of_yes_and_no(kind):
         assert logs["binary_accuracy"] == pytest.approx(np.mean((p > 0.5) == y), abs=1e-6)
 
 
-@pytest.mark.parametrize("form", ["labels", "column", "one-hot"])
+@pytest.mark.parametrize(
+    "form", ["labels", pytest.param("column", marks=pytest.mark.slow), "one-hot"]
+)
 def test_metrics_of_classes(form):
     """A metric gets the labels that it was made for, whatever form the labels have."""
     labels = targets("categorical")

@@ -232,7 +232,7 @@ def test_width_that_training_left_counts_once():
         assert np.all((u < 0.95 * mean) == (spread > 0.1))
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("unit", [1e-3, pytest.param(1.0, marks=pytest.mark.slow), 1e6])
 def test_intervals_cover_right_after_convert(unit):
     """In any unit of the target, after two epochs."""
     keras.utils.set_random_seed(0)

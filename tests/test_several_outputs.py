@@ -403,7 +403,8 @@ def trained(method, scope=None, **kwargs):
     return {name: np.array(values) for name, values in logs.items()}
 
 
-@pytest.mark.parametrize("method", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_two_replicas_and_xla_train_as_one(method, strategy):
     expected = trained(method)
     for found in (trained(method, strategy), trained(method, jit_compile=True)):
@@ -422,7 +423,7 @@ def test_in_half_precision(method):
     assert all(np.isfinite(values).all() for values in logs.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_training_goes_on_from_a_checkpoint(method, tmp_path):
     """A fit of two epochs that ends after one, and is begun anew, is one fit of two epochs."""
     x, y = data()

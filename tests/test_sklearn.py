@@ -230,7 +230,9 @@ def test_the_same_state_gives_the_same_model_and_touches_no_generator(name):
     assert (other.predict_proba(x) != first.predict_proba(x)).any()
 
 
-@pytest.mark.parametrize("name", ["Rank1Regressor", "BaliRegressor"])
+@pytest.mark.parametrize(
+    "name", ["Rank1Regressor", pytest.param("BaliRegressor", marks=pytest.mark.slow)]
+)
 def test_regressors_answer_in_units_of_the_target(name):
     x, y = load_diabetes(return_X_y=True)
     model = clone(ESTIMATORS[name]).set_params(epochs=20).fit(x, y)
