@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["expand", "letters"]
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["expand", "letters", "output_shape"]
 
 
 def letters(equation: str) -> tuple[str, str, str]:
@@ -27,3 +30,36 @@ def expand(names: str, rank: int) -> list[str]:
     named = len(names.replace("0", ""))
     ellipsis = [str(i) for i in range(rank - named)]
     return [name for a in names for name in (ellipsis if a == "0" else [a])]
+
+
+def output_shape(
+    equation: str, input_shape: Sequence[int | None], partial: Any
+) -> tuple[int | None, ...]:
+    """The shape of the outputs, which Keras before 3.15 knows of built layers only.
+
+    Args:
+        equation: as of `keras.layers.EinsumDense`.
+        input_shape: shape of the inputs with the batch, None where unknown.
+        partial: the layer's `output_shape`: one size, or all without the batch and the ellipsis;
+            None stays None.
+
+    Returns:
+        The shape with the batch: `(None, 5, 8)` for `"...x,xy->...y"`, `(None, 5, 3)` and 8.
+
+    Raises:
+        ValueError: if the equation does not fit the shapes.
+    """
+    inputs, _, outputs = letters(equation)
+    named = outputs.replace("0", "")
+    rank = len(named) + len(input_shape) - len(inputs.replace("0", ""))
+    given = partial if isinstance(partial, Iterable) else [partial]
+    names = expand(inputs, len(input_shape)), expand(outputs, rank)
+    sizes: dict[str, int | None] = dict(zip(names[0], input_shape, strict=False))
+    sizes |= zip(reversed(named), reversed([*given]), strict=False)
+    if len(names[0]) != len(input_shape) or not sizes.keys() >= set(names[1]):
+        raise ValueError(
+            "Argument `equation` must have a letter for every axis of the inputs, and argument "
+            "`output_shape` a size for every axis that the outputs alone have. Received: "
+            f"equation={equation!r}, output_shape={partial}, inputs of shape {tuple(input_shape)}"
+        )
+    return tuple(sizes[name] for name in names[1])
