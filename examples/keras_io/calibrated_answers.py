@@ -150,5 +150,6 @@ loads it needs TensorFlow alone.
 
 model.export_predictive("served", coverage=0.95)
 served = tf.saved_model.load("served")
-for name, value in served.serve(x_test[:3]).items():
-    print(name, np.round(value, 3).tolist())
+with np.printoptions(precision=3, suppress=True):
+    for name, value in served.serve(x_test[:3]).items():
+        print(name, value.numpy(), sep="\n")
