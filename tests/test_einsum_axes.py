@@ -35,7 +35,7 @@ def test_outputs_have_the_shape_of_the_stock_layer(equation, shape, partial):
     [("abc,cd->abd", (None, 4), (5, 7)), ("abc,cd->abde", (None, 5, 4), 7)],
 )
 def test_an_equation_that_does_not_fit_is_refused(cls, equation, shape, partial):
-    with pytest.raises(ValueError, match="equation|output shape"):
+    with pytest.raises(ValueError, match=r"equation|output shape"):
         cls(equation, partial).build(shape)
     with pytest.raises(ValueError, match=r"`equation` must.*Received: equation='abc,cd->abd"):
         output_shape(equation, shape, partial)
