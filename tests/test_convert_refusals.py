@@ -130,7 +130,14 @@ def two_outputs():
         (between(lambda h: ops.roll(h, 1)), {}, "batch axis.*Roll"),
         (time_major, {}, "batch axis.*Transpose"),
         (between(lambda h: ops.matmul(ops.einsum("ij,kj->ik", h, h), h)), {}, "batch axis.*Einsum"),
-        (between(lambda h: ops.tensordot(ops.inner(h, h), h, 1)), {}, "batch axis.*Inner"),
+        pytest.param(
+            between(lambda h: ops.tensordot(ops.inner(h, h), h, 1)),
+            {},
+            "batch axis.*Inner",
+            marks=pytest.mark.skipif(
+                keras.__version__ < "3.15", reason="Keras takes the shape of inner for a scalar's"
+            ),
+        ),
         (between(lambda h: ops.softmax(h, axis=None)), {}, "batch axis.*Softmax"),
         (between(lambda h: ops.reshape(ops.cumsum(h), (-1, 3))), {}, "batch axis.*Cumsum"),
         (between(lambda h: ops.tril(h)), {}, "batch axis.*Tril"),

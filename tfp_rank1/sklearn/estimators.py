@@ -394,9 +394,14 @@ def _weights(sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
     """Sample weights as an array, refused unless at least one is above 0 and none below."""
     if sample_weight is None:
         return None
-    return np.asarray(
-        _check_sample_weight(sample_weight, np.zeros((len(y), 1)), ensure_non_negative=True)
-    )
+    rows = np.zeros((len(y), 1))
+    weights = np.asarray(_check_sample_weight(sample_weight, rows, ensure_non_negative=True))
+    if not weights.any():  # scikit-learn before 1.9 lets them pass
+        raise ValueError(
+            "Argument `sample_weight` must contain at least one non-zero number. Received: "
+            f"{len(weights)} zeros"
+        )
+    return weights
 
 
 def _check_arguments(estimator: Any) -> None:
