@@ -59,7 +59,7 @@ for name, model in models.items():
     history[name] = model.fit(
         x_train,
         y_train,
-        epochs=40,
+        epochs=20,
         validation_data=(x_test[:200], y_test[:200]),
         verbose=0,
     )

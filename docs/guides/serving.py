@@ -31,7 +31,7 @@ with r1.members(4):
     h = r1.layers.DenseRank1(100, activation="relu")(h)
     outputs = r1.layers.SplitMembers()(r1.layers.DenseRank1(10)(h))
 model = r1.BayesianModel(inputs, outputs, likelihood="categorical")
-model.compile("adam")
+model.compile("adam", kernel_precision=0.01)  # given, so that it is not searched
 model.fit(x_train, y_train, epochs=30, verbose=0)
 folder = Path(tempfile.mkdtemp())
 
