@@ -43,7 +43,7 @@ nets = {
 }
 for name, net in nets.items():
     net.compile(**({} if name == "BALI" else {"optimizer": "adam"}))
-    net.fit(x_train, y_train, epochs=15 if name == "BALI" else 30, verbose=0)
+    net.fit(x_train, y_train, epochs=15, verbose=0)
 
 # %%
 # Unlike the training data: the same digits with their blocks of 4 x 4 pixels in another order.
