@@ -5,7 +5,7 @@ import pytest
 
 import bali_keras as bk
 import tfp_rank1 as r1
-from tfp_rank1.einsum_axes import expand, letters, output_shape
+from tfp_rank1.einsum_axes import expand, letters, shape_of_outputs
 
 CASES = [
     ("ab,bc->ac", (None, 4), 6),
@@ -23,7 +23,7 @@ def test_outputs_have_the_shape_of_the_stock_layer(equation, shape, partial):
     stock = keras.layers.EinsumDense(equation, partial)
     stock.build(shape)
     expected = tuple(stock.compute_output_shape(shape))
-    assert output_shape(equation, shape, partial) == expected
+    assert shape_of_outputs(equation, shape, partial) == expected
     inputs, _, outputs = letters(equation)
     assert len(expand(inputs, len(shape))) == len(shape)
     assert len(expand(outputs, len(expected))) == len(expected)
@@ -38,4 +38,4 @@ def test_an_equation_that_does_not_fit_is_refused(cls, equation, shape, partial)
     with pytest.raises(ValueError, match=r"equation|output shape"):
         cls(equation, partial).build(shape)
     with pytest.raises(ValueError, match=r"`equation` must.*Received: equation='abc,cd->abd"):
-        output_shape(equation, shape, partial)
+        shape_of_outputs(equation, shape, partial)

@@ -116,7 +116,6 @@ def test_bali_with_missing_targets_is_the_regression_of_each_target():
         np.testing.assert_allclose(mean[:, t], exact, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.slow
 def test_bali_with_one_target_drops_the_examples_without_it():
     """One target: the posterior of the observed rows alone, exactly."""
     seen = SEEN[:, 0]

@@ -403,8 +403,7 @@ def trained(method, scope=None, **kwargs):
     return {name: np.array(values) for name, values in logs.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["rank1", pytest.param("bali", marks=pytest.mark.slow)])
 def test_two_replicas_and_xla_train_as_one(method, strategy):
     expected = trained(method)
     for found in (trained(method, strategy), trained(method, jit_compile=True)):

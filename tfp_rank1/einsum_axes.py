@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["expand", "letters", "output_shape"]
+__all__ = ["expand", "letters", "shape_of_outputs"]
 
 
 def letters(equation: str) -> tuple[str, str, str]:
@@ -32,7 +32,7 @@ def expand(names: str, rank: int) -> list[str]:
     return [name for a in names for name in (ellipsis if a == "0" else [a])]
 
 
-def output_shape(
+def shape_of_outputs(
     equation: str, input_shape: Sequence[int | None], partial: Any
 ) -> tuple[int | None, ...]:
     """The shape of the outputs, which Keras before 3.15 knows of built layers only.

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from bali_keras.layers.base import BaliLayer
-from tfp_rank1.einsum_axes import expand, letters, output_shape
+from tfp_rank1.einsum_axes import expand, letters, shape_of_outputs
 from tfp_rank1.serialization import registered
 
 __all__ = [
@@ -131,7 +131,7 @@ class EinsumDenseBali(BaliLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""
-        return output_shape(self.equation, input_shape, self.partial_output_shape)
+        return shape_of_outputs(self.equation, input_shape, self.partial_output_shape)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

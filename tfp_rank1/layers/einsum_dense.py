@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfp_rank1.einsum_axes import expand, letters, output_shape
+from tfp_rank1.einsum_axes import expand, letters, shape_of_outputs
 from tfp_rank1.layers.docstrings import fill_docstring
 from tfp_rank1.layers.rank1 import Axes, Rank1Mixin
 from tfp_rank1.serialization import registered
@@ -64,9 +64,9 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
         """Create kernel, biases and factors."""
         inputs, kernel, outputs = letters(self.equation)
         rank = len(input_shape)
-        shape = self.compute_output_shape(input_shape)
+        output_shape = self.compute_output_shape(input_shape)
         input_axes = expand(inputs, rank)
-        output_axes = expand(outputs, len(shape))
+        output_axes = expand(outputs, len(output_shape))
         if input_axes[0] != output_axes[0] or input_axes[0] in kernel:
             raise ValueError(
                 "EinsumDenseRank1 needs the batch as the first axis of inputs and outputs, and not "
@@ -79,8 +79,8 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
         self._build_rank1(
             input_shape,
             in_dim=_size(input_shape, self._input_axes),
-            out_dim=_size(shape, self._output_axes),
-            bias_dim=_size(shape, self._bias_axes),
+            out_dim=_size(output_shape, self._output_axes),
+            bias_dim=_size(output_shape, self._bias_axes),
         )
 
     def _build_stock(self, input_shape: Any) -> None:
@@ -93,7 +93,7 @@ class EinsumDenseRank1(Rank1Mixin, keras.layers.EinsumDense):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the stock layer."""
-        return output_shape(self.equation, input_shape, self.partial_output_shape)
+        return shape_of_outputs(self.equation, input_shape, self.partial_output_shape)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Outputs under fresh draws of the factors, in training and inference alike."""
