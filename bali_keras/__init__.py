@@ -1,4 +1,4 @@
-"""BALI, Bayesian layerwise inference, for Keras 3: exact posteriors by layer, without an optimizer.
+"""BALI, Bayesian layerwise inference, for Keras 3: posteriors by layer, without an optimizer.
 
     import bali_keras as bk, keras, tfp_rank1 as r1
 

@@ -218,11 +218,10 @@ class BaliModel(BayesianModel):
                 None: `PerFit()` for classes and counts and for the nets of `bali_keras.convert`,
                 else `PerFit(290, 4.2)`; both fall over each `fit` in units of its length.
             damping: a, or the pair (a, r), in `V^-1 = F + (a + r tr(F) / k) I`. Damping bounds V.
-                F is the Fisher information of all rows of an example together, see
-                `bali_keras.inference.posterior`. Defaults to None: found from the data for
-                continuous targets, see below, else `a = 0.3 N^(-1/4)`, from 0.1 for a hundred
-                examples to 0.02 for 60,000; for continuous targets times `600 / N` from 600
-                examples on, down to 0.003; and `r = 0.001`.
+                F is the Fisher information of all rows of an example together. Defaults to None:
+                found from the data for continuous targets, see below, else `a = 0.3 N^(-1/4)`, from
+                0.1 for a hundred examples to 0.02 for 60,000; for continuous targets times
+                `600 / N` from 600 examples on, down to 0.003; and `r = 0.001`.
             prior_precision: p, above 0. A network weight has the precision `p fan_in` a priori, so
                 a pre-activation of inputs with unit mean square has the variance `1 / p`. In the
                 layer's units `L0 = p fan_in k / tr(V^-1) I`. Defaults to None: found from the data,

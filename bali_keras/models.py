@@ -25,7 +25,7 @@ def tabular(
     likelihood: Any = "categorical",
     **bali: Any,
 ) -> BaliModel:
-    """Embeddings of the columns, then dense layers with exact posteriors.
+    """Embeddings of the columns, then dense layers with conjugate posteriors.
 
     By default the embeddings have no weights, places among edges and one-hot categories, so that
     every weight of the net has a posterior. Layers with weights, `"piecewise_linear"` or

@@ -72,7 +72,7 @@ class _Bali(TableEstimator):
 
 @documented
 class BaliClassifier(TableClassifier, _Bali):
-    """A classifier of tables with an exact posterior in every layer.
+    """A classifier of tables with a conjugate posterior in every layer.
 
     Args:
         hidden: sizes of the hidden layers; empty for Bayesian regression on the encoding.
@@ -103,7 +103,7 @@ class BaliClassifier(TableClassifier, _Bali):
 
 @documented
 class BaliRegressor(TableRegressor, _Bali):
-    """A regressor for tables with an exact posterior in every layer.
+    """A regressor for tables with a conjugate posterior in every layer.
 
     Args: as for `BaliClassifier`.
 

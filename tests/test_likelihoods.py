@@ -165,3 +165,22 @@ def test_quantiles_of_large_counts(mean):
         for p in (0.05, 0.5, 0.95):
             found = float(mixture.quantile(p)[0, 0])
             assert found == pytest.approx(exact.ppf(p), rel=2e-6, abs=1.0)
+
+
+def test_classes_of_probability_0_have_answers():
+    """Logits that are the logarithm of probabilities are -inf where these are 0: 0 log 0 = 0."""
+    probabilities = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8]], "float32")
+    with np.errstate(divide="ignore"):
+        p = r1.PosteriorPredictive(np.log(probabilities)[None], r1.likelihoods.Categorical())
+    np.testing.assert_allclose(p.mean(), probabilities, rtol=1e-6)
+    np.testing.assert_allclose(p.entropy(), [0.0, 0.693147, 0.500402], atol=1e-5)
+    expected = np.log([1.0, 0.5, 0.8])
+    np.testing.assert_allclose(p.log_prob([0, 1, 2]), expected, atol=1e-6)
+    np.testing.assert_allclose(p.log_prob(np.eye(3)), expected, atol=1e-6)
+    np.testing.assert_array_equal(p.log_prob([1, 2, 0]), -np.inf)
+
+
+def test_one_output_is_no_class():
+    inputs = keras.Input((3,))
+    with pytest.raises(ValueError, match=r"output for every class.*bernoulli.*\(None, 1\)"):
+        r1.BayesianModel(inputs, keras.layers.Dense(1)(inputs), likelihood="categorical")

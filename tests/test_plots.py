@@ -48,6 +48,23 @@ def test_predictive_band(regression_model):
     assert outer.max() == pytest.approx(top, rel=1e-5)
 
 
+def test_a_predictive_band_takes_inputs_in_any_order_and_one_target():
+    x = np.linspace(-1, 1, 30, dtype="float32")
+    order = np.random.default_rng(0).permutation(30)
+    draws = np.stack([x, x + 0.1])[..., None]
+    p = r1.PosteriorPredictive(draws, r1.likelihoods.Normal(0.1))
+    mixed = r1.PosteriorPredictive(draws[:, order], r1.likelihoods.Normal(0.1))
+    a, b = r1.plots.predictive_band(x, p), r1.plots.predictive_band(x[order], mixed)
+    for one, other in zip((*a.lines, *a.collections), (*b.lines, *b.collections), strict=True):
+        paths = [c.get_path() if hasattr(c, "get_path") else c.get_paths()[0] for c in (one, other)]
+        np.testing.assert_allclose(paths[0].vertices, paths[1].vertices)
+    two = r1.PosteriorPredictive(np.zeros((2, 30, 2), "float32"), r1.likelihoods.Normal(0.1))
+    classes = r1.PosteriorPredictive(np.zeros((2, 30, 3), "float32"), r1.likelihoods.Categorical())
+    for inputs, answers in ((x, two), (x, classes), (x[:20], p), (np.stack([x, x], -1), p)):
+        with pytest.raises(ValueError, match="one target over one input"):
+            r1.plots.predictive_band(inputs, answers)
+
+
 def test_risk_coverage_and_sparsification(digits, digits_model, regression_model):
     x, y = digits[2][:100], digits[3][:100]
     p = digits_model.posterior_predictive(x, 8, seed=0)

@@ -5,6 +5,7 @@ import gc
 import pickle
 import random
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -120,6 +121,29 @@ def test_columns_that_a_net_cannot_take_are_named():
         TableColumns().fit(np.array([["a"], ["b"]], object))
     with pytest.raises(ValueError, match="Column 'age' holds numbers that are too large"):
         columns.transform(table.assign(age=1e300))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([f"{i / 7:.3f}" for i in range(30)], "holds numbers as text.*to_numeric"),
+        ([f"name {i}" for i in range(30)], "is text that differs from row to row"),
+        ([str(i % 3) for i in range(30)], None),  # codes of a category
+        (["a", None, "b"] * 10, None),
+        ([None] * 30, None),
+    ],
+)
+def test_text_that_is_perhaps_none_of_categories_is_named(values, message):
+    table = pd.DataFrame({"code": values})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TableColumns().fit(table.astype("category"))
+        TableColumns(categorical_features=["code"]).fit(table)
+        if message is None:
+            TableColumns().fit(table)
+    if message is not None:
+        with pytest.warns(UserWarning, match=f"Column 'code' {message}"):
+            TableColumns().fit(table)
 
 
 def test_columns_of_an_array_are_numbers_unless_they_are_named():

@@ -26,7 +26,7 @@ class RandomSign(keras.initializers.Initializer):
     """+1 with the given probability, else -1: the means at which BatchEnsemble starts.
 
     With random signs the members differ strongly at the start. Use a prior that allows both signs:
-    under N(1, 0.1^2) every -1 costs 200 nats (README, "Defaults").
+    under N(1, 0.1^2) every -1 costs 200 nats, under `priors.NormalWithTiedMean` none.
 
     Args:
         probability: probability of +1, in [0, 1]. Defaults to 0.5.

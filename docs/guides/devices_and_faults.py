@@ -113,6 +113,7 @@ for name, model in {"rank-1": rank1(), "BALI": bali()}.items():
     rows[name] = {
         "refused share of steps": history["refused"][-1],
         "finite weights": all(np.isfinite(w).all() for w in model.get_weights()),
-        "warning": str(caught[-1].message).split(".")[0],
+        "warning": str(caught[-1].message),
     }
+pd.set_option("display.max_colwidth", None)
 pd.DataFrame(rows).T

@@ -27,7 +27,8 @@ y[::40] += 6.0  # outliers
 
 # %%
 # **A likelihood** has ``distribution(outputs)``. That alone trains, predicts, saves and exports.
-# This one is Student's t with a scale that the optimizer learns.
+# This one is Student's t with a scale that the optimizer learns. One whose targets cannot be any
+# number also says which it takes: ``is_in_support(y, num_outputs)`` and ``support_message``.
 
 
 @keras.saving.register_keras_serializable("guide")

@@ -11,7 +11,7 @@ pre-activations :math:`z`, and its weights have a matrix-normal posterior:
     W \sim \mathcal{MN}(M, L^{-1}, V), \qquad L = (L_0 + N S) / c
 
 A step asks the gradient :math:`g` of the log-likelihood where every pre-activation should go, and
-takes the answer as a regression target :cite:p:`kurle2024`.
+takes the answer as a regression target (`Kurle et al., 2024 <https://arxiv.org/abs/2411.12102>`__).
 """
 
 import keras

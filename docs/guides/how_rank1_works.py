@@ -11,7 +11,7 @@ One kernel :math:`W` for all members, and for member :math:`k` a random rank-1 p
     r_k \sim q(r_k),\; s_k \sim q(s_k)
 
 The product is that of the stock layer, once for all members; the factors are vectors
-:cite:p:`dusenberry2020`.
+(`Dusenberry et al., 2020 <https://arxiv.org/abs/2005.07186>`__).
 """
 
 import keras
@@ -103,6 +103,6 @@ pd.DataFrame(rows).T.round(2)
 # %%
 # **What to choose.** Posterior and prior: the defaults; ``"cauchy"`` for heavy tails, with clipped
 # gradients; ``"deterministic"`` is BatchEnsemble. Width: a net that ends overconfident is
-# calibrated by ``posterior=r1.posteriors.Normal(stddev=0.1)``. K: four, as in the paper; time grows
-# with K, parameters hardly do. Loss: ``"average_nll"`` trains, and ``"mixture_nll"`` lets members
-# specialise.
+# calibrated by ``posterior=r1.posteriors.Normal(stddev=0.1)``. K: four, as in the paper; the rows
+# of a step grow with K, parameters hardly do. Loss: ``"average_nll"`` trains, and
+# ``"mixture_nll"`` lets members specialise.

@@ -41,8 +41,8 @@ net.compile("adam", "sparse_categorical_crossentropy")
 net.fit(x_train, y_train, epochs=15, verbose=0)
 
 # %%
-# Three lines. ``convert`` runs both nets on random inputs and refuses a difference; it drops the
-# softmax, since the likelihood applies it.
+# Three lines, and a report. ``convert`` runs both nets on random inputs and refuses a difference;
+# it drops the softmax, since the likelihood applies it.
 
 rank1 = r1.convert(net, likelihood="categorical", ensemble_size=4)
 rank1.compile(keras.optimizers.Adam(1e-3))

@@ -24,13 +24,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 from rich.table import Table
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.orders import PADDING, TAGS, UNKNOWN, load_orders, vocabulary, words_of
 from examples.datasets.small import Split
+from examples.record import show
 
 SAMPLES, UNITS = 32, 24
 
@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, model in trained(data, options.epochs).items():
         answers[name] = model.posterior_predictive(data.x_test, SAMPLES, seed=0)
         table.add_row(name, *(f"{value:.4f}" for value in scores(answers[name], data).values()))
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "tagging.json")
     figure(data, answers).savefig(options.out / "tagging.png", dpi=150)
     print(f"wrote {options.out / 'tagging.png'}")
 

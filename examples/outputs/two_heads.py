@@ -25,12 +25,12 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
 from rich.table import Table
 
 import bali_keras as bk
 import tfp_rank1 as r1
 from examples.datasets.houses import FEATURES, Houses, load_houses
+from examples.record import show
 
 SAMPLES, UNITS, LEVEL = 64, 32, 0.9
 LIKELIHOOD = {"price": "log_normal", "sold": "bernoulli"}
@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind, rows in (("as in training", slice(half)), ("larger", slice(half, None))):
             found = scores(answers[name], test, rows)
             table.add_row(name, kind, *(f"{value:.3f}" for value in found.values()))
-    rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
+    show(table, options.out / "two_heads.json")
     figure(test, answers).savefig(options.out / "two_heads.png", dpi=120)
     print(f"wrote {options.out / 'two_heads.png'}")
 

@@ -35,7 +35,8 @@ class Likelihood(keras.layers.Layer):
 
     A subclass defines `distribution`, and overrides the attributes and methods that say what the
     likelihood can do. Training, predictive distributions, metrics, export and BALI use these, and
-    never ask for the class of a likelihood.
+    never ask for the class of a likelihood. One whose targets cannot be any number overrides
+    `is_in_support` and `support_message`, or targets outside are trained on like others.
 
     Attributes:
         discrete: whether targets are counts or classes; quantiles are then whole numbers.
@@ -61,6 +62,12 @@ class Likelihood(keras.layers.Layer):
 
         def distribution(self, outputs):
             return tfd.Exponential(tf.exp(-outputs))             # outputs: log means
+
+        def is_in_support(self, y, num_outputs):
+            return tf.math.is_finite(y) & (y >= 0.0)
+
+        def support_message(self, num_outputs):
+            return "Exponential likelihood: targets must be at least 0. Received:"
     ```
     """
 

@@ -27,6 +27,9 @@ class Categorical(Likelihood):
             in no loss and no metric. Defaults to None: no label is missing.
         **kwargs: as for `keras.layers.Layer`.
 
+    Raises:
+        ValueError: when a model with one output is made with it.
+
     Example:
     ```python
     r1.BayesianModel(inputs, outputs, likelihood="categorical")
@@ -49,6 +52,16 @@ class Categorical(Likelihood):
             )
         self.ignore_class = None if ignore_class is None else int(ignore_class)
 
+    def build(self, input_shape: Any) -> None:
+        """Refuses one output, which would be a single class of probability 1."""
+        if input_shape[-1] == 1:
+            raise ValueError(
+                "A Categorical likelihood needs an output for every class. For yes or no give the "
+                'model likelihood="bernoulli", or give its last layer two outputs. Received: '
+                f"outputs of shape {tuple(input_shape)}"
+            )
+        self.built = True
+
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """`tfd.Categorical` with batch shape `[...]`."""
         return tfd.Categorical(logits=outputs)
@@ -67,14 +80,16 @@ class Categorical(Likelihood):
     def _log_prob(self, outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         log_probabilities = tf.nn.log_softmax(outputs)
         if self._are_rows(targets, outputs.shape[-1]):
-            return tf.reduce_sum(targets * log_probabilities, axis=-1)
+            # 0 log 0 is 0: a class of probability 0 may have the weight 0.
+            products = tf.math.multiply_no_nan(log_probabilities, targets)
+            return tf.reduce_sum(products, axis=-1)
         label = targets[..., 0]
         # A bad label is infinite under XLA, see `prepare_targets`. No index stands for it, so the
         # loss becomes infinite as well.
         is_bad, is_observed = tf.math.is_inf(label), self.observed(targets)[..., 0]
         index = tf.cast(tf.where(is_bad | ~is_observed, 0.0, label), tf.int32)
         one_hot = tf.one_hot(index, outputs.shape[-1])
-        chosen = tf.reduce_sum(one_hot * log_probabilities, axis=-1)
+        chosen = tf.reduce_sum(tf.math.multiply_no_nan(log_probabilities, one_hot), axis=-1)
         return tf.where(is_observed, tf.where(is_bad, -float("inf"), chosen), 0.0)
 
     @property

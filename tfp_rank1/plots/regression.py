@@ -22,18 +22,43 @@ def predictive_band(
     aleatoric part.
 
     Args:
-        x: inputs `[N]` or `[N, 1]`, in increasing order.
-        predictive: a `PosteriorPredictive` for these inputs, with one target.
+        x: inputs `[N]` or `[N, 1]`, in any order.
+        predictive: answers of `posterior_predictive` for these inputs, with one target.
         data: observed inputs and targets to draw as points. Defaults to None.
         ax: matplotlib axes. Defaults to new axes.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: for answers of a classifier, with several targets, or of other inputs.
+
+    Example:
+    ```python
+    grid = np.linspace(-2.0, 2.0, 200)[:, np.newaxis]
+    r1.plots.predictive_band(grid, model.posterior_predictive(grid), data=(x, y))
+    ```
     """
+    x, mean = np.asarray(x), np.asarray(predictive.mean())
+    if predictive.likelihood.predicts_probabilities or x.size != len(x) or mean.size != x.size:
+        raise ValueError(
+            "`predictive_band` draws one target over one input: `x` must be [N] or [N, 1] and "
+            "`predictive` answers [N, 1] of a regression. To draw one target of several, or over "
+            "one input of several, plot `predictive.mean()` and `predictive.stddev()`. Received: "
+            f"`x` of shape {x.shape}, answers of shape {mean.shape}, "
+            f"likelihood={type(predictive.likelihood).__name__}"
+        )
     ax = ax or plt.subplots()[1]
-    x, mean = np.ravel(x), np.ravel(predictive.mean())
-    total = 2.0 * np.ravel(predictive.stddev())
-    epistemic = 2.0 * np.sqrt(np.ravel(predictive.epistemic_variance()))
+    order = np.argsort(np.ravel(x))
+    x, mean, total, epistemic = (
+        np.ravel(values)[order]
+        for values in (
+            x,
+            mean,
+            2.0 * predictive.stddev(),
+            2.0 * np.sqrt(predictive.epistemic_variance()),
+        )
+    )
     ax.fill_between(
         x, mean - total, mean + total, color=BLUE, alpha=0.18, linewidth=0,
         label="with aleatoric noise",

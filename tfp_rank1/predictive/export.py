@@ -39,60 +39,20 @@ def export_predictive(
     format: str = "tf_saved_model",
     num_passes: int | None = None,
 ) -> None:
-    """Write a model that answers with its predictive distribution, for a server without Keras.
-
-    The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
-    have the names of their `keras.Input`, in lower case and with `_` in place of all but letters
-    and digits; equal names get a number: `A` and `a` become `a` and `a_1`.
-        serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli: `probs`
-            `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others: `mean`,
-            `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`. Every call
-            draws new samples; with `method="moments"` none, and equal inputs have answers that are
-            equal to the bit. After `conformalize` also `prediction_set` `[B, C]`, boolean, or
-            `prediction_interval_low` and `prediction_interval_high` `[B, targets]`. With several
-            outputs every name begins with that of its output, such as `price_mean` or, in a list,
-            `output_0_mean`.
-        samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
-            rounded up to a multiple of the members; a dict by output of several. `num_samples` is
-            an int32 scalar, `seed` an int32 `[2]`: the same seed repeats the same samples; without
-            a seed every call draws new samples.
-
-    No endpoint reads or writes random state, so calls may run concurrently. ONNX and LiteRT files
-    have what `serve` has, in float32, and no samples.
+    """Write the file of `BayesianModel.export_predictive`, which says what is in it.
 
     Args:
         model: a built model.
-        path: folder to write to; a file for ONNX and LiteRT.
-        num_samples: samples of `serve`, at least 1; for moments as in
-            `BayesianModel.posterior_predictive`. Defaults to None: 32, or 64 points.
-        input_signature: structure of `tf.TensorSpec` of the inputs. Defaults to None: the inputs
-            of a Functional model; a subclassed model needs a signature.
-        coverage: of the prediction sets or intervals, which are left out, with a warning, where
-            they depend on the groups of examples. Defaults to None: as in `prediction_interval`.
-        method: `"samples"` (default) or `"moments"`, see `BayesianModel.posterior_predictive`.
-        format: `"tf_saved_model"` (default), `"onnx"` or `"litert"`; the last two take
-            `method="moments"`, as samples would become constants, and need the packages of the
-            extra `export`: `pip install rank1-bali[export]`. They have no entropies of several
-            Bernoulli targets, which take draws.
-        num_passes: as in `BayesianModel.posterior_predictive`, for moments.
+        path: as there.
+        num_samples: as there.
+        input_signature: as there.
+        coverage: as there.
+        method: as there.
+        format: as there.
+        num_passes: as there.
 
     Raises:
-        ValueError: for a subclassed model without a signature, a `num_samples` below 1, stateful
-            layers, a `coverage` that the model cannot have, samples in another format than a
-            SavedModel, moments of a layer without a rule, or a net with an operation that the
-            format does not have.
-        ImportError: without the packages of the extra.
-
-    Example:
-    ```python
-    model.export_predictive("served", num_samples=16)
-    served = tf.saved_model.load("served")           # needs tensorflow only
-    served.serve(x)["probs"]
-    served.samples(x, 8, seed=tf.constant([1, 2]))
-
-    model.export_predictive("served.onnx", method="moments", format="onnx")
-    onnxruntime.InferenceSession("served.onnx").run(["probs", "entropy"], {"x": x})
-    ```
+        ValueError, ImportError: as there.
     """
     model.check_answerable()
     is_sampled = choice("method", method, METHODS) == "samples"

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NUMBERS", "REFUSED", "as_numbers", "as_texts", "is_category", "kind_of", "missing_in"]
+__all__ = ["NUMBERS", "REFUSED", "as_numbers", "as_texts", "doubt_about", "is_category", "kind_of"]
+__all__ += ["missing_in"]
 
 # Kinds of NumPy dtypes: of numbers, and of what has a meaning that no net can guess.
 NUMBERS, REFUSED = "biuf", "mMcV"
 # Beginnings of names of such dtypes, in pandas and in Arrow.
 _TIMES = "datetime", "timedelta", "period", "interval", "date", "time", "duration"
 _TIME_CLASSES = datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64
+# Codes that are written as whole numbers are often categories; more different ones seldom are.
+_MOST_CODES = 20
 # No text that a column could hold.
 _MISSING = "\0missing"
 
@@ -84,6 +87,26 @@ def as_texts(column: Any) -> np.ndarray:
     texts = np.array([_text(value) for value in values], object)
     texts[missing_in(values)] = _MISSING
     return texts
+
+
+def doubt_about(column: Any) -> str | None:
+    """Why a column of text is perhaps none of categories: the end of a sentence, or None.
+
+    Args:
+        column: a Series of text `[N]`, not a `category` of pandas.
+    """
+    values = np.asarray(column, object)
+    present = values[~missing_in(values)]
+    different = len(set(map(str, present)))
+    try:
+        numbers = present.astype("float64")
+    except (TypeError, ValueError):
+        is_other = different > max(_MOST_CODES, len(present) // 2)
+        way_out = "drop it, or replace it by what matters of it"
+        return f"is text that differs from row to row: {way_out}" if is_other else None
+    if different > _MOST_CODES or not np.all(numbers == np.floor(numbers)):
+        return "holds numbers as text: make them numbers by pandas.to_numeric"
+    return None
 
 
 def _text(value: Any) -> str:

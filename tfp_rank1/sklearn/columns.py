@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tfp_rank1.sklearn.column_kinds import (
     REFUSED,
     as_numbers,
     as_texts,
+    doubt_about,
     is_category,
     kind_of,
     missing_in,
@@ -37,7 +39,8 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
     Args:
         categorical_features: columns that are categories: names, places, or a mask. Defaults to
             None: of a DataFrame all columns that do not hold numbers (text, `category`), of an
-            array none.
+            array none. Text that holds numbers, or differs from row to row, is taken with a
+            warning.
 
     Attributes:
         cardinalities_: number of categories of every categorical column.
@@ -70,11 +73,12 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
         self.kinds_ = [kind_of(column) for column in columns]
         chosen = self._named_categorical(len(columns))
         if hasattr(X, "iloc"):
-            chosen |= {
-                i
-                for i, column in enumerate(columns)
-                if is_category(column) or self.kinds_[i] not in NUMBERS
-            }
+            for i, column in enumerate(columns):
+                if is_category(column):
+                    chosen.add(i)
+                elif self.kinds_[i] not in NUMBERS and i not in chosen:
+                    chosen.add(i)
+                    self._warn_of_doubt(i, column)
         self.categorical_columns_ = np.array(sorted(chosen), int)
         self.numeric_columns_ = np.setdiff1d(np.arange(len(columns)), self.categorical_columns_)
         self.num_numeric_, self.cardinalities_ = 0, []
@@ -144,6 +148,17 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
         """A column's name for messages."""
         names = getattr(self, "feature_names_in_", None)
         return str(place) if names is None else repr(names[place])
+
+    def _warn_of_doubt(self, place: int, column: Any) -> None:
+        """Warn of text that is perhaps none of categories."""
+        doubt = doubt_about(column)
+        if doubt is not None:
+            warnings.warn(
+                f"Column {self._name(place)} {doubt}. Taken for categories, as it is now, values "
+                "that training did not have are unknown. If categories are meant, make it one: "
+                "frame[name].astype('category').",
+                stacklevel=2,
+            )
 
     def _named_categorical(self, count: int) -> set[int]:
         """Places of the columns that were named as categories."""
