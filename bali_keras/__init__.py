@@ -40,9 +40,9 @@ __version__ = tfp_rank1.__version__
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots` at its first use, because it needs the packages of an extra."""
-    if name == "plots":
-        return importlib.import_module("bali_keras.plots")
+    """Import `plots` and `sklearn` at their first use: they need the packages of an extra."""
+    if name in ("plots", "sklearn"):
+        return importlib.import_module(f"bali_keras.{name}")
     raise AttributeError(f"module 'bali_keras' has no attribute {name!r}")
 
 
@@ -56,4 +56,5 @@ __all__ = [
     "plots",
     "recording",
     "schedules",
+    "sklearn",
 ]

@@ -314,6 +314,7 @@ class BaliModel(BayesianModel):
             ValueError: if N is neither given nor found, if the schedule needs a number of steps
                 that is unknown, if inputs are not finite, or if targets lie outside the support.
         """
+        self.check_compiled()
         bound = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
@@ -345,6 +346,11 @@ class BaliModel(BayesianModel):
         _check_callbacks(own_list, self.optimizer)
         del arguments["self"]
         return super().fit(**arguments)
+
+    def has_random_kernel(self, operation: Any) -> bool:
+        """Whether a layer has a kernel with a prior for inputs of unit size."""
+        is_embedding = getattr(operation, "input_dim", None) is not None
+        return isinstance(operation, BaliLayer) and not is_embedding
 
     @property
     def steps_taken(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import look, plt
+from tfp_rank1.plots.style import count_along_x, look, new_axes
 
 __all__ = ["row_spectrum"]
 
@@ -39,13 +39,15 @@ def row_spectrum(layer: Any, ax: Any = None, label: str | None = None) -> Any:
     """
     if not hasattr(layer, "posterior_state"):
         raise ValueError(
-            f"`layer` must be a BALI layer, such as DenseBali. Received: {type(layer).__name__}"
+            "`layer` must be a BALI layer of a model, such as DenseBali. Received: "
+            f"{type(layer).__name__}, built={getattr(layer, 'built', False)}"
         )
     row = layer.posterior.scale_row  # raises for a layer that has not been fitted
     factor = np.asarray(row.to_dense(), "float64")
     variances = np.sort(np.linalg.svd(factor, compute_uv=False) ** 2, axis=None)
-    ax = ax or plt.subplots()[1]
+    ax = ax or new_axes()
     ax.plot(np.arange(1, variances.size + 1), variances, label=label or layer.name)
     ax.set(xlabel="direction, best known first", ylabel="eigenvalue of L^-1", yscale="log")
+    count_along_x(ax)
     ax.legend()
     return ax

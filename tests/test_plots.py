@@ -4,6 +4,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import tensorflow as tf
 from bali_case import conjugate, linear_data, net
 from scipy import stats
 
@@ -82,7 +83,7 @@ def test_risk_coverage_and_sparsification(digits, digits_model, regression_model
     ax = r1.plots.sparsification(np.sin(3 * x), p)
     np.testing.assert_array_equal(ax.lines[0].get_data(), (exact.removed, exact.error))
     np.testing.assert_array_equal(ax.lines[1].get_data(), (exact.removed, exact.oracle))
-    assert ax.get_legend().get_texts()[0].get_text() == f"(AUSE {exact.ause:.3f})"
+    assert ax.get_legend().get_texts()[0].get_text() == f"AUSE {exact.ause:.3f}"
 
 
 def test_calibration_curve():
@@ -139,7 +140,7 @@ def test_training_history():
     (other,) = [a for a in ax.figure.axes if a is not ax]
     np.testing.assert_array_equal(other.lines[0].get_ydata(), logs["kl"])
     assert len(r1.plots.training_history({"nll": [1.0]}, ax=plt.subplots()[1]).lines) == 1
-    with pytest.raises(ValueError, match=r"needs 'nll'.*Received: \['loss'\]"):
+    with pytest.raises(ValueError, match=r"needs 'nll'.*Received: \{'loss': 1\}"):
         r1.plots.training_history({"loss": [1.0]})
 
 
@@ -216,3 +217,36 @@ def luminance(color):
 def test_colours_can_be_seen_on_light_and_dark_pages(color, page):
     low, high = sorted((luminance(color), luminance(page)))
     assert (high + 0.05) / (low + 0.05) > 3.4
+
+
+def test_what_cannot_be_drawn_is_named(digits, digits_model):
+    x, y = digits[2][:20], digits[3][:20]
+    p = digits_model.posterior_predictive(x, 4, seed=0)
+    number = r1.PosteriorPredictive(np.zeros((2, 5, 1), "float32"), r1.likelihoods.Normal(0.1))
+    line = np.arange(5.0)
+    for draw, message in (
+        (lambda: r1.plots.reliability_diagram(y[:5], p), r"each of the 20 examples.*\(5,\)"),
+        (lambda: r1.plots.reliability_diagram(p, y), "`predictive` must be what"),
+        (lambda: r1.plots.ood_histogram(p.mean(), p), "`inside` must be what .* a Numpy"),
+        (lambda: r1.plots.calibration_curve(line[:3], number), "each of the 5 examples"),
+        (lambda: r1.plots.calibration_curve(line * np.nan, number), "targets that are not missing"),
+        (lambda: r1.plots.predictive_band(line, number, data=line), "`data` must be a pair"),
+        (lambda: r1.plots.predictive_band(line, number, (line, line[:2])), "`data` must be a pair"),
+        (lambda: r1.plots.predictive_band(line * np.nan, number), "`x` must be finite"),
+        (lambda: r1.plots.training_history({"nll": []}), "'nll' of an epoch or more"),
+        (lambda: r1.plots.uncertainty_map(np.zeros((0, 3)), np.zeros((0, 3))), "with pixels"),
+        (lambda: r1.plots.uncertainty_map(np.zeros((2, 2, 4)), np.zeros((2, 2))), "W, 3"),
+        (lambda: bk.plots.row_spectrum(bk.layers.DenseBali(3)), "of a model.*built=False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"subtract 1.*Received: 1 to 10"):
+        r1.plots.reliability_diagram(np.arange(1, 11).repeat(2), p)
+    assert not plt.get_fignums(), "an empty figure is left behind"
+
+
+def test_single_values_are_drawn_as_points():
+    for history in ({"nll": [1.0], "kl": [0.1]}, {"nll": [1.0, np.nan, 0.5]}):
+        ax = r1.plots.training_history(history)
+        assert ax.lines[0].get_marker() == "."
+    assert r1.plots.training_history({"nll": [1.0, 0.5]}).lines[0].get_marker() == "None"

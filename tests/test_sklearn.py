@@ -170,6 +170,19 @@ def test_dates_are_refused_however_they_are_held(values):
         TableColumns().fit(pd.DataFrame({"when": values}))
 
 
+def test_tables_without_columns_lists_and_dates_as_targets_are_named():
+    x, rows = np.zeros((60, 2)), pd.DataFrame(index=range(60))
+    for estimator in (Rank1Classifier, BaliRegressor):
+        with pytest.raises(ValueError, match=r"column or more.*shape \(60, 0\)"):
+            estimator().fit(rows, np.arange(60) % 2)
+    with pytest.raises(ValueError, match=r"Column 'z' holds lists.*\[1, 2\]"):
+        TableColumns().fit(pd.DataFrame({"z": [[1, 2]] * 60}))
+    with pytest.raises(ValueError, match=r"`y` holds dates.*\.dt\.days.*datetime64"):
+        BaliRegressor().fit(x, pd.Series(pd.date_range("2024", periods=60)))
+    with pytest.raises(ValueError, match=r"one class, 'a'"):
+        Rank1Classifier().fit(x, np.full(60, "a"))
+
+
 def test_objects_are_read_as_what_they_are():
     table = pd.DataFrame(
         {

@@ -42,9 +42,9 @@ from tfp_rank1.scopes import members, posterior_mean  # noqa: E402
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plots` at its first use, because it needs the packages of an extra."""
-    if name == "plots":
-        return importlib.import_module("tfp_rank1.plots")
+    """Import `plots` and `sklearn` at their first use: they need the packages of an extra."""
+    if name in ("plots", "sklearn"):
+        return importlib.import_module(f"tfp_rank1.{name}")
     raise AttributeError(f"module 'tfp_rank1' has no attribute {name!r}")
 
 
@@ -71,4 +71,5 @@ __all__ = [
     "random",
     "recipes",
     "register_converter",
+    "sklearn",
 ]

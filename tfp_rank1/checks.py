@@ -23,7 +23,7 @@ def positive(name: str, value: Any) -> float:
     number = float(value) if is_number else math.nan
     if not 0.0 < number < float("inf"):
         raise ValueError(
-            f"Argument `{name}` must be a finite number above 0. Received: {name}={value}"
+            f"Argument `{name}` must be a finite number above 0. Received: {name}={value!r}"
         )
     return number
 
@@ -34,7 +34,7 @@ def not_negative(name: str, value: Any) -> float:
     number = float(value) if is_number else math.nan
     if not 0.0 <= number < float("inf"):
         raise ValueError(
-            f"Argument `{name}` must be a finite number of at least 0. Received: {name}={value}"
+            f"Argument `{name}` must be a finite number of at least 0. Received: {name}={value!r}"
         )
     return number
 
@@ -51,7 +51,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     if not is_number or not float(value).is_integer() or value < least:
         raise ValueError(
             f"Argument `{name}` must be a whole number of at least {least}. "
-            f"Received: {name}={value}"
+            f"Received: {name}={value!r}"
         )
     return int(value)
 
@@ -81,7 +81,7 @@ def level(value: float, name: str = "level") -> float:
     """
     if not 0.0 < float(value) < 1.0:
         raise ValueError(
-            f"Argument `{name}` must lie strictly between 0 and 1. Received: {name}={value}"
+            f"Argument `{name}` must lie strictly between 0 and 1. Received: {name}={value!r}"
         )
     return float(value)
 

@@ -34,6 +34,11 @@ def check_model(model: Any, kind: str = "rank-1") -> None:
     Raises:
         ValueError: for a subclassed or unbuilt model, or one with a `call` of its own.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "convert takes a model; of a file load it before, keras.models.load_model(path). "
+            f"Received: {model!r}"
+        )
     if not isinstance(model, (Functional, keras.Sequential)) or not is_graph(model):
         raise ValueError(
             "convert takes a built Functional or Sequential model (a Sequential begins with "

@@ -330,13 +330,14 @@ class Likelihood(keras.layers.Layer):
         """
         y = self.shape_targets(targets, num_outputs, positions)
         valid = self.is_in_support(y, num_outputs) | ~self.observed(y)
-        check = tf.debugging.Assert(
-            tf.reduce_all(valid),
-            [self.support_message(num_outputs), tf.reduce_min(y), tf.reduce_max(y)],
-            summarize=1,
-        )
-        # In eager execution `Assert` has raised by now, or returned None.
-        with tf.control_dependencies([check] if check is not None else []):
+        message, ends = self.support_message(num_outputs), (tf.reduce_min(y), tf.reduce_max(y))
+        if tf.executing_eagerly():
+            if not tf.reduce_all(valid):
+                low, high = map(float, ends)
+                raise tf.errors.InvalidArgumentError(None, None, f"{message} {low:g} to {high:g}")
+            return y
+        check = tf.debugging.Assert(tf.reduce_all(valid), [message, *ends], summarize=1)
+        with tf.control_dependencies([check]):
             return tf.where(valid, y, float("inf"))
 
     def shape_targets(

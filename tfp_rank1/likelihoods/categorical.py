@@ -144,8 +144,9 @@ class Categorical(Likelihood):
     def support_message(self, num_outputs: int) -> str:
         return (
             f"Categorical likelihood with {num_outputs} classes: labels must be whole numbers in "
-            f"[0, {num_outputs}), or rows of {num_outputs} probabilities; name the label of "
-            "a missing class, Categorical(ignore_class=...). Received:"
+            f"[0, {num_outputs}), or rows of {num_outputs} probabilities; subtract 1 from labels "
+            "that begin at 1, and name the label of a missing class, "
+            "Categorical(ignore_class=...). Received:"
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfp_rank1.checks import rows_not_finite
 from tfp_rank1.keras_internals import input_structure
 
-__all__ = ["check_arrays", "check_inputs", "check_rank", "warn_of_missing"]
+__all__ = ["check_arrays", "check_batched", "check_columns", "check_inputs", "check_rank"]
+__all__ += ["warn_of_missing"]
 
 
 def check_arrays(x: Any, y: Any) -> None:
@@ -27,18 +29,13 @@ def check_arrays(x: Any, y: Any) -> None:
             that are not finite, with the number of the first row.
     """
     check_inputs(x, y)
-    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
-    if not arrays:
-        return
-    if y is None:
+    if y is None and _arrays_of(x):
         raise ValueError("`fit` needs targets with arrays of inputs: fit(x, y). Received: y=None")
-    if any(0 in leaf.shape[:1] for leaf in arrays):
-        shapes = [tuple(leaf.shape) for leaf in arrays]
-        raise ValueError(f"`fit` needs at least one example. Received: x of shape {shapes}")
 
 
 def check_inputs(x: Any, y: Any = None) -> None:
-    """Refuse lists of numbers, and inputs that are not finite; `evaluate`, `predict`, `fit` do.
+    """Refuse lists of numbers, columns that Keras cannot take, arrays without examples, and inputs
+    that are not finite; `evaluate`, `predict`, `fit` do.
 
     Args:
         x: inputs: an array or a structure of arrays.
@@ -53,8 +50,65 @@ def check_inputs(x: Any, y: Any = None) -> None:
                 f"Argument `{name}` must be an array, and a list is taken for several arrays: pass "
                 f"np.array({name}). Received: a {type(value).__name__} of {len(value)} entries"
             )
+        check_columns(name, value)
+    arrays = _arrays_of(x)
+    if any(0 in leaf.shape[:1] for leaf in arrays):
+        shapes = [tuple(leaf.shape) for leaf in arrays]
+        raise ValueError(f"Arrays need at least one example. Received: x of shape {shapes}")
     for leaf in keras.tree.flatten(x):
         _check_finite(leaf)
+
+
+def check_columns(name: str, value: Any) -> None:
+    """Refuse tables of pandas with text, dates or nullable numbers, which Keras cannot take.
+
+    Args:
+        name: of the argument, for the message.
+        value: a DataFrame, a Series or a structure of these; what is no table passes.
+
+    Raises:
+        ValueError: with the column and its dtype.
+    """
+    for table in (v for v in keras.tree.flatten(value) if hasattr(v, "iloc")):
+        is_frame = hasattr(table, "columns")
+        dtypes = dict(table.dtypes.items()) if is_frame else {table.name: table.dtype}
+        for column, dtype in dtypes.items():
+            is_number = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
+            # Labels may be text, of which the likelihood says more.
+            is_label = name == "y" and getattr(dtype, "kind", "O") in "OSUT"
+            if not is_number and not is_label:
+                raise ValueError(
+                    f"Argument `{name}` must have columns of numbers: make it one by "
+                    ".astype('float32'), or give the table to the estimators of tfp_rank1.sklearn "
+                    "or bali_keras.sklearn, which take text, categories and gaps. Received: column "
+                    f"{column!r} of dtype {dtype}"
+                )
+
+
+def check_batched(model: Any, x: Any) -> None:
+    """Refuse a dataset of single examples, which Keras would take for batches.
+
+    Args:
+        model: a model; one without symbolic inputs takes anything.
+        x: what `fit` was given; what is no `tf.data.Dataset` passes.
+
+    Raises:
+        ValueError: with the way to make batches.
+    """
+    wanted = [v.shape for v in keras.tree.flatten(input_structure(model)) if v is not None]
+    if not isinstance(x, tf.data.Dataset) or not wanted:
+        return
+    spec = x.element_spec
+    leaves = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)
+    if len(leaves) != len(wanted):
+        return
+    for shape, leaf in zip(wanted, leaves, strict=True):
+        given = getattr(leaf, "shape", None)
+        if given is not None and given.rank == len(shape) - 1 and math.prod(given[:1]) != 1:
+            raise ValueError(
+                f"Argument `x` must be a dataset of batches {('batch', *shape[1:])}: make them by "
+                f"dataset.batch(32). Received: elements of shape {tuple(given)}"
+            )
 
 
 def check_rank(model: Any, x: Any) -> None:
@@ -79,6 +133,10 @@ def check_rank(model: Any, x: Any) -> None:
                 f"Inputs must have a batch axis: {('batch', *shape[1:])}; for one example pass "
                 f"x[np.newaxis]. Received: an array of shape {given}"
             )
+
+
+def _arrays_of(x: Any) -> list[Any]:
+    return [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "__array__")]
 
 
 def _are_numbers(leaves: list[Any]) -> bool:

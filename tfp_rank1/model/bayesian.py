@@ -26,10 +26,18 @@ from tfp_rank1.keras_internals import (
     unpickle_model,
     update_loss_tracker,
 )
+from tfp_rank1.layers.rank1 import Rank1Mixin
 from tfp_rank1.likelihoods import Likelihood
 from tfp_rank1.model import answer_state, roles, step
 from tfp_rank1.model import objective as bound
-from tfp_rank1.model.arrays import check_arrays, check_inputs, check_rank, warn_of_missing
+from tfp_rank1.model.arrays import (
+    check_arrays,
+    check_batched,
+    check_columns,
+    check_inputs,
+    check_rank,
+    warn_of_missing,
+)
 from tfp_rank1.model.calibration import Calibration, call_calibrated
 from tfp_rank1.model.calibration_search import CalibrationReport, calibrate
 from tfp_rank1.model.counting import count_examples, target_ranks
@@ -65,6 +73,8 @@ from tfp_rank1.model.options import (
 )
 from tfp_rank1.model.pruning import prune_members
 from tfp_rank1.model.replicas import Replicas
+from tfp_rank1.model.scales import warn_of_input_size, warn_of_target_size
+from tfp_rank1.model.trained_rows import TrainedRows
 from tfp_rank1.moments import takes_one_pass
 from tfp_rank1.predictive import (
     Conformal,
@@ -188,6 +198,7 @@ class BayesianModel(Replicas):
         object.__setattr__(self, "found_kernel_precision", FoundPrecision())
         # A net that has seen data cannot be judged by parts of them that are held out afterwards.
         self.has_seen_data = False
+        self._trained_rows = TrainedRows(())
         self._has_moments = True  # until a rule refuses
         self._target_ranks: dict[str, Any] = {}
         if isinstance(self, Functional) and not is_given:
@@ -606,10 +617,13 @@ class BayesianModel(Replicas):
         Raises:
             ValueError: if N is neither given nor found in `x`, for lists in place of arrays, arrays
                 that are empty or without targets, inputs that are not finite, or targets outside
-                the support of the likelihood. Targets that are NaN are missing, with a warning.
+                the support of the likelihood, and before `compile`. Targets that are NaN are
+                missing, with a warning; another warns of inputs and targets far from unit size.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        self.check_compiled()
         check_arrays(x, y)
+        check_batched(self, x)
         if heads.are_several(self.likelihood) and arguments.get("class_weight") is not None:
             raise ValueError(
                 "Argument `class_weight` is for a model with one output: pass sample_weight= with "
@@ -620,6 +634,9 @@ class BayesianModel(Replicas):
             self._find_count(arguments)
         self._check_array_targets(y)
         heads.map_heads(_warn_of_missing, self.likelihood, y)
+        if not self.has_seen_data and not hasattr(self, "conversion_report"):
+            warn_of_input_size(self, x)
+        heads.map_heads(warn_of_target_size, self.likelihood, y)
         self._follow_targets("train", x, y, kwargs.get("sample_weight"))
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
@@ -630,6 +647,7 @@ class BayesianModel(Replicas):
             self.prepare_fit(arguments)
             self.has_seen_data = True
             history = super().fit(x, y, *args, **kwargs)
+            self._trained_rows = TrainedRows(x, arguments.get("validation_split", 0.0))
             self.warn_of_refused(history.history.get("refused", []))
             return history
         except BaseException:
@@ -642,6 +660,19 @@ class BayesianModel(Replicas):
             set_initial_epoch(self, None)  # which a restored checkpoint may have set
             if self._options.annealing is not annealing:
                 self.set_annealing(annealing)
+
+    def check_compiled(self) -> None:
+        """Raise if `compile` was forgotten."""
+        if not self.compiled:
+            raise ValueError(
+                "`fit` needs a compiled model: call model.compile(...) first. Received: "
+                f"{type(self).__name__} {self.name!r}, compiled=False"
+            )
+
+    def has_random_kernel(self, operation: Any) -> bool:
+        """Whether a layer has a kernel with a prior for inputs of unit size."""
+        is_embedding = getattr(operation, "input_dim", None) is not None
+        return isinstance(operation, Rank1Mixin) and not is_embedding
 
     @property
     def steps_taken(self) -> int:
@@ -911,6 +942,7 @@ class BayesianModel(Replicas):
         ```
         """
         check_rank(self, x)
+        check_columns("x", x)
         return posterior_predictive(
             self, x, num_samples, batch_size, seed, reduce, verbose, method, num_passes
         )
@@ -978,6 +1010,7 @@ class BayesianModel(Replicas):
         """
         check_inputs(x, y)
         self._check_array_targets(y)
+        self._trained_rows.warn_if_among(x, "calibrate")
         return calibrate(self, x, y, sample_weight, batch_size, num_samples, verbose)
 
     @property
@@ -1048,6 +1081,7 @@ class BayesianModel(Replicas):
         """
         check_inputs(x, y)
         self._check_array_targets(y)
+        self._trained_rows.warn_if_among(x, "conformalize")
         own = self.likelihood
         given = [heads.for_each(n, own, v) for n, v in (("method", method), ("groups", groups))]
         batches = labelled_batches(x, y, batch_size=batch_size or 128)

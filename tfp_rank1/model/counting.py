@@ -110,6 +110,10 @@ def target_ranks(x: Any, y: Any, sample_weight: Any = None) -> Any:
 
     def rank(targets: Any) -> int | None:
         shape = getattr(targets, "shape", None)
-        return None if shape is None else len(shape)
+        if shape is None:
+            return None
+        # Keras makes a column of a Series of pandas.
+        is_series = hasattr(targets, "iloc") and len(shape) == 1
+        return len(shape) + int(is_series)
 
     return keras.tree.map_structure(rank, (y, sample_weight))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfp_rank1.metrics import ExpectedCalibrationError
-from tfp_rank1.plots.style import GRAY, draw_diagonal, look, plt
+from tfp_rank1.plots.style import GRAY, draw_diagonal, entry, look, new_axes, require_predictions
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["calibration_curve", "reliability_diagram"]
@@ -33,9 +33,10 @@ def reliability_diagram(
     Returns:
         The axes.
     """
-    ax = ax or plt.subplots()[1]
+    require_predictions("predictive", predictive)
     calibration = ExpectedCalibrationError(num_bins)
     calibration.update_state(y, predictive)
+    ax = ax or new_axes()
     sums = np.asarray(calibration.sums)
     count, confidence, correct = sums[:, sums[0] > 0]
     accuracy = correct / count
@@ -43,14 +44,14 @@ def reliability_diagram(
     smoothed = (correct + 1.0) / (count + 2.0)
     error = np.sqrt(smoothed * (1.0 - smoothed) / count)
     draw_diagonal(ax)
-    title = f"{label} (ECE {float(calibration.result()):.3f})".strip()
+    title = entry(label, f"ECE {float(calibration.result()):.3f}")
     (line,) = ax.plot(confidence / count, accuracy, linewidth=1, alpha=0.5)
     color = line.get_color()
     ax.errorbar(confidence / count, accuracy, error, fmt="none", color=color, alpha=0.5)
     sizes = 15.0 + 250.0 * count / count.sum()
     ax.scatter(confidence / count, accuracy, sizes, color=color, alpha=0.8, label=title)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
-    legend = ax.legend(loc="upper left")
+    legend = ax.legend()
     # The areas of points differ from bin to bin; in the legend all models have one.
     for handle in legend.legend_handles:
         handle.set_sizes([40.0])
@@ -86,7 +87,8 @@ def calibration_curve(
         The axes.
 
     Raises:
-        ValueError: for a likelihood with probabilities; use `reliability_diagram`.
+        ValueError: for a likelihood with probabilities, for which there is `reliability_diagram`,
+            or without any target.
 
     Source: Kuleshov et al. (2018), "Accurate Uncertainties for Deep Learning Using Calibrated
     Regression"; for counts Czado et al. (2009), "Predictive Model Assessment for Count Data".
@@ -95,14 +97,14 @@ def calibration_curve(
     levels = np.linspace(0.0, 1.0, num_levels + 1)
     share = np.array([_share_below(level, low, high) for level in levels])
     area = np.trapezoid(np.abs(share - levels), levels)
-    ax = ax or plt.subplots()[1]
+    ax = ax or new_axes()
     if not ax.lines:
         error = 2.0 * np.sqrt(levels * (1.0 - levels) / len(low))
         ax.fill_between(
             levels, levels - error, levels + error, color=GRAY, alpha=0.2, linewidth=0
         )  # fmt: skip
     draw_diagonal(ax)
-    ax.plot(levels, share, label=f"{label} (area {area:.3f})".strip())
+    ax.plot(levels, share, label=entry(label, f"area {area:.3f}"))
     ax.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="level of the quantile", ylabel="share of targets below"
     )
@@ -112,6 +114,7 @@ def calibration_curve(
 
 def _cdf_around(y: Any, predictive: PredictiveMixture) -> tuple[np.ndarray, np.ndarray]:
     """`P(Y < y)` and `P(Y <= y)` of each observed target; one number twice if continuous."""
+    require_predictions("predictive", predictive)
     likelihood = predictive.likelihood
     if likelihood.predicts_probabilities:
         raise ValueError(
@@ -121,6 +124,11 @@ def _cdf_around(y: Any, predictive: PredictiveMixture) -> tuple[np.ndarray, np.n
     targets = predictive.prepare_targets(y)
     filled, counted = predictive.filled(targets)
     observed = np.asarray(counted)
+    if not observed.any():
+        raise ValueError(
+            "`calibration_curve` needs targets that are not missing. Received: `y` of shape "
+            f"{np.shape(y)}, all NaN"
+        )
     high = np.asarray(predictive.cdf(filled))
     low = np.asarray(predictive.cdf(filled - 1.0)) if likelihood.discrete else high
     return low[observed], high[observed]

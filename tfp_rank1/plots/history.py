@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import GRAY, look, plt
+from tfp_rank1.plots.style import GRAY, count_along_x, look, new_axes, points_of
 
 __all__ = ["training_history"]
 
@@ -27,7 +27,7 @@ def training_history(history: Any, ax: Any = None) -> Any:
         The axes of the NLL.
 
     Raises:
-        ValueError: for a history without `"nll"`.
+        ValueError: for a history without `"nll"`, or without an epoch.
 
     Example:
     ```python
@@ -36,23 +36,25 @@ def training_history(history: Any, ax: Any = None) -> Any:
     ```
     """
     logs = getattr(history, "history", history)
-    if "nll" not in logs:
+    if not len(logs.get("nll", ())):
         raise ValueError(
-            "`history` needs 'nll', which `fit` of a BayesianModel or BaliModel logs. Received: "
-            f"{sorted(logs)}"
+            "`history` needs 'nll' of an epoch or more, as `fit` of a BayesianModel or BaliModel "
+            f"logs it. Received: { {name: len(values) for name, values in logs.items()} }"
         )
-    ax = ax or plt.subplots()[1]
+    ax = ax or new_axes()
     epochs = np.arange(1, len(logs["nll"]) + 1)
     for name in ("nll", "val_nll"):
         if name in logs:
             # Validation may be rarer than epochs (`validation_freq`).
             last = np.linspace(0, len(epochs), len(logs[name]) + 1)[1:].astype(int) - 1
-            ax.plot(epochs[last], logs[name], label=name)
+            ax.plot(epochs[last], logs[name], label=name, **points_of(logs[name]))
     ax.set(xlabel="epoch", ylabel="nats per example")
+    count_along_x(ax)
     if "kl" in logs:
         other = ax.twinx()
         other.spines["right"].set_visible(True)
-        other.plot(epochs, logs["kl"], color=GRAY, linestyle="--")
+        other.plot(epochs, logs["kl"], color=GRAY, linestyle="--", **points_of(logs["kl"]))
         other.set_ylabel("kl, nats per example (dashed)")
-    ax.legend(loc="upper right")
+    # Above the axes, since the lines of both fill them.
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     return ax

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import look, plt
+from tfp_rank1.checks import not_negative
+from tfp_rank1.plots.style import look, new_axes
 
 __all__ = ["uncertainty_map"]
 
@@ -32,7 +33,7 @@ def uncertainty_map(
         The axes.
 
     Raises:
-        ValueError: for shapes that do not fit, or a negative uncertainty.
+        ValueError: for shapes that do not fit, a negative uncertainty, or a negative `highest`.
 
     Example:
     ```python
@@ -41,10 +42,11 @@ def uncertainty_map(
     ```
     """
     image, uncertainty = np.asarray(image), np.asarray(uncertainty)
-    gray = image.mean(axis=-1) if image.ndim == 3 else image
-    if gray.ndim != 2 or uncertainty.shape != gray.shape:
+    has_channels = image.ndim == 3 and image.shape[-1] in (1, 3)
+    gray = image.mean(axis=-1) if has_channels else image
+    if gray.ndim != 2 or uncertainty.shape != gray.shape or not gray.size:
         raise ValueError(
-            "`image` must be [H, W] or [H, W, channels] and `uncertainty` [H, W]. "
+            "`image` must be [H, W], [H, W, 1] or [H, W, 3] with pixels, and `uncertainty` [H, W]. "
             f"Received: shapes {image.shape} and {uncertainty.shape}"
         )
     if not np.all(uncertainty >= 0.0):
@@ -52,9 +54,9 @@ def uncertainty_map(
             "`uncertainty` must be numbers of at least 0. Received: a smallest of "
             f"{np.min(uncertainty)}"
         )
-    highest = float(uncertainty.max()) if highest is None else highest
+    highest = float(uncertainty.max()) if highest is None else not_negative("highest", highest)
     strength = np.clip(uncertainty / highest, 0.0, 1.0) if highest > 0.0 else uncertainty
-    ax = ax or plt.subplots()[1]
+    ax = ax or new_axes()
     ax.imshow(gray, cmap="gray")
     ax.imshow(uncertainty, cmap="plasma", vmin=0.0, vmax=highest or 1.0, alpha=strength)
     ax.set_axis_off()

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from tfp_rank1.metrics import ood_score
-from tfp_rank1.plots.style import BLUE, ORANGE, draw_diagonal, look, plt, sklearn_metrics
+from tfp_rank1.plots.style import (
+    BLUE,
+    ORANGE,
+    draw_diagonal,
+    entry,
+    look,
+    new_axes,
+    require_predictions,
+    sklearn_metrics,
+)
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["ood_histogram", "ood_roc"]
@@ -28,8 +37,8 @@ def ood_histogram(
     Returns:
         The axes.
     """
-    ax = ax or plt.subplots()[1]
-    values = [_scores(p, score) for p in (inside, outside)]
+    values = [_scores("inside", inside, score), _scores("outside", outside, score)]
+    ax = ax or new_axes()
     edges = np.linspace(min(map(np.min, values)), max(map(np.max, values)), 31)
     for value, color, label in zip(
         values, (BLUE, ORANGE), ("in distribution", "out of distribution"), strict=True
@@ -62,20 +71,21 @@ def ood_roc(
     Returns:
         The axes.
     """
-    ax = ax or plt.subplots()[1]
-    values = [_scores(p, score) for p in (inside, outside)]
+    values = [_scores("inside", inside, score), _scores("outside", outside, score)]
+    ax = ax or new_axes()
     is_outside = np.repeat([0, 1], [len(v) for v in values])
     false_positive, true_positive, _ = sklearn_metrics.roc_curve(is_outside, np.concatenate(values))
     area = sklearn_metrics.auc(false_positive, true_positive)
     draw_diagonal(ax)
-    ax.plot(false_positive, true_positive, label=f"{label} (AUROC {area:.3f})".strip())
+    ax.plot(false_positive, true_positive, label=entry(label, f"AUROC {area:.3f}"))
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
     ax.legend(loc="lower right")
     return ax
 
 
-def _scores(p: PredictiveMixture, score: str) -> np.ndarray:
+def _scores(name: str, p: PredictiveMixture, score: str) -> np.ndarray:
     """The score of every example, or of every position that no mask leaves out, `[N P]`."""
+    require_predictions(name, p)
     by_position = p.by_position()
     values = np.asarray(ood_score(by_position, score))
     return values if by_position.mask is None else values[np.asarray(by_position.mask)]

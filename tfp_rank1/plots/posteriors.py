@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import PALETTE, look, plt
+from tfp_rank1.plots.style import PALETTE, look, new_axes
 
 __all__ = ["factor_posteriors"]
 
@@ -39,7 +39,7 @@ def factor_posteriors(layer: Any, ax: Any = None) -> Any:
             "`layer` needs rank-1 factors, such as DenseRank1 has. Received: "
             f"{type(layer).__name__}"
         )
-    ax = ax or plt.subplots()[1]
+    ax = ax or new_axes()
     for name, color in zip("rs", PALETTE, strict=False):
         posterior = getattr(layer, f"{name}_posterior")
         prior = getattr(layer, f"{name}_prior")
@@ -47,7 +47,8 @@ def factor_posteriors(layer: Any, ax: Any = None) -> Any:
         ax.plot(mean.ravel(), stddev.ravel(), ".", markersize=3, color=color, label=name)
         widths = _widths(prior)
         if widths is not None and np.ptp(widths) == 0.0:
-            ax.axhline(widths.flat[0], color=color, linewidth=1, linestyle="--")
+            style = {"color": color, "linewidth": 1, "linestyle": "--", "label": f"prior of {name}"}
+            ax.axhline(widths.flat[0], **style)
     ax.set(xlabel="posterior mean", ylabel="posterior standard deviation")
     ax.set_ylim(bottom=0.0, auto=True)
     ax.legend(markerscale=3)

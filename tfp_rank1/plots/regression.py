@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_rank1.plots.style import BLUE, GRAY, look, plt
+from tfp_rank1.plots.style import BLUE, GRAY, look, new_axes, require_predictions
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["predictive_band"]
@@ -31,7 +31,8 @@ def predictive_band(
         The axes.
 
     Raises:
-        ValueError: for answers of a classifier, with several targets, or of other inputs.
+        ValueError: for answers of a classifier, with several targets, or of other inputs; for
+            inputs that are not finite, or `data` that is no pair.
 
     Example:
     ```python
@@ -39,6 +40,7 @@ def predictive_band(
     r1.plots.predictive_band(grid, model.posterior_predictive(grid), data=(x, y))
     ```
     """
+    require_predictions("predictive", predictive)
     x, mean = np.asarray(x), np.asarray(predictive.mean())
     if predictive.likelihood.predicts_probabilities or x.size != len(x) or mean.size != x.size:
         raise ValueError(
@@ -48,7 +50,16 @@ def predictive_band(
             f"`x` of shape {x.shape}, answers of shape {mean.shape}, "
             f"likelihood={type(predictive.likelihood).__name__}"
         )
-    ax = ax or plt.subplots()[1]
+    points = [] if data is None else [np.ravel(v) for v in data]
+    is_pair = data is None or (isinstance(data, (tuple, list)) and len(points) == 2)
+    if not is_pair or len({v.size for v in points}) > 1:
+        raise ValueError(
+            "Argument `data` must be a pair of inputs [N] and targets [N]. Received: a "
+            f"{type(data).__name__} with parts of sizes {[v.size for v in points[:5]]}"
+        )
+    if not np.isfinite(x).all():
+        raise ValueError(f"Argument `x` must be finite. Received: {x[~np.isfinite(x)][0]}")
+    ax = ax or new_axes()
     order = np.argsort(np.ravel(x))
     x, mean, total, epistemic = (
         np.ravel(values)[order]
@@ -68,8 +79,8 @@ def predictive_band(
         label="epistemic, 2 sd",
     )  # fmt: skip
     ax.plot(x, mean, color=BLUE, label="mean")
-    if data is not None:
-        ax.scatter(*map(np.ravel, data), s=8, color=GRAY, zorder=3, label="data")
+    if points:
+        ax.scatter(*points, s=8, color=GRAY, zorder=3, label="data")
     ax.set(xlabel="x", ylabel="y", xlim=(x.min(), x.max()))
     ax.legend(fontsize="small")
     return ax

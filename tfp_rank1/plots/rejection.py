@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfp_rank1 import metrics
-from tfp_rank1.plots.style import look, plt
+from tfp_rank1.plots.style import entry, look, new_axes, points_of
 from tfp_rank1.predictive import PredictiveMixture
 
 __all__ = ["risk_coverage", "sparsification"]
@@ -38,9 +38,14 @@ def risk_coverage(
 
     Source: see `metrics.risk_coverage`.
     """
-    ax = ax or plt.subplots()[1]
     curve = metrics.risk_coverage(predictive, y, score, loss)
-    ax.plot(curve.coverage, curve.risk, label=f"{label} (AURC {curve.aurc:.3g})".strip())
+    ax = ax or new_axes()
+    ax.plot(
+        curve.coverage,
+        curve.risk,
+        label=entry(label, f"AURC {curve.aurc:.3g}"),
+        **points_of(curve.risk),
+    )
     ax.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
     if curve.risk.min() >= 0.0:  # unlike a log-loss of densities
         ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models
@@ -69,10 +74,10 @@ def sparsification(
 
     Source: see `metrics.sparsification`.
     """
-    ax = ax or plt.subplots()[1]
     curve = metrics.sparsification(predictive, y, score)
-    title = f"{label} (AUSE {curve.ause:.3f})".strip()
-    (line,) = ax.plot(curve.removed, curve.error, label=title)
+    ax = ax or new_axes()
+    title = entry(label, f"AUSE {curve.ause:.3f}")
+    (line,) = ax.plot(curve.removed, curve.error, label=title, **points_of(curve.error))
     ax.plot(curve.removed, curve.oracle, color=line.get_color(), linewidth=1, linestyle="--")
     ax.set(xlim=(0, 1), xlabel="share removed", ylabel="RMSE of the rest")
     ax.set_ylim(bottom=0.0, auto=True)  # the top is that of the largest of all models

@@ -6,9 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
+from tfp_rank1.predictive import PredictiveMixture
+
 try:
     import matplotlib.pyplot as plt
     from cycler import cycler
+    from matplotlib.ticker import MaxNLocator
     from sklearn import metrics as sklearn_metrics
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError(
@@ -16,8 +21,8 @@ except ImportError as error:  # pragma: no cover - depends on the installation
         "pip install 'rank1-bali[plots]'"
     ) from error
 
-__all__ = ["BLUE", "GRAY", "LOOK", "ORANGE", "PALETTE", "draw_diagonal", "look", "plt"]
-__all__ += ["sklearn_metrics"]
+__all__ = ["BLUE", "GRAY", "LOOK", "ORANGE", "PALETTE", "count_along_x", "draw_diagonal", "entry"]
+__all__ += ["look", "new_axes", "plt", "points_of", "require_predictions", "sklearn_metrics"]
 
 # Each has a contrast of at least 3.4 to white and to the near-black of dark pages.
 BLUE, ORANGE, GREEN, PINK, PURPLE, GRAY = (
@@ -50,6 +55,44 @@ def look(draw: F) -> F:
             return draw(*args, **kwargs)
 
     return cast(F, drawn)
+
+
+def new_axes() -> Any:
+    """Axes of a new figure, in which no label is cut."""
+    return plt.subplots(layout="constrained")[1]
+
+
+def entry(label: str, score: str) -> str:
+    """What the legend says of a model: its name, and a score in brackets."""
+    return f"{label} ({score})" if label else score
+
+
+def points_of(values: Any) -> dict[str, Any]:
+    """Style of a line: with points where a value has no neighbour that a line could go to."""
+    is_finite = np.isfinite(np.asarray(values, "float64"))
+    return {} if np.any(is_finite[1:] & is_finite[:-1]) and is_finite.all() else {"marker": "."}
+
+
+def count_along_x(ax: Any) -> None:
+    """Whole numbers along x."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def require_predictions(name: str, value: Any) -> None:
+    """Refuse what is no predictive distribution.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+
+    Raises:
+        ValueError: with the way to make one.
+    """
+    if not isinstance(value, PredictiveMixture):
+        raise ValueError(
+            f"Argument `{name}` must be what `model.posterior_predictive(x)` returns. Received: a "
+            f"{type(value).__name__}"
+        )
 
 
 def draw_diagonal(ax: Any) -> None:

@@ -326,8 +326,20 @@ class PredictiveMixture:
         return values, observed if self.mask is None else observed & self.mask[..., tf.newaxis]
 
     def prepare_targets(self, y: tf.Tensor) -> tf.Tensor:
-        """Targets as float32 `[N, targets]`, shape and values checked by the likelihood."""
+        """Targets as float32 `[N, targets]`, shape and values checked by the likelihood.
+
+        Raises:
+            ValueError: for another number of targets than of examples, or another shape.
+            tf.errors.InvalidArgumentError: for values outside the support.
+        """
         layout = self._layout
+        examples = self._raw_outputs.shape[1 - layout.sample_axis]
+        given = tf.TensorShape(getattr(y, "shape", None))
+        if given.rank and not given[:1].is_compatible_with([examples]):
+            raise ValueError(
+                f"Targets must be one for each of the {examples} examples of the prediction. "
+                f"Received: targets of shape {given}"
+            )
         return self.likelihood.prepare_targets(y, layout.num_outputs, layout.positions)
 
     def _member_log_prob(self, targets: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:

@@ -49,6 +49,8 @@ def kind_of(column: Any) -> str:
         return "M"
     if any(isinstance(value, complex) for value in present):
         return "c"
+    if any(isinstance(value, (list, tuple, dict, set, np.ndarray)) for value in present):
+        return "V"  # values within values, as NumPy's void
     is_numeric = all(isinstance(v, (numbers.Real, decimal.Decimal)) for v in present)
     return "f" if is_numeric and len(present) else "O"
 

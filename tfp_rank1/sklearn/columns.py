@@ -135,11 +135,16 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
                     "supported: put real and imaginary parts into two columns. "
                     f"Received: {column.dtype}"
                 )
+            if kind == "V":
+                raise ValueError(
+                    f"Column {self._name(place)} holds lists or the like: give every part a column "
+                    f"of its own. Received: {next(iter(column))!r}"
+                )
             if kind in REFUSED:
                 raise ValueError(
                     f"Column {self._name(place)} holds dates, times or durations, and what matters "
                     "of them is not for a net to guess: replace it by numbers, such as "
-                    "frame['date'].dt.month or days since a first day. "
+                    "frame['date'].dt.month, days since a first day, or .dt.total_seconds(). "
                     f"Received: dtype={column.dtype}"
                 )
         return columns

@@ -22,7 +22,7 @@ from tfp_rank1.layers import quantile_edges
 from tfp_rank1.layers.randomness import is_random
 from tfp_rank1.model.answer_state import set_calibration
 from tfp_rank1.model.search_data import Examples
-from tfp_rank1.sklearn.column_kinds import missing_in
+from tfp_rank1.sklearn.column_kinds import kind_of, missing_in
 from tfp_rank1.sklearn.columns import TableColumns
 from tfp_rank1.sklearn.row_batches import RowBatches
 
@@ -271,7 +271,8 @@ class TableClassifier(ClassifierMixin, TableEstimator):
         classes = encoder.classes_
         if len(classes) < 2:
             raise ValueError(
-                f"A classifier needs two classes or more. Received: one class, {classes[0]!r}"
+                "A classifier needs two classes or more. Received: one class, "
+                f"{classes.tolist()[0]!r}"
             )
         weights = _weights(sample_weight, y)
         codes = encoder.transform(y).astype("int32")
@@ -368,6 +369,11 @@ class TableRegressor(RegressorMixin, TableEstimator):
 
 def _table(X: Any) -> Any:
     """A DataFrame as it is, anything else as an array with rows and columns."""
+    if hasattr(X, "columns") and not len(X.columns):
+        raise ValueError(
+            "Argument `X` must have a column or more: found 0 feature(s) while a minimum of 1 is "
+            f"required. Received: a table of shape {X.shape}"
+        )
     is_frame = hasattr(X, "iloc") and len(X)
     return X if is_frame else check_array(X, dtype=None, ensure_all_finite=False)
 
@@ -385,6 +391,14 @@ def _targets(X: Any, y: Any, dtype: Any) -> np.ndarray:
                 f"Input y contains NaN or None, in row {int(np.argmax(is_missing))}"
             )
     else:
+        columns = [y.iloc[:, i] for i in range(y.shape[1])] if hasattr(y, "columns") else [y]
+        for column in columns:
+            if hasattr(column, "dtype") and kind_of(column) == "M":
+                raise ValueError(
+                    "Argument `y` holds dates, times or durations, and a net needs numbers of a "
+                    "unit: replace them, such as by (y - y.min()).dt.days. Received: dtype="
+                    f"{column.dtype}"
+                )
         y = check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
     check_consistent_length(X, y)
     return y

@@ -1,0 +1,111 @@
+"""Sizes of inputs and targets that the priors of a net, and its optimizer, do not expect."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_rank1.keras_internals import input_structure, nodes_in_order
+from tfp_rank1.layers import TileMembers
+
+__all__ = ["warn_of_input_size", "warn_of_target_size"]
+
+# Within these sizes nets of both packages learn as at size 1, or nearly so. Beyond, one or the
+# other stays at the mean of the targets, or away from it.
+INPUTS, TARGETS = (0.1, 50.0), (0.05, 50.0)
+# Targets far from 0, in standard deviations.
+FARTHEST = 20.0
+_ROWS = 10_000  # of which sizes are taken
+# Layers that hand on values of the same size.
+_SAME_SIZE = (
+    TileMembers,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Permute,
+    keras.layers.RepeatVector,
+    keras.layers.Reshape,
+)
+
+
+def warn_of_input_size(model: Any, x: Any) -> None:
+    """Warn of inputs of another size than 1 that go into Bayesian kernels as they are.
+
+    The size of an input is the largest root mean square of its columns. Nets that scale by
+    themselves, by `Rescaling` or `Normalization`, take inputs of any size.
+
+    Args:
+        model: a model; one without a graph passes.
+        x: inputs: an array or a structure of arrays; what is no array passes.
+    """
+    first, arrays = _first_layers(model), keras.tree.flatten(x)
+    if len(first) != len(arrays):
+        return
+    for operations, array in zip(first.values(), arrays, strict=True):
+        values = _numbers(array)
+        if values is None or not any(map(model.has_random_kernel, operations)):
+            continue
+        columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+        size = float(np.sqrt(np.max(np.mean(columns**2, axis=0), initial=0.0)))
+        if size and not INPUTS[0] <= size <= INPUTS[1]:
+            warnings.warn(
+                f"Inputs of size {size:.3g} (root mean square of the largest column) go into a "
+                "layer whose prior and initial weights are for size 1: it may learn nothing. Scale "
+                "each column, (x - mean) / standard deviation of the training part, or let the net "
+                "do it by keras.layers.Normalization or Rescaling",
+                stacklevel=4,
+            )
+
+
+def warn_of_target_size(likelihood: Any, y: Any) -> None:
+    """Warn of numbers as targets that are far from unit size, or from 0.
+
+    Args:
+        likelihood: that of the targets; of classes and counts, and where the unit is a parameter of
+            the targets (`least` above minus infinity), nothing is expected.
+        y: targets; what is no array passes.
+    """
+    values = _numbers(y)
+    if values is None or likelihood.discrete or likelihood.predicts_probabilities:
+        return
+    if np.isfinite(likelihood.least):
+        return
+    columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    for column in columns.T:
+        column = column[np.isfinite(column)]
+        size, center = (float(column.std()), float(column.mean())) if len(column) else (0.0, 0.0)
+        if size and (not TARGETS[0] <= size <= TARGETS[1] or abs(center) > FARTHEST * size):
+            warnings.warn(
+                f"Targets have mean {center:.3g} and standard deviation {size:.3g}, and nets are "
+                "made for targets around 0 of unit size: it may learn nothing. Fit to (y - mean) / "
+                "standard deviation of the training part and scale answers back, as "
+                "`tfp_rank1.sklearn` and `bali_keras.sklearn` do",
+                stacklevel=4,
+            )
+            return
+
+
+def _numbers(array: Any) -> np.ndarray | None:
+    """The first rows as float64, None for what is no array of numbers."""
+    if not hasattr(array, "__array__") or not getattr(array, "shape", ()):
+        return None
+    values = np.asarray(array[:_ROWS])
+    return values.astype("float64") if values.size and values.dtype.kind in "iuf" else None
+
+
+def _first_layers(model: Any) -> dict[int, list[Any]]:
+    """The layers that see the values of an input as they are, by the id of its tensor."""
+    inputs = keras.tree.flatten(input_structure(model))
+    root_of = {id(tensor): id(tensor) for tensor in inputs}
+    found: dict[int, list[Any]] = {id(tensor): [] for tensor in inputs}
+    for node in nodes_in_order(model):
+        roots = {root_of[id(v)] for v in node.input_tensors if id(v) in root_of}
+        for root in roots:
+            if isinstance(node.operation, _SAME_SIZE):
+                root_of |= {id(v): root for v in node.outputs}
+            else:
+                found[root].append(node.operation)
+    return found
