@@ -115,7 +115,7 @@ def convert(
 
     Example:
     ```python
-    model = bali_keras.convert(trained, likelihood="categorical")
+    model = bk.convert(trained, likelihood="categorical")
     print(model.conversion_report)
     model.compile()
     model.fit(x, y, epochs=1)

@@ -65,7 +65,8 @@ class MatrixNormal(NamedTuple):
 
     Example:
     ```python
-    q = MatrixNormal.from_natural(NaturalParameters(L, L @ M, tf.linalg.inv(V)))
+    found = bk.matrix_normal.NaturalParameters(L, L @ M, tf.linalg.inv(V))
+    q = bk.matrix_normal.MatrixNormal.from_natural(found)
     q.sample(10, seed=(1, 2))                # [10, d, k]
     q.row_variance(h)                        # Var[h' W] = row_variance * V
     ```

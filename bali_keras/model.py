@@ -76,7 +76,7 @@ class BaliModel(BayesianModel):
 
     Each step moves the pre-activations of every layer along the back-propagated gradient of the
     log-likelihood, `y_n = M' h_n + V g_n`, and updates the layer's exact posterior given these
-    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.inference.posterior`. The same step trains
+    pseudo-targets, `W ~ MN(M, L^-1, V)`; see `bali_keras.matrix_normal`. The same step trains
     layers of other kinds by `optimizer`. With one linear layer and a Normal likelihood of known
     noise, inference is conjugate Bayesian linear regression, exactly.
 
@@ -367,7 +367,7 @@ class BaliModel(BayesianModel):
         )
 
     def prepare_fit(self, arguments: dict[str, Any]) -> None:
-        """Search for the hyperparameters that `compile` left open; see `bali_keras.search`."""
+        """Search for the hyperparameters that `compile` left open."""
         search_for_hyperparameters(self, arguments)
 
     def train_for(self, batches: tf.data.Dataset, steps: int) -> None:

@@ -34,7 +34,7 @@ def row_spectrum(layer: Any, ax: Any = None, label: str | None = None) -> Any:
 
     Example:
     ```python
-    bali_keras.plots.row_spectrum(model.layers[1])
+    bk.plots.row_spectrum(model.layers[1])
     ```
     """
     if not hasattr(layer, "posterior_state"):

@@ -52,7 +52,7 @@ class Recorder:
 
     Example:
     ```python
-    with tf.GradientTape() as tape, Recorder(tape, seed) as recorder:
+    with tf.GradientTape() as tape, bk.recording.Recorder(tape, seed) as recorder:
         loss = loss_of(model(x, training=True))
     recorder.records[layer]                       # list of `Record`, one per call
     ```

@@ -57,7 +57,7 @@ class Schedule(Configurable):
     Example:
     ```python
     @keras.saving.register_keras_serializable("my_project")
-    class Halving(bali_keras.schedules.Schedule):
+    class Halving(bk.schedules.Schedule):
         def __call__(self, progress):
             return 0.1 * 0.5 ** (tf.cast(progress.step, tf.float32) / 1000.0)
     ```
@@ -106,7 +106,7 @@ class Linear(Schedule):
 
     Example:
     ```python
-    model.compile(forgetting=bali_keras.schedules.Linear(0.05, 0.002))
+    model.compile(forgetting=bk.schedules.Linear(0.05, 0.002))
     ```
     """
 
@@ -151,7 +151,7 @@ class PerFit(Schedule):
 
     Example:
     ```python
-    model.compile(forgetting=bali_keras.schedules.PerFit(200.0, 3.0))
+    model.compile(forgetting=bk.schedules.PerFit(200.0, 3.0))
     ```
     """
 

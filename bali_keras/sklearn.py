@@ -92,7 +92,7 @@ class BaliClassifier(TableClassifier, _Bali):
 
     Example:
     ```python
-    model = BaliClassifier(random_state=0).fit(frame_train, y_train)
+    model = bk.sklearn.BaliClassifier(random_state=0).fit(frame_train, y_train)
     model.predict_proba(frame_test)
     ```
 
@@ -113,7 +113,7 @@ class BaliRegressor(TableRegressor, _Bali):
 
     Example:
     ```python
-    model = BaliRegressor(random_state=0).fit(frame_train, y_train)
+    model = bk.sklearn.BaliRegressor(random_state=0).fit(frame_train, y_train)
     mean, stddev = model.predict(frame_test, return_std=True)
     ```
 

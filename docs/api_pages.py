@@ -17,6 +17,16 @@ ROOMS = {
         *("layers", "models", "plots", "schedules", "matrix_normal", "recording", "sklearn"),
     ),
 }
+# What every example in a docstring may use.
+IMPORTS = (
+    "import keras",
+    "import numpy as np",
+    "import tensorflow as tf",
+    "from tensorflow_probability import distributions as tfd",
+    "",
+    "import bali_keras as bk",
+    "import tfp_rank1 as r1",
+)
 MODULES = tuple(
     f"{package}.{room}".rstrip(".") for package in ROOMS for room in ("", *ROOMS[package])
 )
@@ -46,7 +56,9 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def _index() -> str:
-    lines = ["API", "===", "", "Every public name, by module.", ""]
+    lines = ["API", "===", "", "Every public name, by module. Examples begin with", ""]
+    lines += [".. code-block:: python", "", *(f"   {line}" for line in IMPORTS), ""]
+    lines += ["and stand on data and a model of your own: ``x``, ``y``, ``model``.", ""]
     lines += [".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in MODULES), ""]
     return "\n".join(lines)
 

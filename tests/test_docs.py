@@ -1,10 +1,15 @@
 """Every public name is documented, and the README's Python runs."""
 
+import ast
+import builtins
 import importlib
+import importlib.util
 import inspect
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bali_keras
@@ -42,6 +47,32 @@ def test_public_names_are_documented(module):
                     parts[f"{name}.{attribute}"] = getattr(member, attribute)
         bare += [where for where, part in parts.items() if not inspect.getdoc(part)]
     assert not bare
+
+
+def examples_of(module):
+    """The Python of every docstring, by name."""
+    for name, member in public_members(module):
+        parts = {name: member}
+        if inspect.isclass(member):
+            parts |= {f"{name}.{k}": v for k, v in vars(member).items() if inspect.isfunction(v)}
+        for where, part in parts.items():
+            blocks = re.findall(r"```python\n(.*?)```", inspect.getdoc(part) or "", re.DOTALL)
+            yield from ((where, block) for block in blocks)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_examples_name_what_is_public_by_r1_and_bk(module):
+    """Then all run behind the same imports, those of the manual's page on the API."""
+    public = {name for m in MODULES for name in m.__all__} - {*dir(builtins)}
+    for where, block in examples_of(module):
+        if where.split(".")[0] not in module.__all__:
+            continue  # a tool of the package itself
+        nodes = list(ast.walk(ast.parse(block)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        given = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        given |= {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        used = {node.id for node in names if isinstance(node.ctx, ast.Load)} - given
+        assert not used & public, where
 
 
 def rank1_layers():
@@ -118,6 +149,31 @@ def test_the_readme_is_short_and_its_figures_are_those_of_the_json(monkeypatch):
     assert len(text.splitlines()) <= 130 and len(readme_blocks()) >= 3
     assert all(f"<!-- {name} -->" in text for name in figures.README_TABLES)
     assert figures.with_tables(text) == text, "run: python docs/figures.py"
+
+
+@outside
+def test_what_is_said_of_tables_is_so():
+    """Which estimators are ahead on most tables, as README and manual say."""
+    ahead = []
+    for file in (ROOT / "examples/benchmark/results/tables").glob("*/bali_table.json"):
+        scores = [
+            json.loads(path.read_text())["summary"]
+            for path in (file, file.with_name("rank1_table.json"))
+        ]
+        name, sign = ("nll", 1.0) if "nll" in scores[0] else ("log_likelihood", -1.0)
+        bali, rank1 = (sign * found[name]["mean"] for found in scores)
+        ahead.append(bali < rank1)
+    assert len(ahead) >= 8 and np.mean(ahead) > 0.5
+
+
+@outside
+def test_the_manual_names_every_longer_example():
+    named = re.findall(r"`examples\.([\w.]+)`", (ROOT / "docs/examples.md").read_text())
+    for name in named:
+        assert importlib.util.find_spec(f"examples.{name}"), name
+    for folder in ("outputs", "learning"):
+        files = {f"{folder}.{path.stem}" for path in (ROOT / "examples" / folder).glob("*.py")}
+        assert files - {f"{folder}.__init__", "learning.spread"} <= set(named)
 
 
 @outside

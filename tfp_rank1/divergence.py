@@ -52,7 +52,7 @@ def register_kl(q_class: type, p_class: type) -> Callable[[Formula], Formula]:
 
     Example:
     ```python
-    @register_kl(MyPosterior, tfd.Normal)
+    @r1.divergence.register_kl(MyPosterior, tfd.Normal)
     def my_kl(q, p):
         return ...                               # per entry, in nats
     ```
@@ -86,7 +86,7 @@ def kl_divergence(
 
     Example:
     ```python
-    kl_divergence(tfd.Normal(1.0, 0.03), tfd.Normal(1.0, 0.1), seed)     # closed form
+    r1.divergence.kl_divergence(tfd.Normal(1.0, 0.03), tfd.Normal(1.0, 0.1), seed)     # closed form
     ```
     """
     for q_class, p_class, formula in _FORMULAS:

@@ -38,7 +38,7 @@ class RandomSign(keras.initializers.Initializer):
 
     Example:
     ```python
-    posteriors.Normal(mean_initializer=RandomSign(0.75))
+    r1.posteriors.Normal(mean_initializer=r1.initializers.RandomSign(0.75))
     ```
 
     Source: Wen, Tran & Ba (2020), "BatchEnsemble: An Alternative Approach to Efficient Ensemble and

@@ -106,7 +106,8 @@ class AverageNLL(NegativeLogLikelihood):
 
     Example:
     ```python
-    model.compile("adam", loss=AverageNLL(likelihoods.Categorical()))      # plain keras.Model
+    loss = r1.losses.AverageNLL(r1.likelihoods.Categorical())
+    model.compile("adam", loss=loss)                                    # plain keras.Model
     ```
 
     Source: Dusenberry et al. (2020).

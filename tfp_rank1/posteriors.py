@@ -305,7 +305,8 @@ class Normal(_LocationScale):
 
     Example:
     ```python
-    DenseRank1(10, posterior=posteriors.Normal(mean_initializer=RandomSign(0.5), stddev=0.05))
+    signs = r1.initializers.RandomSign(0.5)
+    r1.layers.DenseRank1(10, posterior=r1.posteriors.Normal(signs, stddev=0.05))
     ```
     """
 

@@ -161,7 +161,7 @@ class Normal(_NormalPrior):
 
     Example:
     ```python
-    DenseRank1(10, ensemble_size=4, prior=priors.Normal(1.0, 0.05))
+    r1.layers.DenseRank1(10, ensemble_size=4, prior=r1.priors.Normal(1.0, 0.05))
     ```
     """
 

@@ -123,7 +123,7 @@ def seed_scope(seed: tf.Tensor) -> Iterator[None]:
 
     Example:
     ```python
-    with seed_scope(make_seed(0)):
+    with r1.random.seed_scope(r1.random.make_seed(0)):
         outputs = model(x)      # the same numbers every time
     ```
     """

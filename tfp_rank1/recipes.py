@@ -89,7 +89,7 @@ class Recipe:
 
     Example:
     ```python
-    recipe = recipes.get("cifar10")
+    recipe = r1.recipes.get("cifar10")
     model = recipe.build()
     recipe.compile(model, steps_per_epoch=390)
     model.fit(train, epochs=recipe.epochs, callbacks=recipe.callbacks())

@@ -131,7 +131,7 @@ def posterior_mean() -> Iterator[None]:
 
     Example:
     ```python
-    with tfp_rank1.posterior_mean():
+    with r1.posterior_mean():
         outputs = model(x)                    # deterministic
     ```
     """
@@ -151,10 +151,10 @@ def members(number: int) -> Iterator[None]:
 
     Example:
     ```python
-    with tfp_rank1.members(4):
-        h = layers.TileMembers()(inputs)
-        h = layers.DenseRank1(128, activation="relu")(h)
-        outputs = layers.SplitMembers()(layers.DenseRank1(10)(h))       # [B, 4, 10]
+    with r1.members(4):
+        h = r1.layers.TileMembers()(inputs)
+        h = r1.layers.DenseRank1(128, activation="relu")(h)
+        outputs = r1.layers.SplitMembers()(r1.layers.DenseRank1(10)(h))       # [B, 4, 10]
     ```
     """
     with ensemble_size.set(whole("number", number)):

@@ -45,7 +45,7 @@ class MultiHeadAttentionBali(keras.layers.MultiHeadAttention):
 
     Example:
     ```python
-    h = bali_keras.layers.MultiHeadAttentionBali(num_heads=4, key_dim=16)(h, h)
+    h = bk.layers.MultiHeadAttentionBali(num_heads=4, key_dim=16)(h, h)
     ```
 
     Source: Vaswani et al. (2017), "Attention Is All You Need"; Kurle, Klushyn & Herbrich (2024).

@@ -46,7 +46,7 @@ class CompositeBali(keras.layers.Layer):
     ```python
     encoder = keras.layers.Bidirectional(keras.layers.LSTM(8))
     encoder.build((None, 10, 3))
-    layer = composed(encoder, {"forward_layer": bali_keras.layers.LSTMBali(8)})
+    layer = composed(encoder, {"forward_layer": bk.layers.LSTMBali(8)})
     ```
     """
 

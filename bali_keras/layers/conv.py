@@ -119,7 +119,7 @@ class Conv2DBali(_ConvBali):
 
     Example:
     ```python
-    h = bali_keras.layers.Conv2DBali(16, 3, strides=2, activation="relu")(inputs)
+    h = bk.layers.Conv2DBali(16, 3, strides=2, activation="relu")(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

@@ -151,7 +151,7 @@ class Conv2DTransposeBali(_ConvTransposeBali):
 
     Example:
     ```python
-    h = bali_keras.layers.Conv2DTransposeBali(16, 3, strides=2, padding="same")(h)
+    h = bk.layers.Conv2DTransposeBali(16, 3, strides=2, padding="same")(h)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

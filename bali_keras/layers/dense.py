@@ -35,7 +35,7 @@ class DenseBali(BaliLayer):
 
     Example:
     ```python
-    h = bali_keras.layers.DenseBali(50, activation="relu")(inputs)
+    h = bk.layers.DenseBali(50, activation="relu")(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

@@ -168,7 +168,7 @@ class DepthwiseConv2DBali(_DepthwiseConvBali):
 
     Example:
     ```python
-    h = bali_keras.layers.DepthwiseConv2DBali(3, padding="same", activation="relu")(inputs)
+    h = bk.layers.DepthwiseConv2DBali(3, padding="same", activation="relu")(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

@@ -37,7 +37,7 @@ class EinsumDenseBali(BaliLayer):
 
     Example:
     ```python
-    h = EinsumDenseBali("abc,cde->abde", (None, 4, 16), bias_axes="de")(inputs)
+    h = bk.layers.EinsumDenseBali("abc,cde->abde", (None, 4, 16), bias_axes="de")(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

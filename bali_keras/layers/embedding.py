@@ -41,7 +41,7 @@ class EmbeddingBali(BaliLayer):
 
     Example:
     ```python
-    h = bali_keras.layers.EmbeddingBali(10_000, 64, mask_zero=True)(tokens)
+    h = bk.layers.EmbeddingBali(10_000, 64, mask_zero=True)(tokens)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

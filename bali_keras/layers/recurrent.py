@@ -277,7 +277,7 @@ class LSTMBali(_RecurrentBali):
 
     Example:
     ```python
-    h = bali_keras.layers.LSTMBali(32)(inputs)
+    h = bk.layers.LSTMBali(32)(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).
@@ -335,7 +335,7 @@ class GRUBali(_RecurrentBali):
 
     Example:
     ```python
-    h = bali_keras.layers.GRUBali(32, return_sequences=True)(inputs)
+    h = bk.layers.GRUBali(32, return_sequences=True)(inputs)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

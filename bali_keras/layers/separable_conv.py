@@ -165,7 +165,7 @@ class SeparableConv2DBali(_SeparableConvBali):
 
     Example:
     ```python
-    h = bali_keras.layers.SeparableConv2DBali(32, 3, padding="same", activation="relu")(h)
+    h = bk.layers.SeparableConv2DBali(32, 3, padding="same", activation="relu")(h)
     ```
 
     Source: Kurle, Klushyn & Herbrich (2024).

@@ -7,7 +7,6 @@ say which examples to leave to somebody else.
 """
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
@@ -44,6 +43,7 @@ model.calibrate(x_held[:half], y_held[:half])
 after = model.posterior_predictive(x_test, seed=0)
 ax = r1.plots.reliability_diagram(y_test, before, label="as trained")
 r1.plots.reliability_diagram(y_test, after, ax=ax, label="calibrated")
+ax.set_title("Accuracy against confidence, before and after calibration")
 
 # %%
 # ``conformalize`` takes the other half, which ``calibrate`` did not see. A set then holds the truth
@@ -77,6 +77,6 @@ is_answered = r1.metrics.ood_score(p, "entropy") <= rule.threshold
 is_right = p.mean().argmax(axis=-1) == y_test
 print(f"answers {is_answered.mean():.0%}, {1 - is_right[is_answered].mean():.1%} of these wrong")
 
-fig, ax = plt.subplots()
-r1.plots.risk_coverage(y_test, p, ax=ax, label="entropy")
+ax = r1.plots.risk_coverage(y_test, p, label="entropy")
+ax.set_title("Errors among the answers, and where the rule stops")
 ax.axvline(is_answered.mean(), color=r1.plots.GRAY, linestyle=":")

@@ -34,7 +34,8 @@ curve.compile()
 curve.fit(x[:, None], y, batch_size=20, epochs=100, verbose=0)
 
 grid = np.linspace(-2.5, 2.5, 200, dtype="float32")[:, None]
-r1.plots.predictive_band(grid, curve.posterior_predictive(grid, seed=0), data=(x, y))
+ax = r1.plots.predictive_band(grid, curve.posterior_predictive(grid, seed=0), data=(x, y))
+ax.set_title("A curve with a gap in its data, and bands that open there")
 
 # %%
 # The dark band is what the net does not know (epistemic), the light one adds the noise of the data
@@ -61,7 +62,8 @@ model.fit((x_train - x_mean) / x_std, (y_train - y_mean) / y_std, epochs=40, ver
 p = model.posterior_predictive((x_test - x_mean) / x_std, seed=0)
 low, high = p.credible_interval(0.9)
 scaled = (y_test - y_mean) / y_std
-r1.plots.calibration_curve(scaled, p, label="diabetes")
+ax = r1.plots.calibration_curve(scaled, p, label="diabetes")
+ax.set_title("Share of targets below each predicted quantile")
 print(f"inside 90 %: {np.mean((low.ravel() <= scaled) & (scaled <= high.ravel())):.0%}")
 
 # %%

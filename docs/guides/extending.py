@@ -129,6 +129,7 @@ models = {"Normal": net("normal"), "of one's own": net(Robust())}
 grid = rng.normal(size=(500, 3)).astype("float32")
 truth = (grid @ [[1.0], [-0.5], [0.2]]).ravel()
 fig, ax = plt.subplots(figsize=(4.5, 4.5))
+ax.set_title("Predicted against true means")
 errors = {}
 for (name, model), color in zip(models.items(), (r1.plots.ORANGE, r1.plots.BLUE), strict=True):
     p = model.posterior_predictive(grid, method="moments")

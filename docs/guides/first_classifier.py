@@ -63,7 +63,8 @@ for name, model in models.items():
         validation_data=(x_test[:200], y_test[:200]),
         verbose=0,
     )
-r1.plots.training_history(history["rank-1"])
+ax = r1.plots.training_history(history["rank-1"])
+ax.set_title("NLL and KL by epoch", loc="left")
 
 # %%
 # ``posterior_predictive`` holds the answers of many draws, as NumPy arrays. Lower is better in NLL
@@ -92,6 +93,7 @@ pd.DataFrame({name: scores(p) for name, p in answers.items()}).T.round(3)
 ax = None
 for name, p in answers.items():
     ax = r1.plots.reliability_diagram(y_new, p, ax=ax, label=name)
+ax.set_title("Accuracy against confidence")
 
 # %%
 # The digits that the net knows least about, by mutual information: what more data would tell.

@@ -97,11 +97,11 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 epochs = 1 + np.arange(len(histories["BALI"]["rate"]))
 for name, history in histories.items():
     axes[0].plot(epochs, history["val_nll"], "o-", markersize=3, label=name)
-axes[0].set(xlabel="epoch", ylabel="NLL of test digits", yscale="log")
+axes[0].set(title="NLL by epoch", xlabel="epoch", ylabel="NLL of test digits", yscale="log")
 axes[0].legend()
 for name in ("rate", "step_kl"):
     axes[1].plot(epochs, histories["BALI"][name], label=name)
-axes[1].set(xlabel="epoch", yscale="log")
+axes[1].set(title="Logs of BALI by epoch", xlabel="epoch", yscale="log")
 axes[1].legend()
 fig.tight_layout()
 
@@ -113,6 +113,7 @@ fig.tight_layout()
 ax = None
 for layer in bali.layers[1:]:
     ax = bk.plots.row_spectrum(layer, ax=ax)
+ax.set_title("What the data determined, layer by layer")
 
 # %%
 # **Found from the data.** The prior, the damping and the scale c of all covariances come from short

@@ -73,10 +73,14 @@ print(f"layer {float(layer.kl()):.4f} nats, TFP {float(closed):.4f} nats")
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 3))
 axes[0].hist(r.ravel(), 40, color=r1.plots.BLUE)
-axes[0].set(xlabel="means of r at the start", ylabel="count")
+axes[0].set(title="Where r starts", xlabel="means of r at the start", ylabel="count")
 perturbed = kernel[:, :1] * r[:, :, None][:, :, 0].T * s[:, 0]
 axes[1].plot(kernel[:, 0], perturbed, ".", markersize=4)
-axes[1].set(xlabel="weight of the kernel", ylabel="weights of the four members")
+axes[1].set(
+    title="One kernel, four members",
+    xlabel="weight of the kernel",
+    ylabel="weights of the four members",
+)
 fig.tight_layout()
 
 # %%

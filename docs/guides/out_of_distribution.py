@@ -52,7 +52,8 @@ rng = np.random.default_rng(0)
 blocks = x_test.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 4, 4)
 blocks = blocks[:, [3, 0, 1, 2]].reshape(-1, 2, 2, 4, 4).transpose(0, 1, 3, 2, 4)
 strange = blocks.reshape(-1, 64)
-fig, axes = plt.subplots(1, 6, figsize=(7, 1.4))
+fig, axes = plt.subplots(1, 6, figsize=(7, 1.6))
+fig.suptitle("Digits, each with its blocks in another order")
 for i, ax in enumerate(axes):
     ax.imshow((x_test if i % 2 == 0 else strange)[i // 2].reshape(8, 8), cmap="gray")
     ax.set_axis_off()
@@ -92,5 +93,7 @@ pd.DataFrame(
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.6))
 for name, pair in answers.items():
     r1.plots.ood_roc(*pair, score="entropy", ax=axes[0], label=name)
+axes[0].set_title("Detection by entropy")
 r1.plots.ood_histogram(*answers["BALI"], score="mutual_information", ax=axes[1])
+axes[1].set_title("Mutual information of BALI")
 fig.tight_layout()

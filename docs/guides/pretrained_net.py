@@ -78,4 +78,5 @@ pd.DataFrame({name: scores(p) for name, p in probabilities.items()}).T.round(3)
 # What the factors of the last layer became. Their means left 1, where they started. Their standard
 # deviations hardly move in so short a training; the dashed line is the prior's.
 
-r1.plots.factor_posteriors(rank1.layers[-2])
+ax = r1.plots.factor_posteriors(rank1.layers[-2])
+ax.set_title("Factors of the last layer after training")

@@ -88,4 +88,5 @@ print(f"inside 90 %: {np.mean((low <= truth) & (truth <= high)):.0%}")
 
 p = model.model_.posterior_predictive(model.columns_.transform(test), seed=0)
 codes = np.searchsorted(model.classes_, y_test)
-r1.plots.reliability_diagram(codes, p, label="customers")
+ax = r1.plots.reliability_diagram(codes, p, label="customers")
+ax.set_title("Accuracy against confidence, on new customers")

@@ -102,8 +102,13 @@ def scores(answers: r1.PosteriorPredictive) -> tuple[float, ...]:
     )
 
 
-probabilities = network.predict(x_test, verbose=0)
-point = r1.PosteriorPredictive(np.log(probabilities)[None], r1.likelihoods.Categorical())
+def point_answers(images: np.ndarray) -> r1.PosteriorPredictive:
+    """The network's probabilities as answers of one sample, floored as losses of Keras do."""
+    probabilities = np.maximum(network.predict(images, verbose=0), keras.config.epsilon())
+    return r1.PosteriorPredictive(np.log(probabilities)[None], r1.likelihoods.Categorical())
+
+
+point = point_answers(x_test)
 answers = model.posterior_predictive(x_test, seed=0)
 for name, p in (("the network", point), ("Bayesian", answers)):
     print("{:12} accuracy {:.3f}, NLL {:.3f}, ECE {:.3f}".format(name, *scores(p)))
@@ -133,9 +138,7 @@ the network, and mutual information is the part of it that more data would remov
 
 digits = keras.datasets.mnist.load_data()[1][0][: len(x_test), ..., None].astype("float32") / 255.0
 strange = model.posterior_predictive(digits, seed=0)
-strange_point = r1.PosteriorPredictive(
-    np.log(network.predict(digits, verbose=0))[None], r1.likelihoods.Categorical()
-)
+strange_point = point_answers(digits)
 axes = r1.plots.ood_roc(point, strange_point, score="entropy", label="the network, entropy")
 for score in ("entropy", "mutual_information"):
     r1.plots.ood_roc(answers, strange, score=score, ax=axes, label=f"Bayesian, {score}")

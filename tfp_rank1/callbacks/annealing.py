@@ -32,7 +32,7 @@ class KLAnnealing(keras.callbacks.Callback):
 
     Example:
     ```python
-    model.fit(x, y, epochs=20, callbacks=[KLAnnealing(epochs=10)])
+    model.fit(x, y, epochs=20, callbacks=[r1.callbacks.KLAnnealing(epochs=10)])
     ```
     """
 

@@ -56,7 +56,7 @@ class Resume(keras.callbacks.Callback):
 
     Example:
     ```python
-    model.fit(x, y, epochs=100, callbacks=[tfp_rank1.callbacks.Resume("run1")])
+    model.fit(x, y, epochs=100, callbacks=[r1.callbacks.Resume("run1")])
     ```
     """
 

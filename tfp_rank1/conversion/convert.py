@@ -124,7 +124,7 @@ def convert(
 
     Example:
     ```python
-    model = tfp_rank1.convert(keras.applications.ResNet50(), likelihood="categorical")
+    model = r1.convert(keras.applications.ResNet50(), likelihood="categorical")
     model.freeze_slow_weights()                       # train the factors only
     model.compile("adam")
     print(model.conversion_report)
@@ -166,7 +166,7 @@ def register_converter(stock: type, make: Converter, transfer: Transfer | None =
 
     Example:
     ```python
-    register_converter(MyDense, lambda layer, arguments: MyDenseRank1(layer.units, **arguments))
+    r1.register_converter(MyDense, lambda layer, arguments: MyDenseRank1(layer.units, **arguments))
     ```
     """
     _registered[stock] = make, transfer or transfer_kernels

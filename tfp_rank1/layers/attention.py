@@ -75,7 +75,7 @@ class MultiHeadAttentionRank1(Composite, keras.layers.MultiHeadAttention):
 
     Example:
     ```python
-    h = MultiHeadAttentionRank1(num_heads=4, key_dim=16, ensemble_size=4)(h, h)
+    h = r1.layers.MultiHeadAttentionRank1(num_heads=4, key_dim=16, ensemble_size=4)(h, h)
     ```
 
     Source: Vaswani et al. (2017), "Attention Is All You Need"; Dusenberry et al. (2020).

@@ -41,7 +41,8 @@ class CategoryEmbedding(keras.layers.Layer):
 
     Example:
     ```python
-    h = CategoryEmbedding([2, 7, 100], dim=8)(keras.Input((3,), dtype="int32"))  # [B, 2 + 7 + 8]
+    inputs = keras.Input((3,), dtype="int32")
+    h = r1.layers.CategoryEmbedding([2, 7, 100], dim=8)(inputs)          # [B, 2 + 7 + 8]
     ```
     """
 

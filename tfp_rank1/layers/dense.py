@@ -40,10 +40,10 @@ class DenseRank1(Rank1Mixin, keras.layers.Dense):
     Example:
     ```python
     x = inputs = keras.Input((64,))
-    x = TileMembers(4)(x)
-    x = DenseRank1(128, activation="relu", ensemble_size=4)(x)
-    x = DenseRank1(10, ensemble_size=4, prior=priors.Normal(1.0, 0.1))(x)
-    outputs = SplitMembers(4)(x)                                         # [B, 4, 10]
+    x = r1.layers.TileMembers(4)(x)
+    x = r1.layers.DenseRank1(128, activation="relu", ensemble_size=4)(x)
+    x = r1.layers.DenseRank1(10, ensemble_size=4, prior=r1.priors.Normal(1.0, 0.1))(x)
+    outputs = r1.layers.SplitMembers(4)(x)                                         # [B, 4, 10]
     ```
 
     {{source}}

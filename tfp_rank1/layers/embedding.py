@@ -48,8 +48,8 @@ class EmbeddingRank1(Rank1Mixin, keras.layers.Embedding):
 
     Example:
     ```python
-    h = TileMembers(4)(keras.Input((None,), dtype="int32"))
-    h = EmbeddingRank1(1000, 32, mask_zero=True, ensemble_size=4)(h)
+    h = r1.layers.TileMembers(4)(keras.Input((None,), dtype="int32"))
+    h = r1.layers.EmbeddingRank1(1000, 32, mask_zero=True, ensemble_size=4)(h)
     ```
 
     {{source}}

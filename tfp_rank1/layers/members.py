@@ -56,9 +56,9 @@ class TileMembers(_Members):
     Example:
     ```python
     x = inputs = keras.Input((64,))
-    x = TileMembers(4)(x)
-    x = DenseRank1(10, ensemble_size=4)(x)
-    outputs = SplitMembers(4)(x)                   # [B, 4, 10]
+    x = r1.layers.TileMembers(4)(x)
+    x = r1.layers.DenseRank1(10, ensemble_size=4)(x)
+    outputs = r1.layers.SplitMembers(4)(x)                   # [B, 4, 10]
     ```
     """
 

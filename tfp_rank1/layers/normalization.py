@@ -46,8 +46,8 @@ class EnsembleBatchNormalization(keras.layers.BatchNormalization):
 
     Example:
     ```python
-    x = Conv2DRank1(16, 3, use_bias=False, ensemble_size=4)(x)
-    x = EnsembleBatchNormalization(ensemble_size=4)(x)
+    x = r1.layers.Conv2DRank1(16, 3, use_bias=False, ensemble_size=4)(x)
+    x = r1.layers.EnsembleBatchNormalization(ensemble_size=4)(x)
     ```
 
     Source: Ioffe & Szegedy (2015); Dusenberry et al. (2020).

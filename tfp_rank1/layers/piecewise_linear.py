@@ -124,7 +124,8 @@ class PiecewiseLinearEncoding(_PiecewiseLinear):
 
     Example:
     ```python
-    h = PiecewiseLinearEncoding(quantile_edges(x_train))(keras.Input((8,)))     # [B, 8, 48]
+    edges = r1.layers.quantile_edges(x_train)
+    h = r1.layers.PiecewiseLinearEncoding(edges)(keras.Input((8,)))     # [B, 8, 48]
     ```
 
     Source: Gorishniy, Rubachev & Babenko (2022), "On Embeddings for Numerical Features in Tabular
@@ -178,7 +179,7 @@ class PiecewiseLinearEmbedding(_PiecewiseLinear):
 
     Example:
     ```python
-    h = PiecewiseLinearEmbedding(quantile_edges(x_train), 16)(keras.Input((8,)))
+    h = r1.layers.PiecewiseLinearEmbedding(r1.layers.quantile_edges(x_train), 16)(keras.Input((8,)))
     h = keras.layers.Flatten()(h)                                                # [B, 128]
     ```
 

@@ -122,13 +122,13 @@ class Rank1Mixin(_Stock):
 
     Example:
     ```python
-    class DenseRank1(Rank1Mixin, keras.layers.Dense):
+    class DenseRank1(r1.layers.Rank1Mixin, keras.layers.Dense):
         def build(self, input_shape):
             self._build_rank1(input_shape, in_dim=input_shape[-1], out_dim=self.units)
 
         def call(self, inputs):
             x, seed = self._perturb_inputs(inputs, channel_axis=-1)
-            return self._finish(ops.matmul(x, self.kernel), seed, channel_axis=-1)
+            return self._finish(keras.ops.matmul(x, self.kernel), seed, channel_axis=-1)
     ```
 
     Source: Dusenberry et al. (2020), "Efficient and Scalable Bayesian Neural Nets with Rank-1

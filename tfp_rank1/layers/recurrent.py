@@ -396,8 +396,9 @@ class LSTMRank1(_RecurrentRank1, keras.layers.LSTM):
 
     Example:
     ```python
-    h = TileMembers(4)(keras.Input((None, 8)))
-    h = keras.layers.Bidirectional(LSTMRank1(32, return_sequences=True, ensemble_size=4))(h)
+    h = r1.layers.TileMembers(4)(keras.Input((None, 8)))
+    lstm = r1.layers.LSTMRank1(32, return_sequences=True, ensemble_size=4)
+    h = keras.layers.Bidirectional(lstm)(h)
     ```
 
     Source: Hochreiter & Schmidhuber (1997), "Long Short-Term Memory"; Dusenberry et al. (2020).

@@ -57,7 +57,7 @@ class Likelihood(keras.layers.Layer):
     Example:
     ```python
     @keras.saving.register_keras_serializable("my_project")
-    class Exponential(tfp_rank1.likelihoods.Likelihood):
+    class Exponential(r1.likelihoods.Likelihood):
         link_names = ("exponential", "exp")
 
         def distribution(self, outputs):

@@ -55,7 +55,7 @@ def abstention_threshold(
     trained on, and the true risk grows with the coverage.
 
     Args:
-        p: a `PosteriorPredictive`, or any `PredictiveMixture`, of held-out examples.
+        p: a `PosteriorPredictive` of held-out examples.
         y: targets `[N]` or `[N, targets]`; examples without any are left out.
         risk: the largest mean loss allowed, in units of the loss: 0.02 allows 2 % errors.
         score: as in `risk_coverage`.
@@ -72,8 +72,8 @@ def abstention_threshold(
 
     Example:
     ```python
-    rule = metrics.abstention_threshold(p_validation, y_validation, risk=0.02, confidence=0.95)
-    is_answered = metrics.ood_score(p, "max_probability") <= rule.threshold
+    rule = r1.metrics.abstention_threshold(p_validation, y_validation, risk=0.02, confidence=0.95)
+    is_answered = r1.metrics.ood_score(p, "max_probability") <= rule.threshold
     ```
 
     Source: Geifman & El-Yaniv (2017), "Selective Classification for Deep Neural Networks". There

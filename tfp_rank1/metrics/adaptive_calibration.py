@@ -57,7 +57,7 @@ class AdaptiveCalibrationError(UncertaintyMetric, keras.metrics.Metric):
 
     Example:
     ```python
-    model.compile("adam", metrics=[AdaptiveCalibrationError(threshold=0.01)])
+    model.compile("adam", metrics=[r1.metrics.AdaptiveCalibrationError(threshold=0.01)])
     ```
 
     Source: Nixon et al. (2019), "Measuring Calibration in Deep Learning". There bins count alike,

@@ -51,7 +51,7 @@ class AURC(UncertaintyMetric, keras.metrics.Metric):
 
     Example:
     ```python
-    model.compile("adam", metrics=[AURC(), AURC(excess=True)])
+    model.compile("adam", metrics=[r1.metrics.AURC(), r1.metrics.AURC(excess=True)])
     ```
 
     Source: Geifman & El-Yaniv (2017), "Selective Classification for Deep Neural Networks"; Geifman

@@ -38,7 +38,7 @@ class UncertaintyMetric(_Stock):
 
     Example:
     ```python
-    metric = metrics.PredictiveNLL()
+    metric = r1.metrics.PredictiveNLL()
     metric.update_state(y_test, model.posterior_predictive(x_test))
     metric.result()                                                # nats per example
     ```

@@ -49,7 +49,7 @@ class ExpectedCalibrationError(UncertaintyMetric, keras.metrics.Metric):
 
     Example:
     ```python
-    model.compile("adam", metrics=[ExpectedCalibrationError()])
+    model.compile("adam", metrics=[r1.metrics.ExpectedCalibrationError()])
     ```
 
     Source: Guo et al. (2017), "On Calibration of Modern Neural Networks"; for bins of equal mass

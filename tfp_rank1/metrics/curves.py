@@ -46,7 +46,7 @@ def risk_coverage(
     without a target are left out of N.
 
     Args:
-        p: a `PosteriorPredictive`, or any `PredictiveMixture`, of the examples.
+        p: a `PosteriorPredictive` of the examples.
         y: targets `[N]` or `[N, targets]`.
         score: a score of `ood_score`, or numbers `[N]` of your own; examples with high scores are
             rejected first. Defaults to None: `"max_probability"` for Categorical, else
@@ -65,7 +65,7 @@ def risk_coverage(
 
     Example:
     ```python
-    curve = metrics.risk_coverage(model.posterior_predictive(x_test), y_test)
+    curve = r1.metrics.risk_coverage(model.posterior_predictive(x_test), y_test)
     curve.risk[curve.coverage <= 0.9][-1]                 # errors if a tenth is left to an expert
     ```
 
@@ -106,7 +106,7 @@ def sparsification(p: PredictiveMixture, y: Any, score: Any = None) -> Sparsific
     scores the squared errors are averaged. Examples without a target are left out.
 
     Args:
-        p: a `PosteriorPredictive`, or any `PredictiveMixture`, of a regression.
+        p: a `PosteriorPredictive` of a regression.
         y: targets `[N]` or `[N, targets]`. Of several targets the squared errors are averaged and
             the variances added, so they should have one unit.
         score: a score of `ood_score`, or numbers `[N]`. Defaults to None: `"variance"`, which
@@ -121,7 +121,7 @@ def sparsification(p: PredictiveMixture, y: Any, score: Any = None) -> Sparsific
 
     Example:
     ```python
-    metrics.sparsification(model.posterior_predictive(x_test), y_test).ause
+    r1.metrics.sparsification(model.posterior_predictive(x_test), y_test).ause
     ```
 
     Source: Ilg et al. (2018), "Uncertainty Estimates and Multi-Hypotheses Networks for Optical

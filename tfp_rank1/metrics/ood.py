@@ -34,7 +34,7 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
     """How unlike the training data each example looks; higher is more unlike.
 
     Args:
-        mixture: a `PosteriorPredictive`, or any `PredictiveMixture`.
+        mixture: a `PosteriorPredictive`.
         score: one of
 
             - `"max_probability"`: 1 minus the largest probability, for Categorical;
@@ -53,7 +53,7 @@ def ood_score(mixture: PredictiveMixture, score: str = "entropy") -> tf.Tensor:
 
     Example:
     ```python
-    scores = ood_score(model.posterior_predictive(x), "mutual_information")
+    scores = r1.metrics.ood_score(model.posterior_predictive(x), "mutual_information")
     ```
 
     Source: Hendrycks & Gimpel (2017), "A Baseline for Detecting Misclassified and
@@ -167,7 +167,7 @@ class OODAUROC(_Separation, keras.metrics.AUC):
 
     Example:
     ```python
-    metric = OODAUROC("mutual_information")
+    metric = r1.metrics.OODAUROC("mutual_information")
     metric.update_state(is_out, model.posterior_predictive(x))
     metric.result()
     ```

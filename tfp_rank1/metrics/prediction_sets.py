@@ -53,7 +53,7 @@ class Coverage(_OfSets):
 
     Example:
     ```python
-    metric = metrics.Coverage()
+    metric = r1.metrics.Coverage()
     metric.update_state(y_test, p.mean() >= 0.1)                     # boolean [N, C]
     metric.update_state(y_test, p.credible_interval(0.9))            # (low, high)
     ```
@@ -105,7 +105,7 @@ class SetSize(_OfSets):
 
     Example:
     ```python
-    metric = metrics.SetSize()
+    metric = r1.metrics.SetSize()
     metric.update_state(y_test, p.mean() >= 0.1)
     ```
     """

@@ -139,9 +139,9 @@ class BayesianModel(Replicas):
 
     Example:
     ```python
-    model = BayesianModel(inputs, outputs, likelihood=likelihoods.Categorical())
-    model.compile("adam", loss="average_nll", metrics=[metrics.ExpectedCalibrationError()])
-    model.fit(x, y, epochs=20, callbacks=[callbacks.KLAnnealing(epochs=10)])
+    model = r1.BayesianModel(inputs, outputs, likelihood=r1.likelihoods.Categorical())
+    model.compile("adam", loss="average_nll", metrics=[r1.metrics.ExpectedCalibrationError()])
+    model.fit(x, y, epochs=20, callbacks=[r1.callbacks.KLAnnealing(epochs=10)])
     p = model.posterior_predictive(x_test, num_samples=32)
     p.mean(), p.mutual_information()
     ```
@@ -593,7 +593,7 @@ class BayesianModel(Replicas):
 
         Example:
         ```python
-        model = tfp_rank1.convert(trained, likelihood="categorical")
+        model = r1.convert(trained, likelihood="categorical")
         model.freeze_slow_weights()
         model.compile("adam")
         model.fit(x, y, epochs=2)
@@ -1169,18 +1169,19 @@ class BayesianModel(Replicas):
         The endpoints take inputs `[B, ...]` with any B. A single input is named `x`; several inputs
         have the names of their `keras.Input`, in lower case and with `_` in place of all but
         letters and digits; equal names get a number: `A` and `a` become `a` and `a_1`.
-            serve, serving_default: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
-                `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
-                `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`.
-                Every call draws new samples; with `method="moments"` none, and equal inputs have
-                answers that are equal to the bit. After `conformalize` also `prediction_set`
-                `[B, C]`, boolean, or `prediction_interval_low` and `prediction_interval_high`
-                `[B, targets]`. With several outputs every name begins with that of its output, such
-                as `price_mean` or, in a list, `output_0_mean`.
-            samples: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
-                rounded up to a multiple of the members; a dict by output of several. `num_samples`
-                is an int32 scalar, `seed` an int32 `[2]`: the same seed repeats the same samples;
-                without a seed every call draws new samples.
+
+        - `serve`, `serving_default`: `x` -> a dict of float32 tensors. Categorical and Bernoulli:
+          `probs` `[B, targets]`, `entropy` `[B]`, `mutual_information` `[B]` (nats). Others:
+          `mean`, `variance`, `aleatoric_variance`, `epistemic_variance`, all `[B, targets]`. Every
+          call draws new samples; with `method="moments"` none, and equal inputs have answers that
+          are equal to the bit. After `conformalize` also `prediction_set` `[B, C]`, boolean, or
+          `prediction_interval_low` and `prediction_interval_high` `[B, targets]`. With several
+          outputs every name begins with that of its output, such as `price_mean` or, in a list,
+          `output_0_mean`.
+        - `samples`: `(x, num_samples)` or `(x, num_samples, seed)` -> raw outputs `[S, B, D]`, S
+          rounded up to a multiple of the members; a dict by output of several. `num_samples` is an
+          int32 scalar, `seed` an int32 `[2]`: the same seed repeats the same samples; without a
+          seed every call draws new samples.
 
         No endpoint reads or writes random state, so calls may run concurrently. ONNX and LiteRT
         files have what `serve` has, in float32, and no samples.

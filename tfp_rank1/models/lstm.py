@@ -52,7 +52,7 @@ def lstm(
 
     Example:
     ```python
-    model = models.lstm(num_events=500)
+    model = r1.models.lstm(num_events=500)
     ```
 
     Source: Dusenberry et al. (2020), section on electronic health records.

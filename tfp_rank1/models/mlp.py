@@ -50,7 +50,7 @@ def mlp(
 
     Example:
     ```python
-    model = models.mlp((28, 28), 10)
+    model = r1.models.mlp((28, 28), 10)
     ```
     """
     parts = Parts(ensemble_size, l2, prior_stddev, None, rank1)

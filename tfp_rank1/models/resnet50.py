@@ -52,7 +52,7 @@ def resnet50(
 
     Example:
     ```python
-    model = models.resnet50(num_outputs=10, input_shape=(64, 64, 3))
+    model = r1.models.resnet50(num_outputs=10, input_shape=(64, 64, 3))
     ```
 
     Source: He et al. (2016), "Deep Residual Learning for Image Recognition"; Dusenberry et al.

@@ -84,7 +84,7 @@ def vision_transformer(
 
     Example:
     ```python
-    model = models.vision_transformer(depth=2, width=32)
+    model = r1.models.vision_transformer(depth=2, width=32)
     ```
 
     Source: Dosovitskiy et al. (2021), "An Image is Worth 16x16 Words"; Tran et al. (2022), "Plex".

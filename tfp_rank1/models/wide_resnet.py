@@ -52,7 +52,7 @@ def wide_resnet(
 
     Example:
     ```python
-    model = models.wide_resnet(depth=16, width=1)
+    model = r1.models.wide_resnet(depth=16, width=1)
     ```
 
     Source: Zagoruyko & Komodakis (2016), "Wide Residual Networks"; Dusenberry et al. (2020).

@@ -58,9 +58,9 @@ def register(*classes: type) -> Callable[[R], R]:
 
     Example:
     ```python
-    @tfp_rank1.moments.register(MyScale)
+    @r1.moments.register(MyScale)
     def scale(layer, x):
-        return Moments(layer.factor * x.mean, layer.factor**2 * x.variance_or_zeros())
+        return r1.moments.Moments(layer.factor * x.mean, layer.factor**2 * x.variance_or_zeros())
     ```
     """
 

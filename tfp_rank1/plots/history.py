@@ -32,7 +32,7 @@ def training_history(history: Any, ax: Any = None) -> Any:
     Example:
     ```python
     history = model.fit(x, y, epochs=20, validation_data=(x_val, y_val))
-    tfp_rank1.plots.training_history(history)
+    r1.plots.training_history(history)
     ```
     """
     logs = getattr(history, "history", history)

@@ -38,7 +38,7 @@ def uncertainty_map(
     Example:
     ```python
     p = model.posterior_predictive(images)
-    tfp_rank1.plots.uncertainty_map(images[0], p.mutual_information()[0])
+    r1.plots.uncertainty_map(images[0], p.mutual_information()[0])
     ```
     """
     image, uncertainty = np.asarray(image), np.asarray(uncertainty)

@@ -31,7 +31,7 @@ def factor_posteriors(layer: Any, ax: Any = None) -> Any:
 
     Example:
     ```python
-    tfp_rank1.plots.factor_posteriors(model.layers[2])
+    r1.plots.factor_posteriors(model.layers[2])
     ```
     """
     if not hasattr(layer, "r_posterior"):

@@ -49,10 +49,9 @@ _OF_SAMPLES = (
 class PosteriorPredictive(PredictiveMixture):
     """The posterior predictive distribution of N examples, as S samples of the raw outputs.
 
-    `mean`, `variance`, `stddev`, `aleatoric_variance`, `epistemic_variance`, `entropy`,
-    `expected_entropy`, `mutual_information`, `quantile`, `credible_interval`, `cdf` and
-    `log_prob` are documented at `tfp_rank1.predictive.PredictiveMixture`. They return NumPy arrays;
-    within a graph, tensors. Use `PredictiveMixture` for gradients.
+    Answers are NumPy arrays; within a graph, tensors. All come from the mixture of the S
+    distributions that the samples give, in units of the target: moments, entropies in nats,
+    log-probabilities, quantiles and intervals, draws of the target, and sets with a guarantee.
 
     Args:
         samples: raw outputs `[S, N, D]`.

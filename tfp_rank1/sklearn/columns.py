@@ -50,7 +50,7 @@ class TableColumns(  # type: ignore[call-arg]  # a dict is no frame, whatever `s
 
     Example:
     ```python
-    columns = TableColumns().fit(frame_train)
+    columns = r1.sklearn.TableColumns().fit(frame_train)
     columns.transform(frame_test)        # {"numeric": float32 [N, P], "categorical": int32 [N, C]}
     ```
     """

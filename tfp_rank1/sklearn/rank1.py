@@ -120,7 +120,7 @@ class Rank1Classifier(TableClassifier, _Rank1):
 
     Example:
     ```python
-    model = Rank1Classifier(random_state=0).fit(frame_train, y_train)
+    model = r1.sklearn.Rank1Classifier(random_state=0).fit(frame_train, y_train)
     model.predict_proba(frame_test)
     ```
 
@@ -141,7 +141,7 @@ class Rank1Regressor(TableRegressor, _Rank1):
 
     Example:
     ```python
-    model = Rank1Regressor(random_state=0).fit(frame_train, y_train)
+    model = r1.sklearn.Rank1Regressor(random_state=0).fit(frame_train, y_train)
     mean, stddev = model.predict(frame_test, return_std=True)
     model.predict_interval(frame_test, coverage=0.9)
     ```
