@@ -91,6 +91,22 @@ def other_data() -> None:
     model.fit(x[100:150], y[100:150], verbose=0)
 
 
+def targets_in_their_units() -> None:
+    """Priors are for inputs and targets of unit size."""
+    inputs = keras.Input((4,))
+    model = r1.BayesianModel(inputs, r1.layers.DenseRank1(1)(inputs), likelihood="normal")
+    model.compile("adam")
+    model.fit(x, 20_000 + 10_000 * x[:, 0], verbose=0)
+
+
+def trained_on() -> None:
+    """What was trained on says nothing of what comes."""
+    model = rank1()
+    model.compile("adam", kernel_precision=0.01)
+    model.fit(x, y, verbose=0)
+    model.calibrate(x, y, verbose=0)
+
+
 def onnx_with_noise() -> None:
     """An ONNX file would freeze the noise."""
     rank1().export("model.onnx", format="onnx")
@@ -107,6 +123,8 @@ MISTAKES = (
     kl_without_an_owner,
     bali_in_a_plain_model,
     other_data,
+    targets_in_their_units,
+    trained_on,
     onnx_with_noise,
 )
 said = {}
