@@ -148,9 +148,9 @@ pd.Series({m.__name__: m.__doc__ for m in MISTAKES}).to_frame("why")
 #   epochs of an annealed run; to stop on the data alone use ``EarlyStopping("val_nll")``.
 # - ``fit`` counts what it is given: a dataset that repeats its examples needs
 #   ``num_train_examples=N``. A stream that comes in several calls of ``fit`` needs it too.
-# - Priors are for inputs and targets of unit size. ``fit`` warns of arrays that are far from it, and
-#   does not look into datasets. BALI's statistics are float32; for inputs with huge offsets take
-#   ``statistics_dtype="float64"``.
+# - Priors are for inputs and targets of unit size. ``fit`` warns of arrays that are far from it,
+#   and does not look into datasets. BALI's statistics are float32; for inputs with huge offsets
+#   take ``statistics_dtype="float64"``.
 # - Factors with a standard deviation of 0.03 in fifty layers are a lot of noise for a pretrained
 #   net: train it for an epoch before you trust its answers.
 # - ``EmbeddingRank1`` and wide inputs draw a number per row and token; take ``sampling="member"``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["warn_of_input_size", "warn_of_target_size"]
 INPUTS, TARGETS = (0.1, 50.0), (0.05, 50.0)
 # Targets far from 0, in standard deviations.
 FARTHEST = 20.0
-_ROWS = 10_000  # of which sizes are taken
+_VALUES = 2**22  # of which sizes are taken
 # Layers that hand on values of the same size.
 _SAME_SIZE = (
     TileMembers,
@@ -89,10 +90,11 @@ def warn_of_target_size(likelihood: Any, y: Any) -> None:
 
 
 def _numbers(array: Any) -> np.ndarray | None:
-    """The first rows as float64, None for what is no array of numbers."""
+    """The first rows as float64, some millions of values; None for what is no array of numbers."""
     if not hasattr(array, "__array__") or not getattr(array, "shape", ()):
         return None
-    values = np.asarray(array[:_ROWS])
+    rows = max(1, _VALUES // max(1, math.prod(array.shape[1:])))
+    values = np.asarray(array[:rows])
     return values.astype("float64") if values.size and values.dtype.kind in "iuf" else None
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 __all__ = ["TrainedRows"]
 
-# More rows than these are not looked at, which bounds time and memory.
-_MOST_ROWS = 100_000
+# More rows, and more values of a row, are not looked at, which bounds time and memory.
+_MOST_ROWS, _MOST_VALUES = 100_000, 256
 
 
 class TrainedRows:
@@ -61,6 +61,8 @@ def _hashes(x: Any) -> np.ndarray:
 
 def _bytes(array: np.ndarray) -> list[bytes]:
     """Every row as bytes; numbers of one value have the same, whatever their precision was."""
-    if array.dtype.kind in "biuf":
-        array = array.astype("float32")
-    return [row.tobytes() for row in array]
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
+    rows = rows[:, :: max(1, rows.shape[1] // _MOST_VALUES)]
+    if rows.dtype.kind in "biuf":
+        rows = rows.astype("float32")
+    return [row.tobytes() for row in rows]
