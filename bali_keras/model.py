@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from typing import Any, ClassVar
 
 import keras
@@ -38,6 +39,7 @@ from tfp_rank1.model.example_weights import weight_of
 from tfp_rank1.model.objective import Objective
 from tfp_rank1.model.options import Annealing, check_multiplier, known_loss
 from tfp_rank1.model.raw_outputs import is_graph
+from tfp_rank1.model.scales import Sizes
 from tfp_rank1.scopes import mean_mode
 from tfp_rank1.serialization import registered
 
@@ -126,6 +128,7 @@ class BaliModel(BayesianModel):
     _options: Settings
     training_logs = (*_HEALTH, "refused")
     default_kernel_precision = 0.0  # layers have priors of their own
+    sizes = Sizes(inputs=(0.1, math.inf), targets=(0.03, 50.0))
     hyperparameters: Hyperparameters
     # Of several outputs; files hold these layers under other names.
     _exact_layers: list[BaliLayer | None]

@@ -645,7 +645,7 @@ def test_errors_say_what_to_do():
         model.calibrate(x, np.zeros(5))
     with pytest.raises(ValueError, match=r"`num_samples` must be a whole number"):
         model.calibrate(x, y, num_samples=0)
-    with pytest.raises(ValueError, match="holds no examples"):
+    with pytest.raises(ValueError, match="at least one example"):
         model.calibrate(x[:0], y[:0])
     with pytest.raises(ValueError, match="leave out `y` and `sample_weight`"):
         model.calibrate(tf.data.Dataset.from_tensors((x, y)), y)

@@ -48,20 +48,33 @@ def fitted():
     ("size", "before", "is_named"),
     [
         (1.0, (), False),
-        (1000.0, (), True),
-        (1000.0, (keras.layers.Reshape((2, 2)), keras.layers.Flatten()), True),
-        (0.01, (), True),
-        (1000.0, (keras.layers.Rescaling(0.001),), False),
-        (1000.0, (keras.layers.Dense(4),), False),  # which is trained without a prior
-        (0.0, (), False),
+        (1.0, (keras.layers.Reshape((2, 2)), keras.layers.Flatten()), True),
+        (1.0, (keras.layers.Rescaling(0.001),), False),
+        (1.0, (keras.layers.Dense(4),), False),  # which is trained without a prior
     ],
 )
 def test_inputs_that_no_layer_scales_are_named(net, size, before, is_named):
+    """Inputs that are too large for rank-1 nets, or too small for BALI, if not of size 1."""
+    size *= (1000.0 if net is rank1 else 0.01) if before else 1.0
     model = net([keras.layers.deserialize(keras.layers.serialize(v)) for v in before])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_input_size(model, size * X)
     assert [("Normalization" in str(w.message)) for w in caught] == [True] * is_named
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "is_named"),
+    [
+        *((rank1, 1000.0, True), (rank1, 0.01, False), (rank1, 0.0, False)),
+        *((bali, 1000.0, False), (bali, 0.01, True), (bali, 0.0, False)),
+    ],
+)
+def test_sizes_are_those_of_the_package(net, size, is_named):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_input_size(net(), size * X)
+    assert len(caught) == is_named
 
 
 def test_indices_have_no_size():
@@ -76,35 +89,45 @@ def test_one_large_column_is_enough():
         warn_of_input_size(rank1(), np.where(np.arange(4) == 2, 300.0, X))
 
 
-@pytest.mark.parametrize("values", [1000 * X, X / 100, X + 100.0, np.where(X > 0, np.nan, X * 100)])
-def test_targets_far_from_unit_size_are_named(values):
+@pytest.mark.parametrize("values", [1e4 * X, X / 100, X + 100.0, np.where(X > 0, np.nan, X * 1e4)])
+@pytest.mark.parametrize("cls", [r1.BayesianModel, bk.BaliModel])
+def test_targets_far_from_unit_size_are_named(cls, values):
     with pytest.warns(UserWarning, match=r"Targets have mean .* and standard deviation"):
-        warn_of_target_size(r1.likelihoods.Normal(), values)
+        warn_of_target_size(cls.sizes, r1.likelihoods.Normal(), values)
     for likelihood in ("poisson", "log_normal"):  # of which the size is a parameter
-        warn_of_target_size(r1.likelihoods.get(likelihood), np.abs(values))
+        warn_of_target_size(cls.sizes, r1.likelihoods.get(likelihood), np.abs(values))
 
 
 def test_targets_of_unit_size_are_not():
+    sizes, likelihood = bk.BaliModel.sizes, r1.likelihoods.Normal()
     for values in (X, 10 * X + 5, np.ones(5), np.full(3, np.nan), Y, list(X)):
-        warn_of_target_size(r1.likelihoods.Normal(), values)
+        warn_of_target_size(sizes, likelihood, values)
+    weights = (X > 0).astype("float32")
+    warn_of_target_size(sizes, likelihood, np.where(weights > 0, X, 1e6), weights)
+    warn_of_target_size(sizes, likelihood, np.where(weights[:, :1] > 0, X, 1e6), weights[:, 0])
 
 
 @pytest.mark.parametrize("cls", [r1.BayesianModel, bk.BaliModel])
-def test_fit_warns_of_sizes_once(cls):
-    """Of inputs before the first fit only: then the net has learned to take them."""
+def test_the_first_fit_warns_of_sizes(cls):
+    """Then the net has learned to take them."""
     inputs = keras.Input((4,))
     dense = r1.layers.DenseRank1 if cls is r1.BayesianModel else bk.layers.DenseBali
     model = cls(inputs, dense(1)(inputs), likelihood="normal")
     model.compile(**({"optimizer": "adam"} if cls is r1.BayesianModel else {}))
-    with pytest.warns(UserWarning, match="Inputs of size"):
-        model.fit(1000 * X, X[:, 0], verbose=0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(1000 * X, X[:, 0], verbose=0)
-    assert not any("Inputs of size" in str(w.message) for w in caught)
-    with pytest.warns(UserWarning) as caught:  # and BALI of other data
-        model.fit(X, 1000 * X[:, 0], verbose=0)
-    assert any("Targets have" in str(w.message) for w in caught)
+    x, said = (1000.0 if cls is r1.BayesianModel else 0.01) * X, []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(x, 1e4 * X[:, 0], verbose=0)
+        said.append({str(w.message).split()[0] for w in caught} & {"Inputs", "Targets"})
+    assert said == [{"Inputs", "Targets"}, set()]
+
+
+def test_a_converted_net_knows_its_inputs():
+    stock = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model = r1.convert(stock, likelihood="categorical")
+    model.compile("adam")
+    model.fit(1000.0 * X, Y, verbose=0)
 
 
 # -- rows that were trained on --------------------------------------------------------------------

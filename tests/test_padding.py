@@ -81,7 +81,7 @@ def test_metrics_of_scores_count_no_padding(metric, model):
     weighted.update_state(is_out, p, sample_weight=np.ones((ROWS, STEPS, 1)))
     assert float(weighted.result()) == pytest.approx(float(expected.result()))
     r1.plots.ood_histogram(p, p)
-    assert r1.plots.ood_roc(p, p).get_legend_handles_labels()[1][0].endswith("0.500)")
+    assert r1.plots.ood_roc(p, p).get_legend_handles_labels()[1][0].endswith("0.500")
 
 
 class Wide(keras.layers.Layer):

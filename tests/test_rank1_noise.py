@@ -13,6 +13,7 @@ from tfp_rank1.model.noise import (
     without_noise,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:Targets have mean")  # noise has any unit
 ROWS, INPUTS = 200, 3
 
 

@@ -73,7 +73,7 @@ from tfp_rank1.model.options import (
 )
 from tfp_rank1.model.pruning import prune_members
 from tfp_rank1.model.replicas import Replicas
-from tfp_rank1.model.scales import warn_of_input_size, warn_of_target_size
+from tfp_rank1.model.scales import Sizes, warn_of_input_size, warn_of_target_size
 from tfp_rank1.model.trained_rows import TrainedRows
 from tfp_rank1.moments import takes_one_pass
 from tfp_rank1.predictive import (
@@ -425,6 +425,7 @@ class BayesianModel(Replicas):
 
     # Names that training logs and evaluation does not.
     training_logs: ClassVar[tuple[str, ...]] = ("refused",)
+    sizes: ClassVar[Sizes] = Sizes(inputs=(0.0, 50.0), targets=(0.03, 1000.0))
 
     def training_outputs(self, x: Any) -> tf.Tensor:
         """Raw outputs of one training pass, as `compile` asks for them.
@@ -635,8 +636,7 @@ class BayesianModel(Replicas):
         self._check_array_targets(y)
         heads.map_heads(_warn_of_missing, self.likelihood, y)
         if not self.has_seen_data and not hasattr(self, "conversion_report"):
-            warn_of_input_size(self, x)
-        heads.map_heads(warn_of_target_size, self.likelihood, y)
+            self._warn_of_sizes(x, y, kwargs.get("sample_weight"))
         self._follow_targets("train", x, y, kwargs.get("sample_weight"))
         if self._options.member_batches == "split":
             check_split_batches(arguments, layers_of(self))
@@ -673,6 +673,14 @@ class BayesianModel(Replicas):
         """Whether a layer has a kernel with a prior for inputs of unit size."""
         is_embedding = getattr(operation, "input_dim", None) is not None
         return isinstance(operation, Rank1Mixin) and not is_embedding
+
+    def _warn_of_sizes(self, x: Any, y: Any, sample_weight: Any) -> None:
+        warn_of_input_size(self, x)
+        weights = None if heads.are_several(self.likelihood) else sample_weight
+        heads.map_heads(
+            lambda likelihood, v: warn_of_target_size(self.sizes, likelihood, v, weights),
+            self.likelihood, y,
+        )  # fmt: skip
 
     @property
     def steps_taken(self) -> int:

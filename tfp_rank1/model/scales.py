@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,11 +12,22 @@ import numpy as np
 from tfp_rank1.keras_internals import input_structure, nodes_in_order
 from tfp_rank1.layers import TileMembers
 
-__all__ = ["warn_of_input_size", "warn_of_target_size"]
+__all__ = ["Sizes", "warn_of_input_size", "warn_of_target_size"]
 
-# Within these sizes nets of both packages learn as at size 1, or nearly so. Beyond, one or the
-# other stays at the mean of the targets, or away from it.
-INPUTS, TARGETS = (0.1, 50.0), (0.05, 50.0)
+
+class Sizes(NamedTuple):
+    """Within which sizes a net learns as at size 1, or nearly so; beyond, it stays at the mean of
+    the targets or away from it. Measured on tables.
+
+    Attributes:
+        inputs: the least and the largest root mean square of the largest column.
+        targets: the least and the largest standard deviation.
+    """
+
+    inputs: tuple[float, float]
+    targets: tuple[float, float]
+
+
 # Targets far from 0, in standard deviations.
 FARTHEST = 20.0
 _VALUES = 2**22  # of which sizes are taken
@@ -51,7 +62,8 @@ def warn_of_input_size(model: Any, x: Any) -> None:
             continue
         columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
         size = float(np.sqrt(np.max(np.mean(columns**2, axis=0), initial=0.0)))
-        if size and not INPUTS[0] <= size <= INPUTS[1]:
+        least, most = model.sizes.inputs
+        if size and not least <= size <= most:
             warnings.warn(
                 f"Inputs of size {size:.3g} (root mean square of the largest column) go into a "
                 "layer whose prior and initial weights are for size 1: it may learn nothing. Scale "
@@ -61,24 +73,31 @@ def warn_of_input_size(model: Any, x: Any) -> None:
             )
 
 
-def warn_of_target_size(likelihood: Any, y: Any) -> None:
+def warn_of_target_size(sizes: Sizes, likelihood: Any, y: Any, sample_weight: Any = None) -> None:
     """Warn of numbers as targets that are far from unit size, or from 0.
 
     Args:
+        sizes: of the model.
         likelihood: that of the targets; of classes and counts, and where the unit is a parameter of
             the targets (`least` above minus infinity), nothing is expected.
         y: targets; what is no array passes.
+        sample_weight: `[N]` or `[N, targets]`; targets of weight 0 may be anything.
     """
     values = _numbers(y)
     if values is None or likelihood.discrete or likelihood.predicts_probabilities:
         return
     if np.isfinite(likelihood.least):
         return
+    weights = _numbers(sample_weight)
+    if weights is not None:
+        weights = weights.reshape(*weights.shape, *([1] * (values.ndim - weights.ndim)))
+        values = np.where(weights[: len(values)] > 0.0, values, np.nan)
+    least, most = sizes.targets
     columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
     for column in columns.T:
         column = column[np.isfinite(column)]
         size, center = (float(column.std()), float(column.mean())) if len(column) else (0.0, 0.0)
-        if size and (not TARGETS[0] <= size <= TARGETS[1] or abs(center) > FARTHEST * size):
+        if size and (not least <= size <= most or abs(center) > FARTHEST * size):
             warnings.warn(
                 f"Targets have mean {center:.3g} and standard deviation {size:.3g}, and nets are "
                 "made for targets around 0 of unit size: it may learn nothing. Fit to (y - mean) / "
