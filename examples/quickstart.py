@@ -296,7 +296,8 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
+    plt.rcParams.update(r1.plots.LOOK)
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
 
     digits_axes = (axes[0, 0], axes[1, 0], axes[0, 1], axes[1, 1])
     table, model, images = run_digits(arguments.epochs, arguments.seed, digits_axes)
@@ -307,7 +308,7 @@ def main() -> None:
             f"Epistemic standard deviation, {method.name}: {spread[0]:.3f} on the data, "
             f"{spread[1]:.3f} in the gap"
         )
-    figure.savefig(arguments.out / "quickstart.png", dpi=110)
+    figure.savefig(arguments.out / "quickstart.png", dpi=120)
 
     model.export_predictive(str(arguments.out / "served"), num_samples=SAMPLES)
     answer = ask_in_clean_process(arguments.out, images[:3])

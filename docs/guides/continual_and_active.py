@@ -79,13 +79,16 @@ labelled, left = np.split(pool, [80])
 first = fitted(labelled)
 information = first.posterior_predictive(x_train[left], method="moments").mutual_information()
 asked = left[np.argsort(-information)]
-found = {"80 labels": {"accuracy": accuracy(first)}}
-for way, order in {"60 more by information": asked, "60 more at random": left}.items():
-    found[way] = {
-        "accuracy": accuracy(fitted(np.concatenate([labelled, order[:60]]))),
-        "digits 5 to 9 among the 60": np.mean(y_train[order[:60]] >= 5),
-    }
-pd.DataFrame(found).T.round(3).fillna("")
+ways = {
+    "80 labels": labelled,
+    "60 more by information": np.concatenate([labelled, asked[:60]]),
+    "60 more at random": np.concatenate([labelled, left[:60]]),
+}
+found = {
+    way: {"accuracy": accuracy(fitted(rows)), "digits from 5 on": np.mean(y_train[rows] >= 5)}
+    for way, rows in ways.items()
+}
+pd.DataFrame(found).T.round(3)
 
 # %%
 # What it asks first, and last. From a pool that has all digits alike random labels are nearly as

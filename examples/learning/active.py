@@ -31,6 +31,7 @@ import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, draw
 from examples.record import show
+from tfp_rank1.plots import LOOK
 
 FIRST, MORE = 20, 10
 WAYS = "mutual information", "random"
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("active_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(LOOK)
     tf.get_logger().setLevel("ERROR")  # of tracing anew for every net
     collected: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for seed in track(range(options.seeds), "seeds"):

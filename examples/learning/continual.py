@@ -32,6 +32,7 @@ import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, standard_errors
 from examples.record import show
+from tfp_rank1.plots import LOOK
 
 STRENGTHS = 0.03, 0.1, 0.3, 1.0
 SECOND = 5  # the first digit of the second task
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=30, help="of each task")
     parser.add_argument("--out", type=Path, default=Path("continual_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(LOOK)
     tf.get_logger().setLevel("ERROR")  # of tracing anew for every net
     found = measured(options.seeds, options.epochs)
     table = Table("second task", "digits 0-4", "digits 5-9")

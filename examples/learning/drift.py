@@ -34,6 +34,7 @@ import bali_keras as bk
 from examples.datasets.small import Split, load_digits
 from examples.learning.spread import cells, draw
 from examples.record import show
+from tfp_rank1.plots import LOOK
 
 RATES = 0.1, 0.02, 0.005, 0.001
 BATCH, LOOKS, TURN = 32, 20, 180.0
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3000, help="batches of the stream")
     parser.add_argument("--out", type=Path, default=Path("drift_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(LOOK)
     tf.get_logger().setLevel("ERROR")  # of tracing anew for every net
     found = measured(options.seeds, options.steps)
     table = Table("", "NLL of the second half, nats")

@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--windows", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("forecast_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(r1.plots.LOOK)
     data = load_series(options.windows, max(120, options.windows // 5))
     answers = {}
     table = Table("net", "CRPS", "coverage of 90 %", "lowest", "highest")

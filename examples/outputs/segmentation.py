@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("segmentation_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(r1.plots.LOOK)
     keras.utils.set_random_seed(0)
     data = load_scenes(options.scenes, max(8, options.scenes // 4))
     table = Table("net", "accuracy", "NLL per pixel", "information, right", "wrong")

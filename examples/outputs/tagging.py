@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--orders", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("tagging_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(r1.plots.LOOK)
     keras.utils.set_random_seed(0)
     data = load_orders(options.orders, max(30, options.orders // 2))
     table = Table("net", "accuracy", "NLL", "entropy, known words", "unknown")

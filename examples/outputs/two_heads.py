@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--houses", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=Path("two_heads_output"))
     options = parser.parse_args(arguments)
+    plt.rcParams.update(r1.plots.LOOK)
     keras.utils.set_random_seed(0)
     houses, test = load_houses(options.houses, max(40, options.houses // 2))
     half = len(test.x) // 2
