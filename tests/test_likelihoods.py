@@ -184,3 +184,17 @@ def test_one_output_is_no_class():
     inputs = keras.Input((3,))
     with pytest.raises(ValueError, match=r"output for every class.*bernoulli.*\(None, 1\)"):
         r1.BayesianModel(inputs, keras.layers.Dense(1)(inputs), likelihood="categorical")
+
+
+def test_the_name_of_the_first_edition_is_still_read():
+    with pytest.warns(DeprecationWarning, match="predicts_probabilities = True"):
+
+        class Old(LK.Bernoulli):
+            mean_name = "probs"
+
+    with pytest.warns(DeprecationWarning, match="predicts_probabilities = False"):
+
+        class Number(LK.Likelihood):
+            mean_name = "mean"
+
+    assert Old.predicts_probabilities and not Number.predicts_probabilities

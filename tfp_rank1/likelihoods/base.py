@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -80,6 +81,19 @@ class Likelihood(keras.layers.Layer):
     scale_link_names: ClassVar[tuple[str, ...]] = ()
     least: ClassVar[float] = -float("inf")
     placeholder: ClassVar[float] = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the name that 0.1.0 had for `predicts_probabilities`, with a warning."""
+        super().__init_subclass__(**kwargs)
+        if "mean_name" in vars(cls):
+            cls.predicts_probabilities = vars(cls)["mean_name"] == "probs"
+            warnings.warn(
+                f"`mean_name` of {cls.__name__} became `predicts_probabilities`, a bool, in 0.2.0, "
+                "and will not be read from 0.3.0 on: set "
+                f"predicts_probabilities = {cls.predicts_probabilities}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
 
     def __init__(self, **kwargs: Any) -> None:
         # The suffix keeps the name free for a layer or an input called "categorical".
