@@ -128,6 +128,7 @@ class BaliModel(BayesianModel):
     _options: Settings
     training_logs = (*_HEALTH, "refused")
     default_kernel_precision = 0.0  # layers have priors of their own
+    bayesian_layer = BaliLayer
     sizes = Sizes(inputs=(0.1, math.inf), targets=(0.03, 50.0))
     hyperparameters: Hyperparameters
     # Of several outputs; files hold these layers under other names.
@@ -349,11 +350,6 @@ class BaliModel(BayesianModel):
         _check_callbacks(own_list, self.optimizer)
         del arguments["self"]
         return super().fit(**arguments)
-
-    def has_random_kernel(self, operation: Any) -> bool:
-        """Whether a layer has a kernel with a prior for inputs of unit size."""
-        is_embedding = getattr(operation, "input_dim", None) is not None
-        return isinstance(operation, BaliLayer) and not is_embedding
 
     @property
     def steps_taken(self) -> int:

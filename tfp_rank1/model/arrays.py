@@ -95,7 +95,7 @@ def check_batched(model: Any, x: Any) -> None:
     Raises:
         ValueError: with the way to make batches.
     """
-    wanted = [v.shape for v in keras.tree.flatten(input_structure(model)) if v is not None]
+    wanted = _input_shapes(model)
     if not isinstance(x, tf.data.Dataset) or not wanted:
         return
     spec = x.element_spec
@@ -121,7 +121,7 @@ def check_rank(model: Any, x: Any) -> None:
     Raises:
         ValueError: with the way to write one example.
     """
-    wanted = [v.shape for v in keras.tree.flatten(input_structure(model)) if v is not None]
+    wanted = _input_shapes(model)
     leaves = keras.tree.flatten(x)
     if len(wanted) != len(leaves):
         return
@@ -133,6 +133,10 @@ def check_rank(model: Any, x: Any) -> None:
                 f"Inputs must have a batch axis: {('batch', *shape[1:])}; for one example pass "
                 f"x[np.newaxis]. Received: an array of shape {given}"
             )
+
+
+def _input_shapes(model: Any) -> list[tuple[int | None, ...]]:
+    return [v.shape for v in keras.tree.flatten(input_structure(model)) if v is not None]
 
 
 def _arrays_of(x: Any) -> list[Any]:

@@ -425,6 +425,8 @@ class BayesianModel(Replicas):
 
     # Names that training logs and evaluation does not.
     training_logs: ClassVar[tuple[str, ...]] = ("refused",)
+    # The layers that have priors, and the sizes of data that these were measured to be for.
+    bayesian_layer: ClassVar[type] = Rank1Mixin
     sizes: ClassVar[Sizes] = Sizes(inputs=(0.0, 50.0), targets=(0.03, 1000.0))
 
     def training_outputs(self, x: Any) -> tf.Tensor:
@@ -668,11 +670,6 @@ class BayesianModel(Replicas):
                 "`fit` needs a compiled model: call model.compile(...) first. Received: "
                 f"{type(self).__name__} {self.name!r}, compiled=False"
             )
-
-    def has_random_kernel(self, operation: Any) -> bool:
-        """Whether a layer has a kernel with a prior for inputs of unit size."""
-        is_embedding = getattr(operation, "input_dim", None) is not None
-        return isinstance(operation, Rank1Mixin) and not is_embedding
 
     def _warn_of_sizes(self, x: Any, y: Any, sample_weight: Any) -> None:
         warn_of_input_size(self, x)

@@ -58,10 +58,11 @@ def warn_of_input_size(model: Any, x: Any) -> None:
         return
     for operations, array in zip(first.values(), arrays, strict=True):
         values = _numbers(array)
-        if values is None or not any(map(model.has_random_kernel, operations)):
+        # Of embeddings the inputs are indices, which have no size.
+        kernels = [v for v in operations if getattr(v, "input_dim", None) is None]
+        if values is None or not any(isinstance(v, model.bayesian_layer) for v in kernels):
             continue
-        columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
-        size = float(np.sqrt(np.max(np.mean(columns**2, axis=0), initial=0.0)))
+        size = float(np.sqrt(np.max(np.mean(_columns(values) ** 2, axis=0), initial=0.0)))
         least, most = model.sizes.inputs
         if size and not least <= size <= most:
             warnings.warn(
@@ -93,8 +94,7 @@ def warn_of_target_size(sizes: Sizes, likelihood: Any, y: Any, sample_weight: An
         weights = weights.reshape(*weights.shape, *([1] * (values.ndim - weights.ndim)))
         values = np.where(weights[: len(values)] > 0.0, values, np.nan)
     least, most = sizes.targets
-    columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
-    for column in columns.T:
+    for column in _columns(values).T:
         column = column[np.isfinite(column)]
         size, center = (float(column.std()), float(column.mean())) if len(column) else (0.0, 0.0)
         if size and (not least <= size <= most or abs(center) > FARTHEST * size):
@@ -115,6 +115,11 @@ def _numbers(array: Any) -> np.ndarray | None:
     rows = max(1, _VALUES // max(1, math.prod(array.shape[1:])))
     values = np.asarray(array[:rows])
     return values.astype("float64") if values.size and values.dtype.kind in "iuf" else None
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    """Values `[N, ..., D]` or `[N]` as `[rows, D]` or `[rows, 1]`."""
+    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
 
 
 def _first_layers(model: Any) -> dict[int, list[Any]]:

@@ -54,7 +54,7 @@ def _hashes(x: Any) -> np.ndarray:
     leaves = keras.tree.flatten(x)
     if not leaves or not all(isinstance(v, np.ndarray) and v.ndim > 0 for v in leaves):
         return np.zeros(0, np.int64)
-    count = min(_MOST_ROWS, *(len(v) for v in leaves)) if leaves else 0
+    count = min(_MOST_ROWS, *(len(v) for v in leaves))
     texts = [_bytes(v[:count]) for v in leaves]
     return np.array([hash(row) for row in zip(*texts, strict=True)], np.int64)
 

@@ -69,8 +69,8 @@ def entry(label: str, score: str) -> str:
 
 def points_of(values: Any) -> dict[str, Any]:
     """Style of a line: with points where a value has no neighbour that a line could go to."""
-    is_finite = np.isfinite(np.asarray(values, "float64"))
-    return {} if np.any(is_finite[1:] & is_finite[:-1]) and is_finite.all() else {"marker": "."}
+    values = np.asarray(values, "float64")
+    return {} if values.size > 1 and np.isfinite(values).all() else {"marker": "."}
 
 
 def count_along_x(ax: Any) -> None:
